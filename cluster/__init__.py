@@ -1,0 +1,1 @@
+"""Where the jobs run: Ray on this machine or on a cluster."""

@@ -1,0 +1,1 @@
+"""From comments to logit shards: the task, the teacher, and the `retort` command."""

@@ -1,0 +1,114 @@
+"""The configuration of a run: typed, from YAML and `--set`. Each default of the pipeline lives here or in `student.config`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from pipeline.errors import UserError
+from pipeline.task import describe, read_yaml
+from student.config import Strict, StudentConfig, TrainConfig
+
+
+class TeacherConfig(Strict):
+    """The teacher and the engine that runs it."""
+
+    model: str | None = Field(None, description="Hugging Face name or path; null takes the task's")
+    revision: str | None = Field(None, description="commit, branch or tag on the Hub")
+    engine: Literal["vllm", "transformers"] = "vllm"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_num_seqs: int = Field(256, ge=1, description="answers decoded together by one engine")
+    max_num_batched_tokens: int = Field(8192, ge=1, description="tokens of one engine step; longer prefills are cut in chunks")
+    kv_cache_gib: int = Field(1, ge=1, description="key/value cache of one engine on CPU")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory one engine takes")
+    actors: int = Field(1, ge=1, description="teacher actors, each with its own engine")
+    cpus: float = Field(0.5, ge=0, description="CPUs Ray reserves for an actor; keep some free for the readers")
+    gpus: float = Field(0, ge=0, description="GPUs Ray reserves for an actor")
+    threads: int | None = Field(None, ge=1, description="CPU threads of an engine; null shares the machine's among the actors")
+
+
+class CommentsConfig(Strict):
+    """Where the comments are."""
+
+    paths: list[str] = Field([], description="files, folders, globs or URIs: .jsonl, .parquet, .csv, also .gz and .zst")
+    text: str = Field("body", description="column with the comment")
+    id: str = Field("id", description="column with its id; it may be missing")
+    limit: int | None = Field(None, ge=1, description="stop after this many comments that pass the filters")
+    max_malformed: int | None = Field(None, ge=0, description="stop the run when more rows than this are malformed")
+
+
+class ExtractConfig(Strict):
+    """How the comments become logit shards."""
+
+    rows_per_unit: int = Field(512, ge=1, description="comments of one unit of work and of one shard")
+    calibration_rows: int = Field(256, ge=1, description="comments that choose the auxiliary tokens")
+    calibration_floor: float = Field(
+        0.9, ge=0, le=1, description="least mean raw mass on allowed tokens, at any state visited often enough to tell"
+    )
+
+
+class EvaluateConfig(Strict):
+    """What the fidelity report measures."""
+
+    batch_size: int = Field(256, ge=1, description="answers the student decodes together")
+    limit: int | None = Field(None, ge=1, description="at most this many test examples")
+
+
+class TrackingConfig(Strict):
+    """MLflow."""
+
+    uri: str | None = Field(None, description="tracking URI; null keeps mlflow.db in the run's folder")
+    experiment: str = "retort"
+
+
+class RunConfig(Strict):
+    """Everything a run can be told."""
+
+    task: str | None = Field(None, description="the task's YAML file")
+    out: str | None = Field(None, description="the run's folder")
+    teacher: TeacherConfig = TeacherConfig()
+    comments: CommentsConfig = CommentsConfig()
+    extract: ExtractConfig = ExtractConfig()
+    student: StudentConfig = StudentConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def load_config(path: str | None, overrides: list[str], options: dict[str, Any]) -> RunConfig:
+    """Configuration from a YAML file, then `key.path=value` overrides, then the command's own options (None: not given).
+
+    Raises:
+        UserError: an unknown key or a value of the wrong kind, by name.
+    """
+    content = read_yaml(path) if path else {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set takes key.path=value, not {override!r}")
+        _put(content, key, _parse(override, value))
+    for key, value in options.items():
+        if value is not None:
+            _put(content, key, value)
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"the configuration is wrong:\n{describe(error)}") from error
+
+
+def _parse(override: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML") from error
+
+
+def _put(content: dict[str, Any], path: str, value: Any) -> None:
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: {parent} holds a value, not keys")
+    content[leaf] = value

@@ -1,0 +1,200 @@
+"""The plan: comments that pass the filters, cut into numbered units of N rows before any teacher starts.
+
+Each unit is a Parquet file of its own, so a unit can be run, and run again, without the others. `plan.json` is written
+last; without it the folder holds no plan and is filled anew.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from pipeline import storage
+from pipeline.comments import DROPS, KEPT, MALFORMED, SCHEMA, Columns, comment_dataset, file_format
+from pipeline.config import CommentsConfig
+from pipeline.errors import UserError
+from pipeline.task import Task
+from pipeline.tokenization import TextTokenizer
+from student.config import Strict
+
+log = logging.getLogger(__name__)
+
+UNIT_COLUMNS = ["file", "row", "id", "text", "tokens"]
+
+
+class Source(Strict):
+    """What a plan was made from. Another source needs another folder."""
+
+    task: str
+    tokenizer: str
+    files: list[tuple[str, int]] = Field(..., description="path and size in bytes")
+    text: str
+    id: str
+    limit: int | None
+    rows_per_unit: int
+
+
+class Plan(Strict):
+    """The units and what became of every input row."""
+
+    source: Source
+    units: int
+    read: int = Field(..., description="rows read; with a limit, reading stops when it is reached")
+    kept: int
+    malformed: int
+    dropped: dict[str, int]
+
+    def summary(self) -> str:
+        """One line for people."""
+        drops = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in self.dropped.items() if count)
+        return f"{self.read:,} rows read, {self.kept:,} kept, {self.malformed:,} malformed, dropped: {drops or 'none'}"
+
+
+def find_comments(config: CommentsConfig) -> list[str]:
+    """The files to read, absolute, sorted within each path given.
+
+    Raises:
+        UserError: none is given, one is missing, or one is of an unknown format.
+    """
+    if not config.paths:
+        raise UserError("no comments given: name files with --comments")
+    paths = [storage.absolute(path) for pattern in config.paths for path in storage.expand(pattern)]
+    for path in paths:
+        file_format(path)
+    return list(dict.fromkeys(paths))
+
+
+def describe_source(
+    config: CommentsConfig, paths: list[str], task: Task, tokenizer: TextTokenizer, rows_per_unit: int
+) -> Source:
+    """The identity of the input."""
+    return Source(
+        task=task.hash,
+        tokenizer=tokenizer.hash,
+        files=[(path, _size(path)) for path in paths],
+        text=config.text,
+        id=config.id,
+        limit=config.limit,
+        rows_per_unit=rows_per_unit,
+    )
+
+
+def _size(path: str) -> int:
+    fs, inner = storage.filesystem(path)
+    return int(fs.get_file_info(inner).size)
+
+
+def find_plan(folder: str, source: Source) -> Plan | None:
+    """The plan a folder holds, if any.
+
+    Raises:
+        UserError: it was made from another source; the message names what differs.
+    """
+    path = storage.join(folder, "plan.json")
+    if not storage.exists(path):
+        return None
+    plan = Plan.model_validate(storage.read_json(path))
+    differ = [name for name, value in source if getattr(plan.source, name) != value]
+    if differ:
+        raise UserError(f"{folder} holds another run (its {', '.join(differ)} differ): choose another --out, or delete it")
+    return plan
+
+
+def make_plan(folder: str, source: Source, config: CommentsConfig, task: Task, tokenizer: TextTokenizer) -> Plan:
+    """Reads, filters and cuts the comments.
+
+    Raises:
+        UserError: no comment passes the filters, or more are malformed than allowed.
+    """
+    paths = [path for path, _ in source.files]
+    dataset = comment_dataset(paths, Columns(source.text, source.id), task.comments, tokenizer)
+    writer = _UnitWriter(folder, source.rows_per_unit, source.limit)
+    set_aside: list[dict[str, Any]] = []
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        set_aside += _malformed_records(table, paths)
+        if config.max_malformed is not None and len(set_aside) > config.max_malformed:
+            raise UserError(
+                f"more than {config.max_malformed} malformed rows (comments.max_malformed); the last: {set_aside[-1]}"
+            )
+        if not writer.add(table):
+            break
+    writer.flush()
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in set_aside)
+    storage.write_text(storage.join(folder, "set_aside.jsonl"), lines)
+    plan = writer.plan(source)
+    if not plan.kept:
+        raise UserError(f"no comment passed the filters: {plan.summary()}")
+    storage.write_json(storage.join(folder, "plan.json"), plan.model_dump(mode="json"))
+    return plan
+
+
+def _malformed_records(table: pa.Table, paths: list[str]) -> list[dict[str, Any]]:
+    rows = [row for row in table.select(["file", "row", "id", "status", "reason"]).to_pylist() if row["status"] == MALFORMED]
+    return [{"file": paths[r["file"]], "line": r["row"] + 1, "id": r["id"], "reason": r["reason"]} for r in rows]
+
+
+class _UnitWriter:
+    """Collects kept rows and writes a unit whenever one is full."""
+
+    def __init__(self, folder: str, rows_per_unit: int, limit: int | None) -> None:
+        self._folder, self._size, self._limit = folder, rows_per_unit, limit
+        self._waiting = SCHEMA.empty_table()
+        self._counts: Counter[str] = Counter()
+        self._units = 0
+
+    def add(self, table: pa.Table) -> bool:
+        """Takes the next rows in order; false once the limit is reached."""
+        table = self._until_limit(table)
+        self._counts.update(table["status"].to_pylist())
+        kept = table.filter(pa.compute.equal(table["status"], KEPT))
+        self._waiting = pa.concat_tables([self._waiting, kept]).combine_chunks()
+        while len(self._waiting) >= self._size:
+            self._write(self._waiting[: self._size])
+            self._waiting = self._waiting[self._size :]
+        return self._limit is None or self._counts[KEPT] < self._limit
+
+    def _until_limit(self, table: pa.Table) -> pa.Table:
+        if self._limit is None:
+            return table
+        kept = pa.compute.cumulative_sum(pa.compute.equal(table["status"], KEPT).cast(pa.int64()))
+        room = self._limit - self._counts[KEPT]
+        end = pa.compute.index(kept, room).as_py()
+        return table if end < 0 else table[: end + 1]
+
+    def flush(self) -> None:
+        """Writes the last, shorter unit."""
+        if len(self._waiting):
+            self._write(self._waiting)
+
+    def _write(self, rows: pa.Table) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(rows.select(UNIT_COLUMNS), buffer, compression="zstd")
+        storage.write_bytes(unit_path(self._folder, self._units), buffer.getbuffer())
+        self._units += 1
+
+    def plan(self, source: Source) -> Plan:
+        return Plan(
+            source=source,
+            units=self._units,
+            read=self._counts.total(),
+            kept=self._counts[KEPT],
+            malformed=self._counts[MALFORMED],
+            dropped={name: self._counts[name] for name in DROPS},
+        )
+
+
+def unit_path(folder: str, unit: int) -> str:
+    """Where a unit's comments are."""
+    return storage.join(folder, f"unit-{unit:06d}.parquet")
+
+
+def read_unit(folder: str, unit: int) -> pa.Table:
+    """The comments of a unit, with the columns of `UNIT_COLUMNS`."""
+    return pq.read_table(pa.BufferReader(storage.read_bytes(unit_path(folder, unit))))

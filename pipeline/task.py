@@ -1,0 +1,233 @@
+"""A task: what is distilled. One YAML file under `tasks/`, read into a `Task`."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from pipeline import storage
+from pipeline.errors import UserError
+from student.config import Strict
+
+Scalar = bool | int | float | str | None
+Values = tuple[Scalar, ...]
+
+
+class Format(Strict):
+    """How an answer is written. Each output of the task is written in exactly one way."""
+
+    prefix: str = Field("", description="text before the JSON object, such as an opening code fence")
+    suffix: str = Field("", description="text after the JSON object, such as a closing code fence")
+    indent: int | None = Field(None, ge=0, le=16, description="as in json.dumps; null writes one line")
+    item_separator: str = Field(", ", description="between fields on one line; with an indent, a comma and a newline")
+    key_separator: str = Field(": ", description="between a key and its value")
+
+    @field_validator("item_separator")
+    @classmethod
+    def _item(cls, text: str) -> str:
+        return _separator(text, ",")
+
+    @field_validator("key_separator")
+    @classmethod
+    def _key(cls, text: str) -> str:
+        return _separator(text, ":")
+
+
+def _separator(text: str, mark: str) -> str:
+    if text.strip(" \n\t\r") != mark:
+        raise ValueError(f"must be {mark!r} with white space around it at most, not {text!r}")
+    return text
+
+
+class CommentRules(Strict):
+    """Which comments take part. Lengths are in the teacher's tokens."""
+
+    min_tokens: int = Field(1, ge=1)
+    max_tokens: int = Field(..., ge=1)
+    urls: bool = Field(False, description="keep comments that hold a URL")
+    special_tokens: bool = Field(False, description="keep comments that hold the text of a special token")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CommentRules:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
+        return self
+
+
+class Task(Strict):
+    """Instruction, output fields with their allowed values, input filters and the student's context."""
+
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    teacher: str = Field(..., description="Hugging Face name or local path of the teacher")
+    instruction: str = Field(..., min_length=1)
+    prompt: str = Field("{instruction}\n\n{comment}", description="the user turn the teacher sees")
+    fields: dict[str, list[Scalar]] = Field(..., min_length=1)
+    format: Format = Format()
+    comments: CommentRules
+    separator: str = Field("\n\n", min_length=1, description="what the student reads between comment and answer")
+    context: int = Field(75, ge=3, description="the student's context: comment, separator and answer inputs, in tokens")
+    auxiliary_tokens: int = Field(278, ge=0, description="watched tokens outside the output automaton")
+
+    @field_validator("fields", mode="before")
+    @classmethod
+    def _finite(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            raise ValueError("must map each field's name to its values")
+        return {name: _finite_values(str(name), values) for name, values in fields.items()}
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_comment(cls, prompt: str) -> str:
+        if prompt.count("{comment}") != 1 or prompt.count("{instruction}") > 1:
+            raise ValueError("must hold {comment} exactly once and {instruction} at most once")
+        return prompt
+
+    @property
+    def hash(self) -> str:
+        """Identity of all that shapes prompts, answers and filters. The teacher is recorded beside it."""
+        content = self.model_dump(mode="json", exclude={"name", "teacher"})
+        return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()[:16]
+
+    @property
+    def outputs(self) -> int:
+        """Size of the output language."""
+        return math.prod(len(values) for values in self.fields.values())
+
+    def user_turn(self, comment: str) -> str:
+        """The text of the teacher's user turn."""
+        before, after = self.prompt.split("{comment}")
+        return before.replace("{instruction}", self.instruction) + comment + after.replace("{instruction}", self.instruction)
+
+    def literals(self) -> list[str]:
+        """The constant text before, between and after the values: one more than there are fields."""
+        f = self.format
+        newline = "" if f.indent is None else "\n" + " " * f.indent
+        comma = f.item_separator if f.indent is None else f.item_separator.rstrip() + newline
+        keys = [_dumps(name) + f.key_separator for name in self.fields]
+        first = f.prefix + "{" + newline + keys[0]
+        last = ("" if f.indent is None else "\n") + "}" + f.suffix
+        return [first, *(comma + key for key in keys[1:]), last]
+
+    def value_texts(self) -> list[list[str]]:
+        """The JSON text of every value, by field."""
+        return [[_dumps(value) for value in values] for values in self.fields.values()]
+
+    def render(self, values: Values) -> str:
+        """The one way an answer is written."""
+        first, *rest = self.literals()
+        return first + "".join(_dumps(value) + text for value, text in zip(values, rest, strict=True))
+
+    def answers(self) -> Iterator[Values]:
+        """Every answer of the output language, in field order."""
+        return itertools.product(*self.fields.values())
+
+    def parse(self, text: str) -> Values | None:
+        """The values a piece of text states, or None where it is not a JSON object that fits the task."""
+        body = text.removeprefix(self.format.prefix).removesuffix(self.format.suffix)
+        try:
+            found = json.loads(body)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(found, dict) or list(found) != list(self.fields):
+            return None
+        return tuple(found.values()) if all(map(_is_among, found.values(), self.fields.values())) else None
+
+
+def _dumps(value: Scalar) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _is_among(value: object, allowed: list[Scalar]) -> bool:
+    return any(type(value) is type(other) and value == other for other in allowed)
+
+
+def _finite_values(name: str, spec: Any) -> list[Any]:
+    """The values of one field: listed, or spelt out from `{type: boolean}` or a bounded `{type: integer}`."""
+    if isinstance(spec, dict):
+        spec = _typed_values(name, spec)
+    if not isinstance(spec, list) or not spec:
+        raise ValueError(f"field {name!r} must list its values, at least one")
+    texts = [json.dumps(value, sort_keys=True) for value in spec]
+    twice = sorted({text for text in texts if texts.count(text) > 1})
+    if twice:
+        raise ValueError(f"field {name!r} lists {', '.join(twice)} twice")
+    for value in spec:
+        if isinstance(value, (list, dict)) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"field {name!r}: {value!r} is not a string, number, true, false or null")
+    return spec
+
+
+def _typed_values(name: str, spec: dict[str, Any]) -> list[Any]:
+    kind, bounds = spec.get("type"), {key: spec[key] for key in spec if key != "type"}
+    if kind == "boolean" and not bounds:
+        return [True, False]
+    if kind == "integer" and set(bounds) == {"minimum", "maximum"} and all(type(b) is int for b in bounds.values()):
+        if not 0 <= bounds["maximum"] - bounds["minimum"] < 1000:
+            raise ValueError(f"field {name!r} spans {bounds['minimum']} to {bounds['maximum']}: 1 to 1000 values at most")
+        return list(range(bounds["minimum"], bounds["maximum"] + 1))
+    raise ValueError(
+        f"field {name!r} is not finite: {json.dumps(spec)} allows answers without end, and only a finite set of answers "
+        "can be distilled. List the values, or write {type: boolean} or {type: integer, minimum: …, maximum: …}"
+    )
+
+
+def describe(error: ValidationError) -> str:
+    """Pydantic's findings, one a line, each naming its key."""
+    lines = []
+    for finding in error.errors():
+        where = ".".join(str(part) for part in finding["loc"]) or "file"
+        what = "unknown key" if finding["type"] == "extra_forbidden" else finding["msg"].removeprefix("Value error, ")
+        lines.append(f"  {where}: {what}")
+    return "\n".join(lines)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """`yaml.safe_load`, except that a key written twice is an error instead of a silent overwrite."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise UserError(f"{', '.join(twice)} written twice in one mapping, line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A YAML file that holds one mapping.
+
+    Raises:
+        UserError: missing, not YAML, not a mapping, or a key written twice.
+    """
+    try:
+        content = yaml.load(storage.read_text(path), Loader=_UniqueKeyLoader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a YAML mapping, found {type(content).__name__}")
+    return content
+
+
+def load_task(path: str) -> Task:
+    """Reads a task.
+
+    Raises:
+        UserError: the file is missing or does not describe a finite task; the message names the key.
+    """
+    try:
+        return Task.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise UserError(f"{path} does not describe a task:\n{describe(error)}") from error
+
+
+def dump_task(task: Task) -> str:
+    """YAML that `load_task` reads back to the same task."""
+    return yaml.safe_dump(task.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,90 @@
+"""The seam between extraction and the engine that runs the teacher.
+
+An engine answers prompts under the automaton and shows an observer every step's raw logits. Two engines stand behind it:
+`vllm`, the fast one, and `transformers`, the plain one it is tested against.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.runtime import MALLOC
+from pipeline.automaton import Automaton
+from pipeline.capture import Captured, Census, CensusResult, Recorder
+from pipeline.config import TeacherConfig
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an engine is to do with each prompt.
+
+    Attributes:
+        automaton: the answers' automaton.
+        end_id: the token that ends an answer.
+        max_prompt: tokens of the longest prompt to come.
+        watched: int32 [W], the tokens to record; None takes a census instead.
+    """
+
+    automaton: Automaton
+    end_id: int
+    max_prompt: int
+    watched: NDArray[np.int32] | None
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest prompt and answer together."""
+        return self.max_prompt + self.automaton.longest
+
+    def observer(self, device: torch.device) -> Recorder | Census:
+        """A fresh observer on the device the logits are on."""
+        return Census(self.automaton, device) if self.watched is None else Recorder(self.watched, device)
+
+
+class Teacher(Protocol):
+    """One engine, ready to answer."""
+
+    def record(self, prompts: list[list[int]]) -> Captured:
+        """Answers prompts greedily under the automaton, with the watched logits of every step."""
+
+    def census(self, prompts: list[list[int]]) -> CensusResult:
+        """Answers prompts greedily under the automaton and sums probabilities over the full vocabulary."""
+
+
+def open_teacher(model: str, config: TeacherConfig, job: Job) -> Teacher:
+    """Starts the configured engine in this process.
+
+    Raises:
+        UserError: the engine is not installed here, or cannot load the model.
+    """
+    try:
+        if config.engine == "vllm":
+            from pipeline.vllm_engine import VllmTeacher
+
+            return VllmTeacher(model, config, job)
+        from pipeline.transformers_engine import TransformersTeacher
+
+        return TransformersTeacher(model, config, job)
+    except ModuleNotFoundError as error:
+        raise UserError(f"the {config.engine} engine is not installed here: {error}. See README, Install") from error
+
+
+def engine_environment(config: TeacherConfig) -> dict[str, str]:
+    """Environment variables an engine's process needs before it starts."""
+    threads = config.threads or max(1, (os.cpu_count() or 1) // config.actors)
+    return MALLOC | {
+        "OMP_NUM_THREADS": str(threads),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned engines on one host slow each other
+        "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the actor's own process, and so does the capture
+        "VLLM_USE_V2_MODEL_RUNNER": "0",  # the second model runner has another logits-processor interface
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+    }

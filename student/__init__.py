@@ -1,0 +1,1 @@
+"""From logit shards to a small model: training, decoding, and the fidelity report."""

@@ -1,0 +1,1 @@
+"""Comparing trainings: MLflow tracking."""
