@@ -10,6 +10,8 @@ import ray
 
 from cluster.version import VARIABLE, code_version
 
+log = logging.getLogger(__name__)
+
 # glibc gives large blocks back to the kernel at once and faults them in again; on CPU that made training five times slower.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -26,8 +28,8 @@ def start_ray() -> None:
     ray.init(
         address=os.environ.get("RAY_ADDRESS"),
         runtime_env={"env_vars": _worker_environment()},
-        logging_level=logging.WARNING,
-        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=log.isEnabledFor(logging.DEBUG),  # engines are talkative; what fails reaches the driver anyway
     )
 
 

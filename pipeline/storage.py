@@ -7,7 +7,9 @@ import json
 import os
 import re
 import tempfile
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
 
 import pyarrow.fs as pafs
 
@@ -123,18 +125,23 @@ def read_json(path: str) -> Any:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
-def write_bytes(path: str, content: bytes | memoryview) -> None:
-    """Writes a file whole: on a disk under another name first, in a bucket by the one put that makes it visible."""
+@contextmanager
+def writing(path: str) -> Iterator[IO[bytes]]:
+    """A stream whose content appears at the path as a whole when the block ends, and not at all if it fails.
+
+    On a disk it is written under another name first; in a bucket the put that ends the stream makes it visible.
+    """
     fs, inner = filesystem(path)
     if not isinstance(fs, pafs.LocalFileSystem):
-        with fs.open_output_stream(inner, compression=None) as stream:
-            stream.write(content)
+        stream = fs.open_output_stream(inner, compression=None)
+        yield stream  # left unclosed by a failure, an upload is not completed
+        stream.close()
         return
     os.makedirs(os.path.dirname(inner), exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(inner), prefix=".writing-")
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
@@ -142,6 +149,12 @@ def write_bytes(path: str, content: bytes | memoryview) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_bytes(path: str, content: bytes | memoryview) -> None:
+    """Writes a file whole."""
+    with writing(path) as stream:
+        stream.write(content)
 
 
 def write_text(path: str, content: str) -> None:

@@ -41,7 +41,6 @@ class TrainConfig(Strict):
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient of one step")
     kl_start: float = Field(0.8, ge=0, le=1, description="weight of KL in the curriculum's first step; CE has the rest")
     kl_end: float = Field(0.2, ge=0, le=1, description="weight of KL in the curriculum's last step")
-    dropout: float = Field(0.0, ge=0, lt=1)
     seed: int = 0
     workers: int = Field(1, ge=1)
     cpus_per_worker: float = Field(0.5, gt=0, description="CPUs Ray reserves for a worker")

@@ -1,0 +1,54 @@
+# Every target sets itself up: a machine needs Python 3.11 or newer, make and a compiler.
+PYTHON ?= python3
+VENV := .venv
+RETORT := $(VENV)/bin/retort
+# PyPI's torch for Linux is built for CUDA; the build for CPU has an index of its own.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+# glibc's defaults make a training step on CPU several times slower (see cluster/runtime.py).
+export MALLOC_MMAP_THRESHOLD_ := 4294967296
+export MALLOC_TRIM_THRESHOLD_ := 8589934592
+export MALLOC_TOP_PAD_ := 268435456
+
+.PHONY: help setup local test test-slow lint format lock clean
+
+help:  ## say what each target does
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+setup: $(VENV)/.installed  ## install everything into .venv, from the lock
+
+$(VENV)/.installed: requirements-cpu.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --no-deps --retries 1 $(INDEX) "$$(grep '^torch==' $<)"
+	$(VENV)/bin/pip install --quiet --no-deps --requirement $<
+	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+local: setup  ## the whole job on this machine, from comments to report
+	$(RETORT) demo --out runs/demo
+	$(RETORT) run --config pipeline/demo/run.yaml --out runs/local
+
+test: setup  ## the tests, some minutes
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-slow: setup  ## the longer proofs
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: setup  ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: setup  ## put the code in ruff's form
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+lock: setup  ## solve pyproject.toml anew into requirements-cpu.lock
+	$(VENV)/bin/pip install --quiet uv
+	echo "torch==2.13.0+cpu" > $(VENV)/overrides.txt
+	$(VENV)/bin/uv pip compile pyproject.toml --quiet --python-version 3.11 --override $(VENV)/overrides.txt \
+	  --extra teacher-cpu --extra student --extra dev --no-annotate --custom-compile-command "make lock" $(INDEX) \
+	  $(addprefix --no-emit-package ,torchvision torchaudio torchcodec triton) --output-file requirements-cpu.lock
+
+clean:  ## remove what runs and tests leave, not .venv
+	rm -rf runs .pytest_cache .hypothesis .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,210 @@
+"""The `retort` command."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+from rich.table import Table
+
+from pipeline import storage
+from pipeline.config import RunConfig, load_config
+from pipeline.console import console, set_up_logging
+from pipeline.errors import UserError
+
+# Each stage imports what it runs on when it is asked for: `retort --help` answers at once, and a student's machine
+# needs no vLLM.
+
+Command = Callable[..., None]
+
+
+def _options(*names: str) -> Callable[[Command], Command]:
+    """The shared options of these names, and those every stage takes."""
+    known = {
+        "task": click.option("--task", metavar="YAML", help="The task, such as tasks/goemotions.yaml."),
+        "teacher": click.option("--teacher", metavar="MODEL", help="Hugging Face name or path; by default the task's."),
+        "comments": click.option(
+            "--comments", multiple=True, metavar="PATH", help="File, folder, glob or URI of comments; may be repeated."
+        ),
+        "limit": click.option("--limit", type=click.IntRange(1), help="Stop after so many comments that pass the filters."),
+        "out": click.option("--out", metavar="DIR", help="The run's folder; each stage has its own folder inside."),
+        "config": click.option("--config", metavar="YAML", help="A file with any of the configuration's keys."),
+        "set": click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key: --set student.layers=4."
+        ),
+        "verbose": click.option("--verbose", is_flag=True, help="Show the workers' own log lines too."),
+    }
+
+    def decorate(command: Command) -> Command:
+        for name in reversed([*names, "out", "config", "set", "verbose"]):
+            command = known[name](command)
+        return command
+
+    return decorate
+
+
+def _configure(
+    overrides: tuple[str, ...],
+    config: str | None = None,
+    verbose: bool = False,
+    task: str | None = None,
+    teacher: str | None = None,
+    comments: tuple[str, ...] = (),
+    limit: int | None = None,
+    out: str | None = None,
+) -> tuple[RunConfig, str]:
+    """The configuration and the run's folder; sets up logging."""
+    set_up_logging(verbose)
+    options = {
+        "task": task,
+        "teacher.model": teacher,
+        "comments.paths": list(comments) or None,
+        "comments.limit": limit,
+        "out": out,
+    }
+    settings = load_config(config, list(overrides), options)
+    if settings.out is None:
+        raise UserError("no folder given: say where the run lives with --out")
+    return settings, storage.absolute(settings.out)
+
+
+class _Group(click.Group):
+    """Prints a user's errors as one message and no traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            console.print(f"[red]error:[/red] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _plain(error: UserError) -> str:
+    """The message alone: Ray puts the worker's traceback before what a worker raised."""
+    cause = getattr(error, "cause", None)
+    return str(cause or error).replace("[", "\\[")
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="retort")
+def main() -> None:
+    r"""Distil one narrow job of a large language model into a small model of its own.
+
+    \b
+      retort run --task tasks/goemotions.yaml --teacher MODEL --comments FILES --out DIR
+
+    does all of it: it asks the teacher about the comments and keeps its logits (extract), trains a student on them
+    (train), and reports how closely it follows (evaluate). Each stage also runs alone, on the files of the one before,
+    and what is already done is not done again.
+
+    A task is one YAML file: the instruction, the output fields with their values, and which comments take part. Copy one
+    under tasks/ to write your own.
+    """
+
+
+@main.command()
+@_options("task", "teacher", "comments", "limit")
+def run(**options: Any) -> None:
+    """Everything: extract, train, evaluate, and a summary."""
+    from pipeline.extract import extract
+    from student.evaluate import evaluate
+    from student.train import train
+
+    config, out = _configure(**options)
+    extract(config)
+    trained = train(config, storage.join(out, "shards"), storage.join(out, "student"))
+    figures = evaluate(config.evaluate, storage.join(out, "shards"), storage.join(out, "student"), storage.join(out, "report"))
+    _summary(figures, out, trained["mlflow"]["uri"])
+
+
+@main.command()
+@_options("task", "teacher", "comments", "limit")
+def extract(**options: Any) -> None:
+    """Comments through the teacher to logit shards, in OUT/shards."""
+    from pipeline.extract import extract as stage
+
+    config, out = _configure(**options)
+    manifest = stage(config)
+    console.print(f"{manifest['rows']:,} answers, {manifest['bytes'] / 1e6:,.1f} MB, in {storage.join(out, 'shards')}")
+
+
+@main.command()
+@click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
+@_options()
+def train(shards: str | None, **options: Any) -> None:
+    """Logit shards to a student, in OUT/student."""
+    from student.train import train as stage
+
+    config, out = _configure(**options)
+    stage(config, shards or storage.join(out, "shards"), storage.join(out, "student"))
+
+
+@main.command()
+@click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
+@click.option("--student", metavar="DIR", help="Folder of the student; by default OUT/student.")
+@_options()
+def evaluate(shards: str | None, student: str | None, **options: Any) -> None:
+    """The student's fidelity on test comments, in OUT/report."""
+    from student.evaluate import evaluate as stage
+
+    config, out = _configure(**options)
+    folders = (shards or storage.join(out, "shards"), student or storage.join(out, "student"), storage.join(out, "report"))
+    _summary(stage(config.evaluate, *folders), out, None)
+
+
+@main.command()
+@click.option("--student", metavar="DIR", help="Folder of the student; by default OUT/student.")
+@click.option("--answers", metavar="FILE", help="Where the answers go; by default OUT/answers.jsonl.")
+@_options("comments", "limit")
+def predict(student: str | None, answers: str | None, **options: Any) -> None:
+    """Comments through the student to answers, one JSON line each."""
+    from student.predict import predict as stage
+
+    config, out = _configure(**options)
+    place = answers or storage.join(out, "answers.jsonl")
+    counts = stage(config.comments, student or storage.join(out, "student"), place)
+    console.print(f"{counts['kept']:,} answers in {place}", highlight=False)
+
+
+@main.command()
+@click.option("--out", default="runs/demo", show_default=True, metavar="DIR")
+@click.option("--verbose", is_flag=True)
+def demo(out: str, verbose: bool) -> None:
+    """Made-up comments and a small teacher fitted on them, to try Retort without a download."""
+    from pipeline.demo.build import build_demo
+
+    set_up_logging(verbose)
+    comments, teacher = build_demo(out)
+    console.print(f"comments in {comments}, teacher in {teacher}", highlight=False)
+
+
+def _summary(figures: dict[str, Any], out: str, mlflow: str | None) -> None:
+    """The report's headline, and where everything is."""
+    table = Table("agreement with the teacher", "valid", "whole answer", *figures["student"]["fields"], box=None)
+    rows = {
+        "student": figures["student"],
+        "student, unconstrained": figures["unconstrained"],
+        "TF-IDF + logistic regression": figures["floors"]["tfidf_regression"],
+        "majority answer": figures["floors"]["majority"],
+    }
+    for label, row in rows.items():
+        table.add_row(label, *(f"{100 * share:.1f} %" for share in (row["valid"], row["whole"], *row["fields"].values())))
+    console.print(table)
+    speed = figures["speed"]
+    console.print(
+        f"{speed['student_answers_per_second']:,.0f} answers/s, {speed['ratio']:.1f} × the teacher; "
+        f"KL {figures['steps']['choice_kl']:.4f} nats a choice step"
+    )
+    places = {"report": "report/fidelity.html", "figures": "report/fidelity.json", "student": "student", "shards": "shards"}
+    for what, where in places.items():
+        console.print(f"{what:8} {storage.join(out, where)}", highlight=False, soft_wrap=True)
+    if mlflow:
+        command = f"mlflow server --backend-store-uri {shlex.quote(mlflow)} --host 127.0.0.1 --port 5000"
+        console.print(f"MLflow   {command}\n         then open http://127.0.0.1:5000", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Greedy decoding with a key/value cache: under the automaton, where every answer is valid, or free.
+
+Under the automaton the model is asked only where there is a choice: forced tokens follow from the state and are read
+together with the choice before them, so an answer costs about as many model calls as it has choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.automaton import Automaton
+from pipeline.compiled import CompiledTask
+from student.model import KeyValueCache, Student
+
+
+@dataclass(frozen=True)
+class ForcedRuns:
+    """The forced tokens that follow each state up to the next choice or the end.
+
+    Attributes:
+        tokens: int64 [S, X], padded with 0.
+        lengths: int64 [S]; 0 where the state is a choice.
+        after: int64 [S], the choice state, or the end, that the run leads to.
+    """
+
+    tokens: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    after: NDArray[np.int64]
+
+
+def forced_runs(automaton: Automaton) -> ForcedRuns:
+    """Tabulates the runs of every state."""
+    runs: list[list[int]] = [[] for _ in range(automaton.states)]
+    after = np.arange(automaton.states)
+    for state in range(automaton.states - 2, -1, -1):  # steps lead to higher states
+        if automaton.forced[state]:
+            column = int(np.argmax(automaton.allowed[state]))
+            target = int(automaton.next_state[state, column])
+            runs[state] = [int(automaton.tokens[column]), *runs[target]]
+            after[state] = after[target]
+    tokens = np.zeros((len(runs), max(map(len, runs))), np.int64)
+    for state, run in enumerate(runs):
+        tokens[state, : len(run)] = run
+    return ForcedRuns(tokens, np.array([len(run) for run in runs]), after)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Answers of N comments.
+
+    Attributes:
+        tokens: each answer's ids, end token last where it was reached.
+        confidence: float64 [N], product of the probabilities of the choices made, over what was allowed.
+        calls: how often the model was run.
+    """
+
+    tokens: list[list[int]]
+    confidence: NDArray[np.float64]
+    calls: int
+
+
+class Decoder:
+    """Decodes many comments together.
+
+    Args:
+        model: in evaluation mode.
+        compiled: the task it was trained for.
+    """
+
+    def __init__(self, model: Student, compiled: CompiledTask) -> None:
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._automaton = compiled.automaton
+        self._end_id = compiled.tokenizer.end_id
+        self._watched = compiled.watched.tokens.astype(np.int64)
+        self._runs = forced_runs(compiled.automaton)
+        self._allowed_SR = torch.as_tensor(compiled.automaton.allowed, device=self._device)
+
+    @torch.inference_mode()
+    def constrained(self, prefixes: list[NDArray[np.int32]]) -> Decoded:
+        """The likeliest allowed token at every choice.
+
+        Args:
+            prefixes: token ids of each comment and the separator.
+        """
+        runs, end = self._runs, self._automaton.end
+        rows = np.arange(len(prefixes))
+        states = np.full(len(prefixes), runs.after[0])
+        opening = runs.tokens[0, : runs.lengths[0]]
+        answers = [opening.tolist() for _ in prefixes]
+        chunks = [np.concatenate([prefix, opening]) for prefix in prefixes]
+        confidence, calls = np.ones(len(prefixes)), 0
+        cache = self._cache(prefixes, chunk=1 + runs.tokens.shape[1])
+        while (active := states != end).any():
+            logits = self._read([chunks[row] if active[row] else chunks[row][:0] for row in rows], cache)
+            chosen, probability = self._choose(logits, states)
+            calls += 1
+            for row in rows[active]:
+                token, target = self._automaton.tokens[chosen[row]], self._automaton.next_state[states[row], chosen[row]]
+                chunks[row] = np.concatenate([[token], runs.tokens[target, : runs.lengths[target]]])
+                answers[row] += chunks[row].tolist()
+                states[row] = runs.after[target]
+                confidence[row] *= probability[row]
+        return Decoded(answers, confidence, calls)
+
+    def _choose(self, logits_BW: torch.Tensor, states: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The likeliest allowed column of each row and its probability among those allowed."""
+        allowed_BR = self._allowed_SR[torch.as_tensor(states, device=self._device)]
+        required_BR = logits_BW[:, : allowed_BR.shape[1]].float()
+        best = required_BR.masked_fill(~allowed_BR, -torch.inf).softmax(-1).max(-1)
+        return best.indices.cpu().numpy(), best.values.double().cpu().numpy()
+
+    @torch.inference_mode()
+    def free(self, prefixes: list[NDArray[np.int32]]) -> Decoded:
+        """The likeliest watched token at every step, until the end token or the length of the longest answer."""
+        answers: list[list[int]] = [[] for _ in prefixes]
+        confidence, calls = np.ones(len(prefixes)), 0
+        cache = self._cache(prefixes, chunk=1)
+        chunks = [prefix.astype(np.int64) for prefix in prefixes]
+        going = np.ones(len(prefixes), bool)
+        while going.any() and calls < self._automaton.longest:
+            best = self._read([chunk[: len(chunk) * go] for chunk, go in zip(chunks, going, strict=True)], cache)
+            top = best.float().softmax(-1).max(-1)
+            tokens, probability = self._watched[top.indices.cpu().numpy()], top.values.double().cpu().numpy()
+            calls += 1
+            for row in np.flatnonzero(going):
+                answers[row].append(int(tokens[row]))
+                chunks[row] = tokens[row : row + 1]
+                confidence[row] *= probability[row]
+            going &= tokens != self._end_id
+        return Decoded(answers, confidence, calls)
+
+    def _cache(self, prefixes: list[NDArray[np.int32]], chunk: int) -> KeyValueCache:
+        slots = max(map(len, prefixes)) + self._automaton.longest + chunk
+        return KeyValueCache(self._model.shape, len(prefixes), slots, like=self._model.head.weight)
+
+    def _read(self, chunks: list[NDArray[np.int64]], cache: KeyValueCache) -> torch.Tensor:
+        lengths = np.array([len(chunk) for chunk in chunks])
+        tokens = np.zeros((len(chunks), lengths.max()), np.int64)
+        for row, chunk in enumerate(chunks):
+            tokens[row, : len(chunk)] = chunk
+        return self._model.read(torch.from_numpy(tokens).to(self._device), torch.from_numpy(lengths).to(self._device), cache)

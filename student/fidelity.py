@@ -1,0 +1,80 @@
+"""Measures of fidelity: how closely a student follows its teacher. Pure functions of answers and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.task import Task, Values
+from student.data import Batch
+from student.losses import kl_divergence
+from student.model import Student
+
+BINS = 10
+
+
+def agreement(task: Task, teacher: list[Values], other: list[Values | None]) -> dict[str, Any]:
+    """Share of answers that are valid, that equal the teacher's as a whole, and by field; None counts as wrong."""
+    pairs = list(zip(teacher, other, strict=True))
+    fields = {
+        name: _mean(answer is not None and answer[i] == true[i] for true, answer in pairs) for i, name in enumerate(task.fields)
+    }
+    return {
+        "valid": _mean(answer is not None for answer in other),
+        "whole": _mean(answer == true for true, answer in pairs),
+        "fields": fields,
+    }
+
+
+def _mean(flags: Iterable[bool]) -> float:
+    return float(np.mean(list(flags)))
+
+
+@torch.inference_mode()
+def step_measures(model: Student, batches: Iterable[Batch]) -> dict[str, Any]:
+    """Accuracy, KL and calibration over teacher-forced steps.
+
+    Returns:
+        `accuracy`, `choice_accuracy`: share of steps where the student's likeliest watched token is the teacher's;
+        `kl`, `choice_kl`: mean KL(p_t ‖ p_s) over W, in nats; `calibration`: of the choice steps, see `calibration`.
+    """
+    device = next(model.parameters()).device
+    columns: list[list[NDArray[np.float64]]] = []
+    for batch in batches:
+        logits_MW = model(batch.tokens.to(device), batch.predict.to(device)).float().cpu()
+        best = logits_MW.softmax(-1).max(-1)
+        measured = (best.indices == batch.targets, best.values, kl_divergence(batch.teacher, logits_MW), batch.choice)
+        columns.append([column.double().numpy() for column in measured])
+    right, confidence, kl, choice = (np.concatenate(column) for column in zip(*columns, strict=True))
+    at_choice = choice > 0
+    return {
+        "steps": len(right),
+        "choices": int(at_choice.sum()),
+        "accuracy": float(right.mean()),
+        "choice_accuracy": float(right[at_choice].mean()) if at_choice.any() else 1.0,
+        "kl": float(kl.mean()),
+        "choice_kl": float(kl[at_choice].mean()) if at_choice.any() else 0.0,
+        "calibration": calibration(confidence[at_choice], right[at_choice]),
+    }
+
+
+def calibration(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> dict[str, Any]:
+    """Expected calibration error over equal-width bins (Guo et al., 2017), and the bins.
+
+    Args:
+        confidence: [M], probability of the token chosen.
+        right: [M], 1 where it is the teacher's.
+    """
+    index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins = []
+    for i in range(BINS):
+        inside = index == i
+        if inside.any():
+            about = {"confidence": float(confidence[inside].mean()), "accuracy": float(right[inside].mean())}
+            bins.append({"count": int(inside.sum())} | about)
+    gaps = [b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins]
+    return {"ece": float(sum(gaps) / max(1, len(confidence))), "bins": bins}

@@ -1,0 +1,100 @@
+"""The report's plots, as SVG text to put into the page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+STUDENT, TRAIN, FLOOR, MAJORITY, INK = "#1f5fa8", "#9db8d6", "#c9a45c", "#cfcfcf", "#333333"
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.hashsalt": "retort",
+}
+
+
+class _Drawing:
+    """A figure that becomes SVG text when its block ends."""
+
+    svg = ""
+
+
+@contextmanager
+def _drawing(columns: int, width: float, height: float) -> Iterator[tuple[_Drawing, list[Axes]]]:
+    drawing = _Drawing()
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield drawing, [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    drawing.svg = buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def agreement_bars(figures: dict[str, Any]) -> str:
+    """Agreement with the teacher, whole answer and by field: student beside the floors."""
+    names = ["whole", *figures["student"]["fields"]]
+    series = [
+        ("student", figures["student"], STUDENT),
+        ("TF-IDF + logistic regression", figures["floors"]["tfidf_regression"], FLOOR),
+        ("majority answer", figures["floors"]["majority"], MAJORITY),
+    ]
+    with _drawing(1, 8.4, 3.2) as (drawing, (axes,)):
+        for i, (label, result, colour) in enumerate(series):
+            heights = [result["whole"], *result["fields"].values()]
+            bars = axes.bar([x + (i - 1) * 0.27 for x in range(len(names))], heights, 0.25, label=label, color=colour)
+            axes.bar_label(bars, [f"{100 * height:.0f}" for height in heights], fontsize=8, padding=1)
+        axes.set_xticks(range(len(names)), ["whole answer", *names[1:]])
+        axes.set_ylim(0, 1.16)
+        axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+        axes.set_title("Agreement with the teacher on unseen comments")
+        axes.legend(ncols=3, fontsize=8, loc="upper right")
+    return drawing.svg
+
+
+def learning_curves(epochs: list[dict[str, Any]]) -> str:
+    """Loss and choice-step accuracy by epoch, training against held-out."""
+    x = [row["epoch"] for row in epochs]
+    with _drawing(2, 8.4, 2.9) as (drawing, (loss, accuracy)):
+        for axes, name, title in (
+            (loss, "loss", "Loss (nats a step)"),
+            (accuracy, "choice_accuracy", "Accuracy at choice steps"),
+        ):
+            axes.plot(x, [row[f"train_{name}"] for row in epochs], "o-", ms=3, color=TRAIN, label="training")
+            axes.plot(x, [row[f"validation_{name}"] for row in epochs], "o-", ms=3, color=STUDENT, label="held out")
+            axes.set_title(title)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.legend(fontsize=8)
+        loss.set_ylim(bottom=0)
+    return drawing.svg
+
+
+def reliability(calibration: dict[str, Any]) -> str:
+    """Accuracy by confidence at choice steps, beside the diagonal of a calibrated student; dots grow with their count."""
+    bins = calibration["bins"]
+    total = sum(b["count"] for b in bins) or 1
+    with _drawing(1, 4.0, 3.2) as (drawing, (axes,)):
+        axes.plot([0, 1], [0, 1], "--", lw=1, color=MAJORITY)
+        axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "-", lw=1.2, color=STUDENT)
+        sizes = [20 + 300 * b["count"] / total for b in bins]
+        axes.scatter([b["confidence"] for b in bins], [b["accuracy"] for b in bins], sizes, color=STUDENT, alpha=0.7)
+        axes.set_xlim(0, 1.03)
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("share equal to the teacher's")
+        axes.set_title(f"Calibration, ECE {calibration['ece']:.3f}")
+    return drawing.svg

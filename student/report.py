@@ -1,0 +1,47 @@
+"""The fidelity report: one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from student import plots
+
+
+def render(figures: dict[str, Any]) -> str:
+    """The page for the figures of `student.evaluate`."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    environment.filters["count"] = lambda number: "unknown" if number is None else f"{number:,}"
+    epochs = figures["training"]["epochs"]
+    drawings = {
+        "agreement": plots.agreement_bars(figures),
+        "curves": plots.learning_curves(epochs),
+        "reliability": plots.reliability(figures["steps"]["calibration"]),
+    }
+    return environment.get_template("report.html.jinja").render(f=figures, plots=drawings, verdict=verdict(figures))
+
+
+def verdict(figures: dict[str, Any]) -> str:
+    """One sentence: whether the student clears both floors, and what to try where it does not."""
+    student = figures["student"]["whole"]
+    floors = {
+        "the majority answer": figures["floors"]["majority"],
+        "TF-IDF + logistic regression": figures["floors"]["tfidf_regression"],
+    }
+    above = [name for name, floor in floors.items() if student > floor["whole"]]
+    below = [f"{name} ({100 * floor['whole']:.1f} %)" for name, floor in floors.items() if student <= floor["whole"]]
+    if not below:
+        return f"The student is above both floors: {' and '.join(above)}."
+    epochs = figures["training"]["epochs"]
+    overfits = epochs[-1]["validation_ce"] > 1.1 * min(row["validation_ce"] for row in epochs)
+    reason = (
+        "its held-out loss rises while training loss falls, so more comments or a smaller student should help"
+        if overfits
+        else "its held-out loss is still falling or flat, so more epochs, more comments or a larger student should help"
+    )
+    return f"The student is not above {' nor '.join(below)}: {reason}."

@@ -1,0 +1,92 @@
+"""MLflow: one run a training. Only the driver writes to it, so SQLite will do and workers need no way to the server."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from mlflow.entities import Metric, Param, RunStatus
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+
+def tracking_uri(configured: str | None, out: str) -> str:
+    """The configured store, else $MLFLOW_TRACKING_URI, else mlflow.db in the run's folder.
+
+    Raises:
+        UserError: the folder is a bucket, which cannot hold a database.
+    """
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    if storage.is_uri(out):
+        raise UserError(f"MLflow's database cannot lie in {out}: set tracking.uri to a server or to sqlite:///…")
+    return f"sqlite:///{os.path.abspath(out)}/mlflow.db"
+
+
+class Tracking:
+    """One MLflow run."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self.uri, self.run_id = uri, run_id
+        self._client = MlflowClient(uri)
+
+    @staticmethod
+    def start(uri: str, experiment: str, name: str, parameters: dict[str, Any]) -> Tracking:
+        """Starts a run, in a new experiment if need be.
+
+        Args:
+            uri: of the store.
+            experiment: its name.
+            name: of the run.
+            parameters: nested mappings become dotted names.
+
+        Raises:
+            UserError: the store cannot be reached.
+        """
+        if uri.startswith("sqlite:///"):
+            os.makedirs(os.path.dirname(uri.removeprefix("sqlite:///")) or ".", exist_ok=True)
+        try:
+            client = MlflowClient(uri)
+            found = client.get_experiment_by_name(experiment)
+            id_ = found.experiment_id if found else client.create_experiment(experiment, _artifacts(uri))
+            run = client.create_run(id_, run_name=name)
+        except MlflowException as error:
+            raise UserError(f"MLflow at {uri} cannot be used: {error}") from error
+        params = [Param(key, str(value)) for key, value in _flatten(parameters).items()]
+        client.log_batch(run.info.run_id, params=params)
+        return Tracking(uri, run.info.run_id)
+
+    def log(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+        """Logs metrics of several steps at once."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, value, now, step) for step, row in rows for key, value in row.items()]
+        for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+
+    def artifact(self, path: str) -> None:
+        """Keeps a local file with the run."""
+        self._client.log_artifact(self.run_id, path)
+
+    def end(self, failed: bool) -> None:
+        """Closes the run."""
+        status = RunStatus.FAILED if failed else RunStatus.FINISHED
+        self._client.set_terminated(self.run_id, RunStatus.to_string(status))
+
+
+def _artifacts(uri: str) -> str | None:
+    """Beside a local database; a server knows its own place."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return "file://" + os.path.join(os.path.dirname(os.path.abspath(uri.removeprefix("sqlite:///"))), "mlflow-artifacts")
+
+
+def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
