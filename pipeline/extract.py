@@ -21,7 +21,7 @@ from pipeline import calibration, storage
 from pipeline.automaton import Automaton
 from pipeline.capture import CensusResult
 from pipeline.compiled import CompiledTask, cached_automaton, check_context, require_same
-from pipeline.config import RunConfig, TeacherConfig
+from pipeline.config import ExtractConfig, RunConfig, TeacherConfig
 from pipeline.console import progress
 from pipeline.errors import UserError
 from pipeline.plan import Plan, describe_source, find_comments, find_plan, make_plan, read_unit
@@ -38,22 +38,14 @@ PROMPT_SLACK = 8  # tokens a prompt may be longer than its parts: tokens merge, 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What every step of one extraction needs. It travels to the actors."""
+    """Where one extraction reads and writes, and whom it asks. It travels to the actors; they read the rest from `shards`."""
 
     model: str
     teacher: TeacherConfig
-    task: Task
-    tokenizer: TextTokenizer
     prompt: Prompt
-    automaton: Automaton
+    max_prompt: int
     comments: str
     shards: str
-
-    def job(self, watched: NDArray[np.int32] | None) -> Job:
-        """The engine's job: recording these tokens, or a census."""
-        bare = len(self.prompt.ids([""], self.tokenizer)[0])
-        max_prompt = bare + self.task.comments.max_tokens + PROMPT_SLACK
-        return Job(self.automaton, self.tokenizer.end_id, max_prompt, watched)
 
     def resources(self) -> dict[str, Any]:
         """What Ray reserves for one engine, and the environment it starts in."""
@@ -83,18 +75,16 @@ def extract(config: RunConfig) -> dict[str, Any]:
     tokenizer = load_teacher_tokenizer(model, config.teacher.revision)
     automaton = cached_automaton(task, tokenizer)
     check_context(task, tokenizer, automaton)
-    out = storage.absolute(config.out)
+    prompt, out = tokenizer.prompt(task), storage.absolute(config.out)
     extraction = Extraction(
         model=model,
         teacher=config.teacher,
-        task=task,
-        tokenizer=TextTokenizer(tokenizer.serialized, tokenizer.end_id),
-        prompt=tokenizer.prompt(task),
-        automaton=automaton,
+        prompt=prompt,
+        max_prompt=len(prompt.ids([""], tokenizer)[0]) + task.comments.max_tokens + PROMPT_SLACK,
         comments=storage.join(out, "comments"),
         shards=storage.join(out, "shards"),
     )
-    check_model(extraction)
+    check_model(extraction, automaton.longest)
     source = describe_source(config.comments, paths, task, tokenizer, config.extract.rows_per_unit)
     plan = find_plan(extraction.comments, source)
     check_same_teacher(extraction)
@@ -102,8 +92,8 @@ def extract(config: RunConfig) -> dict[str, Any]:
     if plan is None:
         plan = make_plan(extraction.comments, source, config.comments, task, tokenizer)
     log.info("comments: %s", plan.summary())
-    compiled = calibrate(extraction, plan, config.extract.calibration_rows, config.extract.calibration_floor)
-    run_units(extraction, compiled, plan)
+    compiled = calibrate(extraction, plan, config.extract, task, tokenizer, automaton)
+    run_units(extraction, plan)
     return finish(extraction, compiled, plan)
 
 
@@ -112,7 +102,7 @@ def teacher_path(model: str) -> str:
     return os.path.abspath(model) if os.path.isdir(model) else model
 
 
-def check_model(extraction: Extraction) -> None:
+def check_model(extraction: Extraction, longest: int) -> None:
     """Refuses a teacher that is no causal LM, or whose context the prompts and answers do not fit.
 
     Raises:
@@ -129,7 +119,7 @@ def check_model(extraction: Extraction) -> None:
     ):
         raise UserError(f"{extraction.model} holds no weights")
     limit = getattr(settings.get_text_config(), "max_position_embeddings", None)
-    need = extraction.job(None).max_length
+    need = extraction.max_prompt + longest
     if limit is not None and need > limit:
         raise UserError(f"prompt and answer take up to {need} tokens, and the teacher reads {limit}: lower comments.max_tokens")
 
@@ -145,21 +135,28 @@ def check_same_teacher(extraction: Extraction) -> None:
         require_same(storage.read_json(path)["teacher"], extraction.identity(), extraction.shards, "this teacher")
 
 
-def calibrate(extraction: Extraction, plan: Plan, rows: int, floor: float) -> CompiledTask:
+def calibrate(
+    extraction: Extraction,
+    plan: Plan,
+    config: ExtractConfig,
+    task: Task,
+    tokenizer: TextTokenizer,
+    automaton: Automaton,
+) -> CompiledTask:
     """Chooses the watched set and commits it, once for all actors. A folder that holds one keeps it."""
     if storage.exists(storage.join(extraction.shards, "compiled.json")):
         return CompiledTask.load(extraction.shards)
-    texts = sample_texts(extraction.comments, plan, rows)
+    texts = sample_texts(extraction.comments, plan, config.calibration_rows)
     log.info("calibrating %s on %s comments", extraction.model, len(texts))
+    job = Job(automaton, tokenizer.end_id, extraction.max_prompt, watched=None)
     remote = ray.remote(max_calls=1, **extraction.resources())(_census)  # max_calls: the engine ends with its process
-    result: CensusResult = ray.get(remote.remote(extraction, texts))
-    states = calibration.masses(result, extraction.automaton, extraction.tokenizer)
-    least = min(states, key=lambda state: state.mass)
-    log.info("least raw mass on allowed tokens: %.4f, after %r", least.mass, least.written[-40:])
-    calibration.check_at_home(states, floor)
-    watched = choose_watched(extraction.automaton, result.mean_probability, extraction.task.auxiliary_tokens)
+    result: CensusResult = ray.get(remote.remote(extraction, job, extraction.prompt.ids(texts, tokenizer)))
+    states = calibration.masses(result, automaton, tokenizer)
+    log.info("least raw mass on allowed tokens: %.4f, after %r", states[0].mass, states[0].written[-40:])
+    calibration.check_at_home(states, config.calibration_floor)
+    watched = choose_watched(automaton, result.mean_probability, task.auxiliary_tokens)
     log.info("watching %s tokens, %s of them required", watched.size, watched.required)
-    compiled = CompiledTask(extraction.task, extraction.tokenizer, extraction.automaton, watched)
+    compiled = CompiledTask(task, tokenizer, automaton, watched)
     content = {"teacher": extraction.identity()} | calibration.report(states, len(texts))
     storage.write_json(storage.join(extraction.shards, "calibration.json"), content)
     compiled.save(extraction.shards)
@@ -174,20 +171,20 @@ def sample_texts(folder: str, plan: Plan, rows: int) -> list[str]:
     return texts[:rows]
 
 
-def _census(extraction: Extraction, texts: list[str]) -> CensusResult:
+def _census(extraction: Extraction, job: Job, prompts: list[list[int]]) -> CensusResult:
     check_code_version()
-    teacher = open_teacher(extraction.model, extraction.teacher, extraction.job(watched=None))
-    return teacher.census(extraction.prompt.ids(texts, extraction.tokenizer))
+    return open_teacher(extraction.model, extraction.teacher, job).census(prompts)
 
 
 class UnitExtractor:
     """A Ray Data actor: one engine that turns units into shards."""
 
-    def __init__(self, extraction: Extraction, compiled: CompiledTask) -> None:
+    def __init__(self, extraction: Extraction) -> None:
         check_code_version()
-        self._extraction = extraction
-        self._hashes = compiled.hashes
-        self._teacher = open_teacher(extraction.model, extraction.teacher, extraction.job(compiled.watched.tokens))
+        self._extraction, self._compiled = extraction, CompiledTask.load(extraction.shards)
+        end_id, watched = self._compiled.tokenizer.end_id, self._compiled.watched.tokens
+        job = Job(self._compiled.automaton, end_id, extraction.max_prompt, watched)
+        self._teacher = open_teacher(extraction.model, extraction.teacher, job)
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, list[int]]:
         """Extracts the batch's units; returns the rows of each."""
@@ -196,15 +193,16 @@ class UnitExtractor:
 
     def _extract(self, unit: int) -> int:
         comments: pa.Table = read_unit(self._extraction.comments, unit)
-        prompts = self._extraction.prompt.ids(comments["text"].to_pylist(), self._extraction.tokenizer)
+        prompts = self._extraction.prompt.ids(comments["text"].to_pylist(), self._compiled.tokenizer)
         start = time.perf_counter()
         captured = self._teacher.record(prompts)
-        about = {"hashes": self._hashes, "teacher": self._extraction.identity(), "seconds": time.perf_counter() - start}
+        seconds = time.perf_counter() - start
+        about = {"hashes": self._compiled.hashes, "teacher": self._extraction.identity(), "seconds": seconds}
         write_shard(self._extraction.shards, unit, comments, captured, about)
         return len(comments)
 
 
-def run_units(extraction: Extraction, compiled: CompiledTask, plan: Plan) -> None:
+def run_units(extraction: Extraction, plan: Plan) -> None:
     """Maps the units that have no shard yet over a pool of teacher actors."""
     todo = sorted(set(range(plan.units)) - set(committed_units(extraction.shards)))
     if not todo:
@@ -214,7 +212,7 @@ def run_units(extraction: Extraction, compiled: CompiledTask, plan: Plan) -> Non
     log.info("extracting %s of %s units with %s teacher actor(s)", len(todo), plan.units, actors)
     dataset = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo)).map_batches(
         UnitExtractor,
-        fn_constructor_args=(extraction, compiled),
+        fn_constructor_args=(extraction,),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
         **extraction.resources(),
@@ -232,7 +230,7 @@ def run_units(extraction: Extraction, compiled: CompiledTask, plan: Plan) -> Non
 def finish(extraction: Extraction, compiled: CompiledTask, plan: Plan) -> dict[str, Any]:
     """Writes the manifest over the committed shards."""
     about = {
-        "task_name": extraction.task.name,
+        "task_name": compiled.task.name,
         "hashes": compiled.hashes,
         "teacher": extraction.identity() | {"engine": extraction.teacher.engine, "parameters": _parameters(extraction.model)},
         "watched": compiled.watched.size,

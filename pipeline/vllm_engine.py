@@ -21,6 +21,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDi
 from pipeline.automaton import Automaton
 from pipeline.capture import Captured, Census, CensusResult, Constraint, Recorder
 from pipeline.config import TeacherConfig
+from pipeline.gemma3_text import CLASS_OVERRIDES, text_config
 from pipeline.teacher import Job
 
 SETTINGS = "retort"  # the key of `additional_config` that carries the job to the processor, in whichever process it lives
@@ -127,7 +128,9 @@ class VllmTeacher:
             max_num_batched_tokens=config.max_num_batched_tokens,
             gpu_memory_utilization=config.gpu_memory_utilization,
             async_scheduling=False,  # the processor must see each token before the next step
-            language_model_only=True,  # a Gemma3ForConditionalGeneration is asked about text alone
+            generation_config="vllm",  # the checkpoint's own sampling defaults must not shorten answers
+            hf_overrides=text_config,
+            model_class_overrides=CLASS_OVERRIDES,
             skip_tokenizer_init=True,
             logits_processors=[CapturingProcessor],
             additional_config={SETTINGS: settings},

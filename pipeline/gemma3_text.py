@@ -1,0 +1,43 @@
+"""The language model of a Gemma 3 checkpoint that can also see, such as `google/gemma-3-4b-it`, alone under vLLM.
+
+vLLM's own class for these checkpoints imports torchvision, which has no build for CPU, and loads the vision tower too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from transformers import PreTrainedConfig
+from vllm.model_executor.models.gemma3 import Gemma3ForCausalLM
+
+ARCHITECTURE = "RetortGemma3Text"
+CLASS_OVERRIDES = {ARCHITECTURE: f"{__name__}:Gemma3Text"}
+
+# Older checkpoints (the Hub's) first, then those transformers 5 writes.
+PREFIXES = {"language_model.": "", "model.language_model.": "model."}
+VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The nested text configuration of a `Gemma3ForConditionalGeneration`; any other as it is."""
+    if "Gemma3ForConditionalGeneration" not in (config.architectures or []):
+        return config
+    text: PreTrainedConfig = config.get_text_config()
+    text.architectures, text.dtype = [ARCHITECTURE], config.dtype
+    return text
+
+
+class Gemma3Text(Gemma3ForCausalLM):
+    """vLLM's Gemma 3 language model, reading the weights by the names they have beside a vision tower."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Loads the language model's weights; the vision tower's are passed over."""
+        return super().load_weights(_language_weights(weights))
+
+
+def _language_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in weights:
+        if not name.startswith(VISION):
+            prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
+            yield (name if prefix is None else PREFIXES[prefix] + name.removeprefix(prefix)), tensor

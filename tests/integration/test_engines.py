@@ -1,0 +1,163 @@
+"""The vLLM engine against the transformers one: the same answers and raw logits, however the engine schedules its work."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from transformers import AutoModelForCausalLM
+
+from cluster.runtime import start_ray
+from pipeline.automaton import compile_automaton
+from pipeline.capture import Captured
+from pipeline.config import TeacherConfig
+from pipeline.task import load_task
+from pipeline.teacher import Job, engine_environment, open_teacher
+from pipeline.tokenization import load_teacher_tokenizer
+from tests.tiny import ROOT, save_conditional, save_teacher, tiny_task
+
+LOGIT_TOLERANCE = 1e-4
+MARGIN = 1e-3  # two tokens closer than this may change places
+
+
+class Case:
+    """A teacher, its task compiled, and prompts to answer."""
+
+    def __init__(self, model: Path, task_path: Path | None, texts: list[str], extra_watched: int = 64) -> None:
+        self.model = str(model)
+        task = tiny_task() if task_path is None else load_task(str(task_path))
+        tokenizer = load_teacher_tokenizer(self.model)
+        self.automaton = compile_automaton(task, tokenizer)
+        self.end_id = tokenizer.end_id
+        self.prompts = tokenizer.prompt(task).ids(texts, tokenizer)
+        others = np.setdiff1d(np.arange(tokenizer.size, dtype=np.int32), self.automaton.tokens)[:extra_watched]
+        self.watched = np.concatenate([self.automaton.tokens, others])
+
+    def capture(self, config: TeacherConfig, patch: Callable[[], None] | None = None) -> tuple[Captured, int]:
+        """Answers in a process of its own, as in production; also how often a request came back after preemption."""
+        job = Job(self.automaton, self.end_id, max(map(len, self.prompts)), self.watched)
+        start_ray()
+        options: dict[str, Any] = {"num_cpus": 0.5, "max_calls": 1, "runtime_env": {"env_vars": engine_environment(config)}}
+        return ray.get(ray.remote(**options)(_capture).remote(self.model, config, job, self.prompts, patch))
+
+    def margins(self, captured: Captured) -> np.ndarray:
+        """Least distance at each answer between the chosen token's logit and the next allowed one's."""
+        margins = np.full(len(self.prompts), np.inf)
+        for row, length in enumerate(captured.lengths):
+            answer = captured.tokens[row, :length]
+            allowed = self.automaton.allowed[self.automaton.walk(answer)[:-1]]
+            logits = np.where(allowed, captured.logits[row, :length, : len(self.automaton.tokens)], -np.inf)
+            top = np.sort(logits, axis=1)[:, -2:]
+            margins[row] = (top[:, 1] - top[:, 0]).min()
+        return margins
+
+
+def _capture(model: str, config: TeacherConfig, job: Job, prompts: list[list[int]], patch: Callable[[], None] | None) -> Any:
+    resumed = [0]
+    if config.engine == "vllm":
+        from pipeline import vllm_engine
+
+        add = vllm_engine.CapturingProcessor._add
+
+        def counting(self: Any, slot: int, row: int, output: list[int]) -> None:
+            resumed[0] += len(output) > 0
+            add(self, slot, row, output)
+
+        vllm_engine.CapturingProcessor._add = counting  # type: ignore[method-assign]
+    if patch:
+        patch()
+    return open_teacher(model, config, job).record(prompts), resumed[0]
+
+
+def few_cache_blocks() -> None:
+    """So little cache that running requests must be preempted."""
+    from pipeline import vllm_engine
+
+    options = vllm_engine._platform_options
+    vllm_engine._platform_options = lambda: options() | {"num_gpu_blocks_override": 24, "block_size": 16}
+
+
+def assert_same(case: Case, ours: Captured, reference: Captured) -> None:
+    """Equal answers wherever the reference is sure, and equal logits along equal answers."""
+    same = np.array([a.tolist() == b.tolist() for a, b in zip(_answers(ours), _answers(reference), strict=True)])
+    assert (same | (case.margins(reference) < MARGIN)).all()
+    assert same.mean() > 0.9
+    steps = int(reference.lengths.max())
+    for name in ("logits", "lse"):
+        error = np.abs(getattr(ours, name)[same, :steps] - getattr(reference, name)[same, :steps])
+        assert error.max() < LOGIT_TOLERANCE, name
+
+
+def _answers(captured: Captured) -> list[np.ndarray]:
+    return [row[:length] for row, length in zip(captured.tokens, captured.lengths, strict=True)]
+
+
+def float32(engine: str, **settings: Any) -> TeacherConfig:
+    return TeacherConfig(engine=engine, dtype="float32", **settings)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp("tiny-teacher")
+    save_teacher(folder, seed=0)
+    texts = [f"comment {i} " + "good bad fine " * (i % 9) for i in range(48)]
+    return Case(folder, None, texts)
+
+
+@pytest.fixture(scope="module")
+def tiny_reference(tiny: Case) -> Captured:
+    return tiny.capture(float32("transformers"))[0]
+
+
+def test_vllm_equals_transformers_when_prefills_are_chunked_and_requests_preempted(
+    tiny: Case, tiny_reference: Captured
+) -> None:
+    config = float32("vllm", max_num_seqs=32, max_num_batched_tokens=48)
+    ours, resumed = tiny.capture(config, few_cache_blocks)
+    assert resumed > 0, "nothing was preempted: the test does not test what it says"
+    assert_same(tiny, ours, tiny_reference)
+
+
+def test_conditional_generation_checkpoint_goes_through_both_engines(tmp_path: Path) -> None:
+    save_conditional(tmp_path, seed=1)
+    case = Case(tmp_path, None, [f"comment {i}" for i in range(6)])
+    assert_same(case, case.capture(float32("vllm"))[0], case.capture(float32("transformers"))[0])
+
+
+def real_case(shared: Path, count: int) -> Case:
+    with gzip.open(shared / "data/reddit_comments/dev.jsonl.gz", "rt") as lines:
+        texts = [json.loads(line)["body"] for line, _ in zip(lines, range(count), strict=False)]
+    return Case(shared / "teacher/reddit", ROOT / "tasks/goemotions.yaml", texts)
+
+
+@pytest.mark.slow
+def test_real_teacher_float32_and_bfloat16(shared: Path) -> None:
+    case = real_case(shared, 500)
+    reference, _ = case.capture(float32("transformers", max_num_seqs=50))
+    for settings in ({}, {"max_num_batched_tokens": 256, "max_num_seqs": 64}):
+        assert_same(case, case.capture(float32("vllm", **settings))[0], reference)
+    ours, _ = case.capture(TeacherConfig(dtype="bfloat16"))
+    truth = forced_logprobs(case, ours, torch.float32)
+    theirs = forced_logprobs(case, ours, torch.bfloat16)
+    mine = np.concatenate([(ours.logits[i] - ours.lse[i][:, :1])[:n] for i, n in enumerate(ours.lengths)])
+    error, theirs_error = (float(np.sqrt(np.mean((x - truth) ** 2))) for x in (mine, theirs))
+    assert error <= 1.5 * theirs_error, f"ours {error:.5f}, transformers {theirs_error:.5f}"
+
+
+@torch.inference_mode()
+def forced_logprobs(case: Case, captured: Captured, dtype: torch.dtype) -> np.ndarray:
+    """Watched log-probabilities along given answers by one plain forward pass each: float32 [M, W]."""
+    model = AutoModelForCausalLM.from_pretrained(case.model, dtype=dtype).eval()
+    rows = []
+    for prompt, answer in zip(case.prompts, _answers(captured), strict=True):
+        ids = torch.tensor([[*prompt, *answer[:-1].tolist()]])
+        logits = model(input_ids=ids).logits[0, len(prompt) - 1 :].float()
+        rows.append(logits.log_softmax(-1)[:, torch.as_tensor(case.watched, dtype=torch.int64)].numpy())
+    return np.concatenate(rows)
