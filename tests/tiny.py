@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Gemma3TextConfig
-from transformers import PreTrainedTokenizerFast, SiglipVisionConfig
+from transformers import (
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+)
 
 from pipeline.demo.teacher import BOS, END_OF_TURN, PAD, train_tokenizer
 from pipeline.task import Task
