@@ -32,6 +32,9 @@ def start_ray() -> None:
         log_to_driver=log.isEnabledFor(logging.DEBUG),  # engines are talkative; what fails reaches the driver anyway
     )
 
+    for name in ("ray.data", "ray.train"):  # Ray sets its own levels when it starts
+        logging.getLogger(name).setLevel(logging.DEBUG if log.isEnabledFor(logging.DEBUG) else logging.ERROR)
+
 
 def _worker_environment() -> dict[str, str]:
     """Variables of every worker process: the driver's code version, and where its packages are when not installed."""

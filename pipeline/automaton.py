@@ -152,6 +152,8 @@ def compose_answers(task: Task, tokenizer: TextTokenizer) -> list[set[Tokens]]:
     Raises:
         UserError: the tokens cannot be cut between two fields.
     """
+    if len(task.fields) == 1:
+        return [enumerate_answers(task, tokenizer)]
     if not tokenizer.is_bpe:
         raise UserError(f"the task allows {task.outputs:,} answers, and this tokenizer (not BPE) has to see each: {_ADVICE}")
     pairs = sum(len(a) * len(b) for a, b in itertools.pairwise(task.fields.values()))

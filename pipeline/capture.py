@@ -91,11 +91,13 @@ class Recorder:
         logits = np.zeros((*shape, len(self._watched)), np.float32)
         lse = np.zeros((*shape, len(TEMPERATURES)), np.float32)
         seen = np.zeros(shape, bool)
-        for rows, steps, watched_NW, lse_NK in self._steps:
+        observed, self._steps = self._steps, []
+        for rows, steps, watched_NW, lse_NK in observed:
             keep = rows >= 0
             at = rows[keep], steps[keep]
+            if (at[0] >= shape[0]).any() or (at[1] >= shape[1]).any():
+                raise RuntimeError("captured steps do not match the answers' tokens")
             logits[at], lse[at], seen[at] = watched_NW.cpu().numpy()[keep], lse_NK.cpu().numpy()[keep], True
-        self._steps = []
         tokens = np.zeros(shape, np.int32)
         for row, answer in enumerate(answers):
             tokens[row, : len(answer)] = answer
@@ -112,7 +114,8 @@ class CensusResult:
         mean_probability: float64 [V], of each token at choice steps.
         allowed_mass: float64 [S], mean probability on the tokens a state allows; 1 where never visited.
         visits: int64 [S].
-        preferred: the disallowed token with the highest mean probability, by state visited.
+        preferred: by state visited, the disallowed token that leads the others: each visit counts the likeliest one's
+            probability.
     """
 
     mean_probability: NDArray[np.float64]

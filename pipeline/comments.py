@@ -86,23 +86,20 @@ def read_file(path: str, columns: Columns) -> Iterator[Row]:
     """
     ending, compression = file_format(path)
     fs, inner = storage.filesystem(path)
-    if ending == ".parquet":
-        yield from _read_parquet(path, fs.open_input_file(inner), columns)
-        return
-    stream = fs.open_input_stream(inner, compression=compression)
-    lines = io.BufferedReader(stream)  # type: ignore[arg-type]
-    yield from (_read_csv(path, lines, columns) if ending == ".csv" else _read_jsonl(lines, columns))
+    whole = ending == ".parquet" and not compression
+    stream = fs.open_input_file(inner) if whole else fs.open_input_stream(inner, compression=compression)
+    read = {".parquet": _read_parquet, ".csv": _read_csv}.get(ending, _read_jsonl)
+    following = 0
+    try:
+        for row in read(path, stream, columns):
+            following = row.row + 1
+            yield row
+    except (OSError, EOFError, pa.ArrowInvalid) as error:
+        yield _malformed(following, f"the rest of the file cannot be read: {error}")
 
 
-def _read_jsonl(lines: io.BufferedReader, columns: Columns) -> Iterator[Row]:
-    for row in itertools.count():
-        try:
-            line = lines.readline()
-        except (OSError, EOFError) as error:
-            yield _malformed(row, f"the rest of the file cannot be read: {error}")
-            return
-        if not line:
-            return
+def _read_jsonl(_path: str, stream: pa.NativeFile, columns: Columns) -> Iterator[Row]:
+    for row, line in enumerate(io.BufferedReader(stream)):  # type: ignore[arg-type]
         if line.strip():
             yield _parse_line(row, line, columns)
 
@@ -121,9 +118,10 @@ def _parse_line(row: int, line: bytes, columns: Columns) -> Row:
     return _checked(row, record.get(columns.id), record[columns.text])
 
 
-def _read_csv(path: str, stream: io.BufferedReader, columns: Columns) -> Iterator[Row]:
+def _read_csv(path: str, stream: pa.NativeFile, columns: Columns) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+    lines = io.BufferedReader(stream)  # type: ignore[arg-type]
+    reader = csv.reader(io.TextIOWrapper(lines, encoding="utf-8-sig", errors="surrogateescape", newline=""))
     header = next(reader, [])
     _require_column(path, columns.text, header)
     for row in itertools.count():
@@ -131,10 +129,8 @@ def _read_csv(path: str, stream: io.BufferedReader, columns: Columns) -> Iterato
             record = next(reader)
         except StopIteration:
             return
-        except (csv.Error, OSError) as error:
+        except csv.Error as error:
             yield _malformed(row, f"not CSV: {error}")
-            if isinstance(error, OSError):
-                return
             continue
         if record and len(record) != len(header):
             yield _malformed(row, f"{len(record)} fields where the header names {len(header)}")
@@ -144,24 +140,22 @@ def _read_csv(path: str, stream: io.BufferedReader, columns: Columns) -> Iterato
 
 
 def _read_parquet(path: str, stream: pa.NativeFile, columns: Columns) -> Iterator[Row]:
-    try:
-        file = pq.ParquetFile(stream)
-    except (pa.ArrowInvalid, OSError) as error:
-        yield _malformed(0, f"not a Parquet file: {error}")
-        return
+    file = pq.ParquetFile(stream if stream.seekable() else pa.BufferReader(stream.read()))  # a compressed one cannot seek
     names = file.schema_arrow.names
     _require_column(path, columns.text, names)
     wanted = [columns.text] + [columns.id] * (columns.id in names)
     rows = itertools.count()
     for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
-        texts = _python_values(batch.column(0))
-        ids = batch.column(1).to_pylist() if len(wanted) == 2 else [None] * len(texts)
+        texts = _python_values(batch[columns.text])
+        ids = _python_values(batch[columns.id]) if columns.id in names else [None] * len(texts)
         for text, id_ in zip(texts, ids, strict=True):
             yield _checked(next(rows), id_, text)
 
 
 def _python_values(column: pa.Array) -> list[Any]:
     """A column's values; strings as bytes, since Parquet may hold text that is not UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return list(column.cast(pa.large_binary()).to_pylist())
     return list(column.to_pylist())
@@ -176,6 +170,8 @@ def _checked(row: int, id_: Any, text: Any) -> Row:
     """A row whose text is a string of whole characters, or a malformed one."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "surrogateescape")
+    if isinstance(id_, bytes):
+        id_ = id_.decode("utf-8", "surrogateescape")
     name = "" if id_ is None else str(id_).encode("utf-8", "replace").decode()
     if not isinstance(text, str):
         return replace(_malformed(row, "the text is null" if text is None else f"the text is {type(text).__name__}"), id=name)

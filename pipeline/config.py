@@ -108,7 +108,9 @@ def _parse(override: str, value: str) -> Any:
 def _put(content: dict[str, Any], path: str, value: Any) -> None:
     *parents, leaf = path.split(".")
     for parent in parents:
-        content = content.setdefault(parent, {})
+        if content.get(parent) is None:
+            content[parent] = {}
+        content = content[parent]
         if not isinstance(content, dict):
             raise UserError(f"{path}: {parent} holds a value, not keys")
     content[leaf] = value

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True)
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 
 
 def set_up_logging(verbose: bool) -> None:
@@ -20,7 +20,7 @@ def set_up_logging(verbose: bool) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
     for name in ("pipeline", "student", "cluster", "tune"):
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
-    for name in ("ray", "ray.data", "ray.train", "alembic", "mlflow"):
+    for name in ("ray", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline import storage
-from pipeline.comments import DROPS, KEPT, MALFORMED, SCHEMA, Columns, comment_dataset, file_format
+from pipeline.comments import DROPS, KEPT, MALFORMED, SCHEMA, Columns, comment_dataset, file_format, read_file
 from pipeline.config import CommentsConfig
 from pipeline.errors import UserError
 from pipeline.task import Task
@@ -61,13 +61,16 @@ def find_comments(config: CommentsConfig) -> list[str]:
     """The files to read, absolute, sorted within each path given.
 
     Raises:
-        UserError: none is given, one is missing, or one is of an unknown format.
+        UserError: none is given, one is missing or of an unknown format, all are empty, or the text column is not there.
     """
     if not config.paths:
         raise UserError("no comments given: name files with --comments")
     paths = [storage.absolute(path) for pattern in config.paths for path in storage.expand(pattern)]
     for path in paths:
         file_format(path)
+    if not any(_size(path) for path in paths):
+        raise UserError(f"{paths[0]} is empty" if len(paths) == 1 else f"all {len(paths)} files of comments are empty")
+    next(read_file(paths[0], Columns(config.text, config.id)), None)  # a wrong column is better found before Ray starts
     return list(dict.fromkeys(paths))
 
 

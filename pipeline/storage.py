@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
+from urllib.parse import quote, unquote
 
 import pyarrow.fs as pafs
 
@@ -77,16 +78,25 @@ def expand(pattern: str) -> list[str]:
 
 def _expand_uri(uri: str) -> list[str]:
     fs, inner = filesystem(uri)
-    scheme = uri.split("://")[0]
     if not any(mark in inner for mark in "*?["):
         info = fs.get_file_info(inner)
         if info.is_file:
             return [uri]
-        return [join(uri, name) for name in list_files(uri)] if info.type == pafs.FileType.Directory else []
+        names = list_files(uri) if info.type == pafs.FileType.Directory else []
+        return [_beside(uri, inner, join(inner, name)) for name in names]
     root = re.split(r"[*?\[]", inner)[0].rsplit("/", 1)[0]
     wanted = re.compile(glob.translate(inner, recursive=True) if hasattr(glob, "translate") else _glob_regex(inner))
     infos = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
-    return [f"{scheme}://{info.path.lstrip('/')}" for info in infos if info.is_file and wanted.match(info.path)]
+    return [_beside(uri, inner, info.path) for info in infos if info.is_file and wanted.match(info.path)]
+
+
+def _beside(uri: str, inner: str, path: str) -> str:
+    """The URI of another path in the same filesystem: all that stands around the path within it stays."""
+    address, mark, query = uri.partition("?")
+    address, inner = unquote(address).rstrip("/"), inner.rstrip("/")
+    if not address.endswith(inner):
+        raise UserError(f"cannot list {uri}: name each file by itself")
+    return address.removesuffix(inner) + quote(path) + mark + query
 
 
 def _glob_regex(pattern: str) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,12 +133,13 @@ class Task(Strict):
         """The values a piece of text states, or None where it is not a JSON object that fits the task."""
         body = text.removeprefix(self.format.prefix).removesuffix(self.format.suffix)
         try:
-            found = json.loads(body)
+            found = json.loads(body, object_pairs_hook=tuple)  # pairs, since a key may stand there twice
         except (ValueError, RecursionError):
             return None
-        if not isinstance(found, dict) or list(found) != list(self.fields):
+        if not isinstance(found, tuple) or [name for name, _ in found] != list(self.fields):
             return None
-        return tuple(found.values()) if all(map(_is_among, found.values(), self.fields.values())) else None
+        values = tuple(value for _, value in found)
+        return values if all(map(_is_among, values, self.fields.values())) else None
 
 
 def _dumps(value: Scalar) -> str:
@@ -154,14 +156,21 @@ def _finite_values(name: str, spec: Any) -> list[Any]:
         spec = _typed_values(name, spec)
     if not isinstance(spec, list) or not spec:
         raise ValueError(f"field {name!r} must list its values, at least one")
-    texts = [json.dumps(value, sort_keys=True) for value in spec]
-    twice = sorted({text for text in texts if texts.count(text) > 1})
+    for value in spec:
+        if not _is_scalar(value):
+            raise ValueError(f"field {name!r}: {value!r} is not a string, number, true, false or null")
+    texts = [json.dumps(value) for value in spec]
+    twice = sorted(text for text, count in Counter(texts).items() if count > 1)
     if twice:
         raise ValueError(f"field {name!r} lists {', '.join(twice)} twice")
-    for value in spec:
-        if isinstance(value, (list, dict)) or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"field {name!r}: {value!r} is not a string, number, true, false or null")
     return spec
+
+
+def _is_scalar(value: object) -> bool:
+    """Whether JSON can write it. YAML also knows dates, not-a-number and strings with half a character."""
+    if isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _typed_values(name: str, spec: dict[str, Any]) -> list[Any]:
@@ -230,4 +239,4 @@ def load_task(path: str) -> Task:
 
 def dump_task(task: Task) -> str:
     """YAML that `load_task` reads back to the same task."""
-    return yaml.safe_dump(task.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(task.model_dump(mode="json"), sort_keys=False)  # in ASCII: PyYAML misreads a NEL of its own

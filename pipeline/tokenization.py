@@ -36,10 +36,8 @@ class TextTokenizer:
     def __init__(self, serialized: str, end_id: int) -> None:
         self.serialized = serialized
         self.end_id = end_id
-        self._plain = Tokenizer.from_str(serialized)
+        self._plain = _bare(serialized)
         self._plain.encode_special_tokens = True
-        self._plain.no_truncation()
-        self._plain.no_padding()
 
     def __reduce__(self) -> tuple[type[TextTokenizer], tuple[str, int]]:
         """Pickles as its arguments: the copy in another process must read control tokens as text too."""
@@ -87,6 +85,15 @@ class TextTokenizer:
         return type(self._plain.model).__name__ == "BPE"
 
 
+def _bare(serialized: str) -> Tokenizer:
+    """A tokenizer that adds, cuts and pads nothing, and whose offsets are whole: a post-processor may trim spaces off them."""
+    tokenizer = Tokenizer.from_str(serialized)
+    tokenizer.post_processor = None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
 @dataclass(frozen=True)
 class Prompt:
     """The teacher's prompt around a comment: chat template, user turn, and the opening of the answer.
@@ -117,8 +124,8 @@ class TeacherTokenizer(TextTokenizer):
 
     def __init__(self, hf: PreTrainedTokenizerBase) -> None:
         self._hf = hf
-        self._control = hf.backend_tokenizer
-        super().__init__(self._control.to_str(), self._find_end(hf))
+        super().__init__(hf.backend_tokenizer.to_str(), self._find_end(hf))
+        self._control = _bare(self.serialized)
 
     @staticmethod
     def _find_end(hf: PreTrainedTokenizerBase) -> int:
@@ -140,8 +147,8 @@ class TeacherTokenizer(TextTokenizer):
         if text.count(COMMENT_MARK) != 1:
             raise UserError("the teacher's chat template does not show the user turn exactly once")
         before, after = text.split(COMMENT_MARK)
-        cut_before = max((before.rfind(t) + len(t) for t in self.special_tokens.values() if t in before), default=0)
-        cut_after = min((after.find(t) for t in self.special_tokens.values() if t in after), default=len(after))
+        cut_before = max((end for _, end in self._control_spans(before)), default=0)
+        cut_after = min((start for start, _ in self._control_spans(after)), default=len(after))
         return Prompt(
             head=self._control_ids(before[:cut_before]),
             before=before[cut_before:],
@@ -150,8 +157,12 @@ class TeacherTokenizer(TextTokenizer):
         )
 
     def _control_ids(self, text: str) -> list[int]:
-        self._control.encode_special_tokens = False
         return list(self._control.encode(text, add_special_tokens=False).ids)
+
+    def _control_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where the template's control tokens stand, with the white space that some of them swallow."""
+        encoding = self._control.encode(text, add_special_tokens=False)
+        return [span for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ in self.special_tokens]
 
 
 def _render(hf: PreTrainedTokenizerBase, turns: list[tuple[str, str]], generate: bool) -> str:

@@ -1,0 +1,57 @@
+"""The demo's comments and a teacher fitted on fewer of them: small enough for tests, real enough to be distilled."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cluster.runtime import MALLOC
+from pipeline.cli import main
+from tests.tiny import ROOT
+
+
+class Retort:
+    """Runs the real command."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *arguments: str, ok: bool = True, timeout: float = 400) -> str:
+        """Its output. Fails the test unless the exit code says what `ok` does."""
+        command = [sys.executable, "-m", "pipeline.cli", *arguments]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RETORT_"))}
+        environment |= MALLOC | {"RETORT_CACHE": str(self.folder / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+        output = done.stdout + done.stderr
+        assert (done.returncode == 0) == ok, output
+        assert ok or "Traceback" not in output, output
+        return output
+
+    def refuses(self, *arguments: str) -> str:
+        """What the command says when it refuses; in this process, which saves the imports."""
+        done = CliRunner().invoke(main, arguments, env={"RETORT_CACHE": str(self.folder / "cache")})
+        assert isinstance(done.exception, SystemExit), done.exception
+        assert done.exit_code == 1, done.output
+        return done.output
+
+
+@pytest.fixture(scope="session")
+def retort(tmp_path_factory: pytest.TempPathFactory) -> Retort:
+    return Retort(tmp_path_factory.mktemp("retort"))
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with comments.jsonl.gz and teacher/."""
+    from pipeline.demo.build import build_demo
+    from pipeline.demo.teacher import DEFAULT_FIT
+
+    folder = tmp_path_factory.mktemp("demo")
+    build_demo(str(folder), count=2000, fit=dataclasses.replace(DEFAULT_FIT, epochs=4))
+    return folder
