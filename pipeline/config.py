@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.errors import UserError
 from pipeline.task import describe, read_yaml
-from student.config import Strict, StudentConfig, TrainConfig
+from student.config import Strict, StudentChanges, TrainConfig
 
 
 class TeacherConfig(Strict):
@@ -71,7 +71,7 @@ class RunConfig(Strict):
     teacher: TeacherConfig = TeacherConfig()
     comments: CommentsConfig = CommentsConfig()
     extract: ExtractConfig = ExtractConfig()
-    student: StudentConfig = StudentConfig()
+    student: StudentChanges = StudentChanges()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()

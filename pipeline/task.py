@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline import storage
 from pipeline.errors import UserError
-from student.config import Strict
+from student.config import Strict, StudentConfig
 
 Scalar = bool | int | float | str | None
 Values = tuple[Scalar, ...]
@@ -75,6 +75,7 @@ class Task(Strict):
     separator: str = Field("\n\n", min_length=1, description="what the student reads between comment and answer")
     context: int = Field(75, ge=3, description="the student's context: comment, separator and answer inputs, in tokens")
     auxiliary_tokens: int = Field(278, ge=0, description="watched tokens outside the output automaton")
+    student: StudentConfig = StudentConfig()
 
     @field_validator("fields", mode="before")
     @classmethod
@@ -92,8 +93,8 @@ class Task(Strict):
 
     @property
     def hash(self) -> str:
-        """Identity of all that shapes prompts, answers and filters. The teacher is recorded beside it."""
-        content = self.model_dump(mode="json", exclude={"name", "teacher"})
+        """Identity of all that shapes prompts, answers and filters. Teacher and student are recorded beside it."""
+        content = self.model_dump(mode="json", exclude={"name", "teacher", "student"})
         return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()[:16]
 
     @property

@@ -28,13 +28,30 @@ class StudentConfig(Strict):
         return self
 
 
+class StudentChanges(Strict):
+    """What a run changes of the shape its task gives the student; null leaves a figure as it is."""
+
+    layers: int | None = None
+    width: int | None = None
+    heads: int | None = None
+    mlp: int | None = None
+
+    def of(self, shape: StudentConfig) -> StudentConfig:
+        """The changed shape.
+
+        Raises:
+            pydantic.ValidationError: it is no shape.
+        """
+        return StudentConfig.model_validate(shape.model_dump() | self.model_dump(exclude_none=True))
+
+
 class TrainConfig(Strict):
     """The training of one student."""
 
     objective: Literal["curriculum", "hard-label"] = "curriculum"
     epochs: int = Field(15, ge=1)
     batch_size: int = Field(32, ge=1, description="examples of one step over all workers")
-    learning_rate: float = Field(3e-4, gt=0, description="peak of the cosine")
+    learning_rate: float | None = Field(None, gt=0, description="peak of the cosine; null takes 0.25 / width")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
@@ -47,3 +64,7 @@ class TrainConfig(Strict):
     gpus_per_worker: float = Field(0, ge=0)
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; null shares the machine's among the workers")
     samples: int = Field(4, ge=0, description="validation answers decoded after each epoch, for the report")
+
+    def peak_rate(self, width: int) -> float:
+        """The learning rate, by default falling with the student's width (Yang et al., "Tensor Programs V", 2022)."""
+        return self.learning_rate or 0.25 / width

@@ -17,6 +17,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from pydantic import ValidationError
 from ray.util.queue import Empty, Queue
 
 from cluster.runtime import MALLOC, start_ray
@@ -27,6 +28,7 @@ from pipeline.config import RunConfig
 from pipeline.console import progress
 from pipeline.errors import UserError
 from pipeline.shards import Shards, open_shards
+from pipeline.task import describe
 from student.checkpoint import load_student, save_student
 from student.config import TrainConfig
 from student.data import TRAIN, VALIDATION, Batch, Examples, Order, load_examples
@@ -59,12 +61,13 @@ def train(config: RunConfig, shards_folder: str, student_folder: str) -> dict[st
         UserError: the shards are unusable, or the folder holds another training.
     """
     shards = open_shards(shards_folder)
-    identity = _identity(config, shards)
+    shape = shape_of(config, shards.compiled)
+    identity = _identity(shape, config.train, shards)
     done = _finished(student_folder, identity)
     if done:
         log.info("%s already holds this training", student_folder)
         return done
-    training = Training(shards_folder, shape_of(config, shards.compiled), config.train)
+    training = Training(shards_folder, shape, config.train)
     examples = len(load_examples(shards, TRAIN))
     steps = Order(examples, config.train.batch_size, config.train.seed, 0, config.train.workers).steps
     with torch.device("meta"):
@@ -85,14 +88,22 @@ def train(config: RunConfig, shards_folder: str, student_folder: str) -> dict[st
 
 
 def shape_of(config: RunConfig, compiled: CompiledTask) -> Shape:
-    """The student's shape under a compiled task."""
-    return Shape.of(config.student, compiled.tokenizer.size, compiled.watched.size, compiled.task.context)
+    """The student's shape under a compiled task.
+
+    Raises:
+        UserError: what the run changes of the task's shape leaves none.
+    """
+    try:
+        shape = config.student.of(compiled.task.student)
+    except ValidationError as error:
+        raise UserError(f"the student has no such shape:\n{describe(error)}") from error
+    return Shape.of(shape, compiled.tokenizer.size, compiled.watched.size, compiled.task.context)
 
 
-def _identity(config: RunConfig, shards: Shards) -> dict[str, Any]:
+def _identity(shape: Shape, config: TrainConfig, shards: Shards) -> dict[str, Any]:
     """What makes a training this one and no other."""
     made_of = {key: shards.manifest[key] for key in ("task_name", "hashes", "teacher", "rows", "steps")}
-    return {"student": config.student.model_dump(mode="json"), "train": config.train.model_dump(mode="json"), "shards": made_of}
+    return {"student": shape.as_dict(), "train": config.model_dump(mode="json"), "shards": made_of}
 
 
 def _finished(folder: str, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -108,7 +119,7 @@ def _finished(folder: str, identity: dict[str, Any]) -> dict[str, Any] | None:
 
 def _start_tracking(config: RunConfig, identity: dict[str, Any]) -> Tracking:
     uri = tracking_uri(config.tracking.uri, config.out or ".")
-    name = f"{identity['shards']['task_name']}-{config.student.layers}x{config.student.width}"
+    name = f"{identity['shards']['task_name']}-{identity['student']['layers']}x{identity['student']['width']}"
     return Tracking.start(uri, config.tracking.experiment, name, identity)
 
 
@@ -215,7 +226,7 @@ def _work(settings: dict[str, Any]) -> None:
     data = load_examples(shards, TRAIN)
     order = Order(len(data), config.batch_size, config.seed, context.get_world_rank(), context.get_world_size())
     worker = _Worker(
-        trainer=Trainer(model, config, order.steps * config.epochs, device),
+        trainer=Trainer(model, config, order.steps * config.epochs, config.peak_rate(training.shape.width), device),
         student=student,
         compiled=shards.compiled,
         train=data,

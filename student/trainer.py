@@ -67,15 +67,14 @@ class Trainer:
         model: the student, wrapped for data parallelism where there are other workers.
         config: of the training.
         steps: of the whole training.
+        peak: the highest learning rate.
         device: where the model is.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, steps: int, device: torch.device) -> None:
-        self._model, self._config, self._steps, self._device = model, config, steps, device
+    def __init__(self, model: nn.Module, config: TrainConfig, steps: int, peak: float, device: torch.device) -> None:
+        self._model, self._config, self._steps, self._peak, self._device = model, config, steps, peak, device
         self._objective = OBJECTIVES[config.objective]
-        self._optimizer = torch.optim.AdamW(
-            _groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
-        )
+        self._optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=peak, betas=config.betas, fused=True)
         self.step_index = 0
 
     def kl_weight(self) -> float:
@@ -95,7 +94,7 @@ class Trainer:
         """
         started = time.perf_counter()
         self._model.train()
-        rate = self._config.learning_rate * cosine_annealing(self.step_index, self._steps, self._config.warmup)
+        rate = self._peak * cosine_annealing(self.step_index, self._steps, self._config.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         terms, sums = self._forward(batch)

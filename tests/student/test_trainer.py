@@ -15,13 +15,13 @@ from student.data import TRAIN, Order, load_examples
 from student.model import Student
 from student.trainer import Trainer
 
-CONFIG = TrainConfig(epochs=3, batch_size=16, learning_rate=3e-3)
+CONFIG = TrainConfig(epochs=3, batch_size=16)
 
 
 def run_steps(model: Student, shards: Shards, order: Order, steps: int, wrap: bool = False) -> list[float]:
     examples = load_examples(shards, TRAIN)
     wrapped = torch.nn.parallel.DistributedDataParallel(model) if wrap else model
-    trainer = Trainer(wrapped, CONFIG, steps, torch.device("cpu"))
+    trainer = Trainer(wrapped, CONFIG, steps, 3e-3, torch.device("cpu"))
     batches = [indices for epoch in range(1, 9) for indices in order.epoch(epoch)][:steps]
     return [trainer.step(examples.batch(i), CONFIG.batch_size)[0].means()["loss"] for i in batches]
 
@@ -58,7 +58,7 @@ def test_two_workers_equal_one(model: Student, shards: Shards, tmp_path: Path) -
 
 
 def test_the_curriculum_meets_both_ends(model: Student) -> None:
-    trainer = Trainer(model, CONFIG, 10, torch.device("cpu"))
+    trainer = Trainer(model, CONFIG, 10, 3e-3, torch.device("cpu"))
     assert trainer.kl_weight() == pytest.approx(0.8)
     trainer.step_index = 9
     assert trainer.kl_weight() == pytest.approx(0.2)
@@ -66,7 +66,7 @@ def test_the_curriculum_meets_both_ends(model: Student) -> None:
 
 def test_measuring_changes_nothing_and_does_not_depend_on_batches(model: Student, shards: Shards) -> None:
     examples = load_examples(shards, TRAIN)
-    trainer = Trainer(model, CONFIG, 10, torch.device("cpu"))
+    trainer = Trainer(model, CONFIG, 10, 3e-3, torch.device("cpu"))
     before = copy.deepcopy(model.state_dict())
     order = np.arange(30)
     one = trainer.measure([examples.batch(order)])
