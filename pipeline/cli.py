@@ -11,9 +11,10 @@ import click
 from rich.table import Table
 
 from pipeline import storage
-from pipeline.config import RunConfig, load_config
+from pipeline.config import RunConfig, load_config, student_shape
 from pipeline.console import console, set_up_logging
 from pipeline.errors import UserError
+from pipeline.task import load_task
 
 # Each stage imports what it runs on when it is asked for: `retort --help` answers at once, and a student's machine
 # needs no vLLM.
@@ -114,6 +115,8 @@ def run(**options: Any) -> None:
     from student.train import train
 
     config, out = _configure(**options)
+    if config.task:
+        student_shape(load_task(config.task), config.student)  # better refused now than after the extraction
     extract(config)
     trained = train(config, storage.join(out, "shards"), storage.join(out, "student"))
     figures = evaluate(config.evaluate, storage.join(out, "shards"), storage.join(out, "student"), storage.join(out, "report"))

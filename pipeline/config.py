@@ -8,8 +8,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from pipeline.errors import UserError
-from pipeline.task import describe, read_yaml
-from student.config import Strict, StudentChanges, TrainConfig
+from pipeline.task import Task, describe, read_yaml
+from student.config import Strict, StudentChanges, StudentConfig, TrainConfig
 
 
 class TeacherConfig(Strict):
@@ -96,6 +96,18 @@ def load_config(path: str | None, overrides: list[str], options: dict[str, Any])
         return RunConfig.model_validate(content)
     except ValidationError as error:
         raise UserError(f"the configuration is wrong:\n{describe(error)}") from error
+
+
+def student_shape(task: Task, changes: StudentChanges) -> StudentConfig:
+    """The shape a task gives its student, with a run's changes.
+
+    Raises:
+        UserError: the changes leave no shape.
+    """
+    try:
+        return changes.of(task.student)
+    except ValidationError as error:
+        raise UserError(f"the student has no such shape:\n{describe(error)}") from error
 
 
 def _parse(override: str, value: str) -> Any:

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from urllib.parse import quote, unquote
 import pyarrow.fs as pafs
 
 from pipeline.errors import UserError
+
+SPOOL_BYTES = 64 << 20  # what waits for a bucket is kept in memory up to this size, on disk beyond
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -139,13 +142,15 @@ def read_json(path: str) -> Any:
 def writing(path: str) -> Iterator[IO[bytes]]:
     """A stream whose content appears at the path as a whole when the block ends, and not at all if it fails.
 
-    On a disk it is written under another name first; in a bucket the put that ends the stream makes it visible.
+    On a disk it is written under another name first; for a bucket it is kept aside and put there at the end.
     """
     fs, inner = filesystem(path)
     if not isinstance(fs, pafs.LocalFileSystem):
-        stream = fs.open_output_stream(inner, compression=None)
-        yield stream  # left unclosed by a failure, an upload is not completed
-        stream.close()
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
+            yield spool
+            spool.seek(0)  # only now, as a stream to a bucket completes its upload even when a failure closes it
+            with fs.open_output_stream(inner, compression=None) as target:
+                shutil.copyfileobj(spool, target)
         return
     os.makedirs(os.path.dirname(inner), exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(inner), prefix=".writing-")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mlflow.exceptions import MlflowException
 
 from pipeline import storage
 from pipeline.compiled import CompiledTask, require_same
@@ -24,6 +25,7 @@ from student.fidelity import agreement, step_measures
 from student.floors import majority, tfidf_regression
 from student.model import Student
 from student.report import render
+from tune.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,22 @@ def evaluate(config: EvaluateConfig, shards_folder: str, student_folder: str, re
     }
     storage.write_json(storage.join(report_folder, "fidelity.json"), figures)
     storage.write_text(storage.join(report_folder, "fidelity.html"), render(figures))
+    track(figures)
     return figures
+
+
+def track(figures: dict[str, Any]) -> None:
+    """Puts the headline figures beside the training's metrics in MLflow, where its run can be reached."""
+    agreements = {name: figures[name] for name in ("student", "unconstrained")} | figures["floors"]
+    rows = {f"fidelity.{name}.{key}": row[key] for name, row in agreements.items() for key in ("valid", "whole")}
+    rows |= {f"fidelity.student.{field}": share for field, share in figures["student"]["fields"].items()}
+    rows |= {f"fidelity.{name}": figures["steps"][name] for name in ("accuracy", "choice_accuracy", "kl", "choice_kl")}
+    rows["fidelity.ece"] = figures["steps"]["calibration"]["ece"]
+    run = figures["training"]["mlflow"]
+    try:
+        Tracking(run["uri"], run["run"]).log([(0, rows)])
+    except MlflowException as error:
+        log.warning("the figures are not in MLflow: its run at %s cannot be reached (%s)", run["uri"], error)
 
 
 def parse_all(compiled: CompiledTask, answers: list[list[int]]) -> list[Values | None]:

@@ -79,7 +79,7 @@ def learning_curves(epochs: list[dict[str, Any]]) -> str:
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend(fontsize=8)
-        loss.set_ylim(bottom=0)
+        loss.set_yscale("log")
     return drawing.svg
 
 

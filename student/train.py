@@ -17,18 +17,16 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from pydantic import ValidationError
 from ray.util.queue import Empty, Queue
 
 from cluster.runtime import MALLOC, start_ray
 from cluster.version import VARIABLE, check_code_version, code_version
 from pipeline import storage
 from pipeline.compiled import CompiledTask
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, student_shape
 from pipeline.console import progress
 from pipeline.errors import UserError
 from pipeline.shards import Shards, open_shards
-from pipeline.task import describe
 from student.checkpoint import load_student, save_student
 from student.config import TrainConfig
 from student.data import TRAIN, VALIDATION, Batch, Examples, Order, load_examples
@@ -93,10 +91,7 @@ def shape_of(config: RunConfig, compiled: CompiledTask) -> Shape:
     Raises:
         UserError: what the run changes of the task's shape leaves none.
     """
-    try:
-        shape = config.student.of(compiled.task.student)
-    except ValidationError as error:
-        raise UserError(f"the student has no such shape:\n{describe(error)}") from error
+    shape = student_shape(compiled.task, config.student)
     return Shape.of(shape, compiled.tokenizer.size, compiled.watched.size, compiled.task.context)
 
 

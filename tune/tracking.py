@@ -68,10 +68,6 @@ class Tracking:
         for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
             self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 
-    def artifact(self, path: str) -> None:
-        """Keeps a local file with the run."""
-        self._client.log_artifact(self.run_id, path)
-
     def end(self, failed: bool) -> None:
         """Closes the run."""
         status = RunStatus.FAILED if failed else RunStatus.FINISHED

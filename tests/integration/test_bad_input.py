@@ -75,6 +75,11 @@ def test_unknown_configuration_keys_are_named(retort: Retort, place: Path) -> No
     assert "student.depth: unknown key" in retort.refuses("extract", *arguments(place), "--set=student.depth=3")
 
 
+def test_an_impossible_student_is_refused_before_the_extraction(retort: Retort, place: Path) -> None:
+    output = retort.refuses("run", *arguments(place), "--set=student.width=1000")
+    assert "width 1000 must be a multiple of 2 × heads (16)" in output
+
+
 @pytest.mark.parametrize(("comments", "message"), [("empty.jsonl", "is empty"), ("no-text.csv", "no column 'body'")])
 def test_inputs_without_comments(retort: Retort, place: Path, comments: str, message: str) -> None:
     assert message in retort.refuses("extract", *arguments(place, comments=comments))

@@ -161,3 +161,13 @@ def forced_logprobs(case: Case, captured: Captured, dtype: torch.dtype) -> np.nd
         logits = model(input_ids=ids).logits[0, len(prompt) - 1 :].float()
         rows.append(logits.log_softmax(-1)[:, torch.as_tensor(case.watched, dtype=torch.int64)].numpy())
     return np.concatenate(rows)
+
+
+def test_language_weights_are_found_under_either_name() -> None:
+    from pipeline.gemma3_text import _language_weights
+
+    tensor = torch.zeros(1)
+    names = ["language_model.model.norm.weight", "model.language_model.norm.weight", "lm_head.weight"]
+    vision = ["vision_tower.a", "model.vision_tower.a", "multi_modal_projector.b", "model.multi_modal_projector.b"]
+    found = [name for name, _ in _language_weights((name, tensor) for name in names + vision)]
+    assert found == ["model.norm.weight", "model.norm.weight", "lm_head.weight"]

@@ -77,6 +77,7 @@ def test_mlflow_has_every_step(out: Path, output: str) -> None:
     steps = client.get_metric_history(run.info.run_id, "loss")
     names = {"loss", "kl", "ce", "kl_weight", "ce_weight", "learning_rate", "step_accuracy", "choice_accuracy"}
     names |= {"examples_per_second", "seconds_per_example", "validation_loss", "train_loss"}
+    names |= {"fidelity.student.whole", "fidelity.student.topic", "fidelity.tfidf_regression.whole", "fidelity.ece"}
     assert run.info.status == "FINISHED"
     assert names <= run.data.metrics.keys()
     assert [m.step for m in steps] == list(range(1, len(steps) + 1))

@@ -1,0 +1,376 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.comments import KEPT, MALFORMED, SCHEMA, Columns, Row, _table, file_format, filter_rows, read_file
+from pipeline.errors import UserError
+from pipeline.task import CommentRules
+from pipeline.tokenization import TextTokenizer
+
+COLUMNS = Columns(text="body", id="id")
+GOOD = [("a", "I love it"), ("b", 'quotes " and, commas'), ("", "two\nlines"), ("d", "é 日本 😀"), ("e", "x" * 100_000)]
+
+
+def compress(content: bytes, ending: str) -> bytes:
+    if not ending:
+        return content
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, {".gz": "gzip", ".zst": "zstd"}[ending]) as stream:
+        stream.write(content)
+    return bytes(sink.getvalue())
+
+
+def write(folder: Path, name: str, content: bytes) -> str:
+    path = folder / name
+    path.write_bytes(content)
+    return str(path)
+
+
+def jsonl(rows: list[tuple[str, str]]) -> bytes:
+    return b"".join(json.dumps({"id": id_, "body": body, "score": 1}).encode() + b"\n" for id_, body in rows)
+
+
+def as_csv(rows: list[tuple[str, str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([("id", "score", "body"), *((id_, 1, body) for id_, body in rows)])
+    return text.getvalue().encode()
+
+
+def parquet(rows: list[tuple[str, str]]) -> bytes:
+    ids, bodies = zip(*rows, strict=True)
+    return table_bytes(pa.table({"id": ids, "score": [1] * len(rows), "body": bodies}))
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def rows_of(folder: Path, name: str, content: bytes, columns: Columns = COLUMNS) -> list[Row]:
+    return list(read_file(write(folder, name, content), columns))
+
+
+def reasons(rows: list[Row]) -> list[tuple[int, str]]:
+    return [(row.row, row.reason) for row in rows if row.status == MALFORMED]
+
+
+def strings(values: list[bytes]) -> pa.Array:
+    """A string column of any bytes, valid UTF-8 or not."""
+    binary = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(values), binary.buffers())
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+@pytest.mark.parametrize(
+    ("ending", "encode"), [(".jsonl", jsonl), (".ndjson", jsonl), (".json", jsonl), (".csv", as_csv), (".parquet", parquet)]
+)
+def test_every_format_and_compression_gives_the_same_rows(
+    tmp_path: Path, ending: str, compression: str, encode: Callable[[list[tuple[str, str]]], bytes]
+) -> None:
+    rows = rows_of(tmp_path, f"x{ending}{compression}", compress(encode(GOOD), compression))
+    assert rows == [Row(i, id_, body) for i, (id_, body) in enumerate(GOOD)]
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x", "x.jsonl.bz2", "x.gz", "x.jsonl.gz.zst"])
+def test_other_files_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="comments are read from"):
+        file_format(name)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"body": "x"', "not JSON: "),
+        (b"plain text", "not JSON: "),
+        (b"[" * 200_000, "not JSON: "),
+        (b'{"body": "x", "n": ' + b"1" * 5000 + b"}", "not JSON: "),
+        (b'{"body": "x"} {"body": "y"}', "not JSON: "),
+        (b'{"body": "raw \x00 and \x1f"}', "not JSON: "),
+        (b'["x"]', "a JSON object was expected, not list"),
+        (b'"x"', "a JSON object was expected, not str"),
+        (b"null", "a JSON object was expected, not NoneType"),
+        (b"1", "a JSON object was expected, not int"),
+        (b"{}", "no key 'body'"),
+        (b'{"text": "x"}', "no key 'body'"),
+        (b'{"body": null}', "the text is null"),
+        (b'{"body": 1}', "the text is int"),
+        (b'{"body": true}', "the text is bool"),
+        (b'{"body": ["x"]}', "the text is list"),
+        (b'{"body": "\xff\xfe"}', "not UTF-8"),
+        (b'{"body": "\xc3"}', "not UTF-8"),
+        (b'{"body": "\xed\xa0\x80"}', "not UTF-8"),
+        (b'{"body": "\\ud83d alone"}', "not UTF-8"),
+    ],
+    ids=lambda value: repr(value[:30]),
+)
+def test_malformed_lines_are_set_aside_with_their_reason(tmp_path: Path, line: bytes, reason: str) -> None:
+    rows = rows_of(tmp_path, "x.jsonl", b'{"body": "before"}\n' + line + b'\n{"body": "after"}\n')
+    assert [row.text for row in rows if row.status == KEPT] == ["before", "after"]
+    ((number, found),) = reasons(rows)
+    assert number == 1
+    assert found.startswith(reason)
+    assert len(found) <= 500
+
+
+@pytest.mark.parametrize(
+    ("line", "id_", "text"),
+    [
+        (b'{"body": "\\u0000 \\u001b[31m \\u0007", "id": 7}', "7", "\x00 \x1b[31m \x07"),
+        (b'{"body": "  x \\n", "id": null}', "", "x"),
+        (b'{"body": "\\ud83d\\ude00"}', "", "😀"),
+        (b'{"body": "x", "id": "\\ud83d"}', "?", "x"),
+        (b'{"body": "x", "id": ["y"]}', "['y']", "x"),
+        (b'\xef\xbb\xbf{"body": "x"}', "", "x"),
+        (b'{"body": "a", "body": "x"}', "", "x"),
+        (b'{"body": "x"}\r', "", "x"),
+        (b'{"body": ""}', "", ""),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_odd_lines_are_kept(tmp_path: Path, line: bytes, id_: str, text: str) -> None:
+    assert rows_of(tmp_path, "x.jsonl", line + b"\n") == [Row(0, id_, text)]
+
+
+def test_no_depth_of_nesting_raises(tmp_path: Path) -> None:
+    lines = [b'{"body": "x", "id": ' + b"[" * depth + b"]" * depth + b"}\n" for depth in range(700, 1010)]
+    assert len(rows_of(tmp_path, "x.jsonl", b"".join(lines))) == len(lines)
+
+
+def test_blank_lines_are_numbered_but_not_rows(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "x.jsonl", b'\n{"body": "x"}\n \t\n\r\n{"body": "y"}')
+    assert [(row.row, row.text) for row in rows] == [(1, "x"), (4, "y")]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+def test_an_empty_file_has_no_good_rows(tmp_path: Path, ending: str, compression: str) -> None:
+    path = write(tmp_path, f"x{ending}{compression}", compress(b"", compression))
+    if ending == ".csv":
+        with pytest.raises(UserError, match="no column 'body'; it has none"):
+            list(read_file(path, COLUMNS))
+    else:
+        assert all(row.status == MALFORMED for row in read_file(path, COLUMNS))
+
+
+@pytest.mark.parametrize(("ending", "encode"), [(".jsonl", jsonl), (".csv", as_csv), (".parquet", parquet)])
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_the_rest_of_a_truncated_file_is_one_malformed_row(
+    tmp_path: Path, ending: str, compression: str, share: float, encode: Callable[[list[tuple[str, str]]], bytes]
+) -> None:
+    many = [(str(i), f"comment {i * i * 31 % 977} of {i * 7919 % 1009}") for i in range(20_000)]
+    whole = compress(encode(many), compression)
+    content = whole[: max(6, int(len(whole) * share))]
+    rows = rows_of(tmp_path, f"x{ending}{compression}", content)
+    good = [row for row in rows if row.status == KEPT]
+    assert [(row.id, row.text) for row in good[:-1]] == many[: max(0, len(good) - 1)]
+    assert len(good) < len(many)
+    assert rows[-1].status == MALFORMED
+    assert [row.row for row in rows] == list(range(len(rows)))
+
+
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".csv.gz", ".csv.zst", ".parquet.gz", ".parquet"])
+def test_a_file_that_is_not_what_its_name_says_is_malformed(tmp_path: Path, ending: str) -> None:
+    (row,) = rows_of(tmp_path, f"x{ending}", b"neither compressed nor Parquet\n")
+    assert (row.row, row.status) == (0, MALFORMED)
+
+
+def test_a_corrupt_page_of_a_parquet_file_ends_it(tmp_path: Path) -> None:
+    rows = [(str(i), f"comment {i}") for i in range(5000)]
+    content = bytearray(parquet(rows))
+    content[len(content) // 3 : len(content) // 2] = b"\xff" * (len(content) // 2 - len(content) // 3)
+    found = rows_of(tmp_path, "x.parquet", bytes(content))
+    assert found[-1].status == MALFORMED
+    assert "cannot be read" in found[-1].reason
+
+
+def test_csv_rows_of_another_width_are_malformed(tmp_path: Path) -> None:
+    content = b'id,body\n1,good\n2\n3,too,many\n\n4,"quoted\nnew\r\nlines, and ""quotes"""\n5,last'
+    rows = rows_of(tmp_path, "x.csv", content)
+    assert [(row.row, row.text) for row in rows if row.status == KEPT] == [
+        (0, "good"),
+        (4, 'quoted\nnew\r\nlines, and "quotes"'),
+        (5, "last"),
+    ]
+    assert reasons(rows) == [
+        (1, "1 fields where the header names 2"),
+        (2, "3 fields where the header names 2"),
+    ]
+
+
+def test_csv_keeps_control_characters_and_sets_broken_bytes_aside(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "x.csv", b"\xef\xbb\xbfbody\na\x00b\x1b\n\xff\n\xed\xa0\x80\nend\n")
+    assert [(row.row, row.text) for row in rows if row.status == KEPT] == [(0, "a\x00b\x1b"), (3, "end")]
+    assert reasons(rows) == [(1, "not UTF-8"), (2, "not UTF-8")]
+
+
+def test_parquet_values_of_every_kind(tmp_path: Path) -> None:
+    texts = strings([b"good", b"\xff broken", b"a\x00b"])
+    rows = rows_of(tmp_path, "x.parquet", table_bytes(pa.table({"body": texts})))
+    assert [row.text for row in rows if row.status == KEPT] == ["good", "a\x00b"]
+    assert reasons(rows) == [(1, "not UTF-8")]
+    for column, reason in [
+        (pa.array(["x", None]), "the text is null"),
+        (pa.array([1.5, 2.5]), "the text is float"),
+        (pa.array([["x"], ["y"]]), "the text is list"),
+        (pa.array([{"x": 1}, {"x": 2}]), "the text is dict"),
+    ]:
+        rows = rows_of(tmp_path, "x.parquet", table_bytes(pa.table({"body": column})))
+        assert (1, reason) in reasons(rows)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.binary()])
+def test_parquet_text_may_have_any_string_type(tmp_path: Path, kind: pa.DataType) -> None:
+    texts = pa.array(["x", "é"]).cast(kind)
+    rows = rows_of(tmp_path, "x.parquet", table_bytes(pa.table({"body": texts})))
+    assert [row.text for row in rows] == ["x", "é"]
+
+
+def test_a_broken_id_does_not_lose_a_parquet_file(tmp_path: Path) -> None:
+    table = pa.table({"id": strings([b"a", b"\xff"]), "body": ["x", "y"]})
+    rows = rows_of(tmp_path, "x.parquet", table_bytes(table))
+    assert [(row.id, row.text) for row in rows] == [("a", "x"), ("?", "y")]
+
+
+@pytest.mark.parametrize(("ending", "encode"), [(".jsonl", jsonl), (".csv", as_csv), (".parquet", parquet)])
+def test_text_and_id_may_be_the_same_column(
+    tmp_path: Path, ending: str, encode: Callable[[list[tuple[str, str]]], bytes]
+) -> None:
+    rows = rows_of(tmp_path, f"x{ending}", encode(GOOD[:2]), Columns("body", "body"))
+    assert [(row.id, row.text) for row in rows] == [(body, body) for _, body in GOOD[:2]]
+
+
+@pytest.mark.parametrize(("ending", "encode"), [(".csv", as_csv), (".parquet", parquet)])
+def test_a_missing_text_column_is_named(tmp_path: Path, ending: str, encode: Callable[[list[tuple[str, str]]], bytes]) -> None:
+    with pytest.raises(UserError, match=r"no column 'text'; it has id, score, body\. Set comments\.text"):
+        rows_of(tmp_path, f"x{ending}", encode(GOOD), Columns("text", "id"))
+
+
+@pytest.mark.parametrize(("ending", "encode"), [(".jsonl", jsonl), (".csv", as_csv), (".parquet", parquet)])
+def test_a_missing_id_column_gives_empty_ids(
+    tmp_path: Path, ending: str, encode: Callable[[list[tuple[str, str]]], bytes]
+) -> None:
+    rows = rows_of(tmp_path, f"x{ending}", encode(GOOD), Columns("body", "name"))
+    assert [row.id for row in rows] == [""] * len(GOOD)
+
+
+@settings(deadline=None, max_examples=150)
+@given(content=st.one_of(st.binary(max_size=200), st.text('{}[]":,\\u\nbodyd8 01', max_size=80).map(str.encode)))
+def test_any_bytes_as_jsonl_are_numbered_by_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    rows = rows_of(tmp_path_factory.getbasetemp(), "any.jsonl", content)
+    lines = [i for i, line in enumerate(content.split(b"\n")) if line.strip()]
+    assert [row.row for row in rows] == lines
+
+
+@settings(deadline=None, max_examples=150)
+@given(lines=st.lists(st.one_of(st.none(), st.text(max_size=10), st.binary(max_size=10)), max_size=12))
+def test_good_lines_among_bad_ones_keep_their_number(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str | bytes | None]
+) -> None:
+    written = [
+        json.dumps({"body": line}).encode() if isinstance(line, str) else (line or b"").replace(b"\n", b"") for line in lines
+    ]
+    rows = rows_of(tmp_path_factory.getbasetemp(), "mixed.jsonl", b"\n".join(written))
+    kept = {row.row: row.text for row in rows if row.status == KEPT}
+    good = {i: line.strip() for i, line in enumerate(lines) if isinstance(line, str)}
+    assert good.items() <= kept.items()
+
+
+@settings(deadline=None, max_examples=100)
+@given(content=st.binary(max_size=200), ending=st.sampled_from([".csv", ".parquet", ".jsonl.gz", ".csv.zst"]))
+def test_any_bytes_in_any_format_raise_nothing_but_a_missing_column(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, ending: str
+) -> None:
+    prefix = b"body,id\n" if ending == ".csv" else b""
+    try:
+        rows_of(tmp_path_factory.getbasetemp(), f"any{ending}", prefix + content)
+    except UserError as error:
+        assert "no column" in str(error)  # noqa: PT017
+
+
+def filtered(tokenizer: TextTokenizer, texts: list[str], **rules: Any) -> list[Row]:
+    rows = [Row(i, str(i), text) for i, text in enumerate(texts)]
+    return filter_rows(rows, CommentRules.model_validate({"min_tokens": 1, "max_tokens": 25} | rules), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("I love it", KEPT),
+        ("", "too_short"),
+        ("positive " * 40, "too_long"),
+        ("see https://x.org", "urls"),
+        ("see HTTP://x.org", "urls"),
+        ("see www.x.org", "urls"),
+        ("awww.x", KEPT),
+        ("x <eos> y", "special_tokens"),
+        ("<end_of_turn> https://x.org " + "positive " * 40, "special_tokens"),
+        ("https://x.org " + "positive " * 40, "urls"),
+    ],
+)
+def test_rules_apply_in_order(tokenizer: TextTokenizer, text: str, status: str) -> None:
+    (row,) = filtered(tokenizer, [text])
+    assert row.status == status
+    if status == KEPT:
+        assert row.tokens == tokenizer.encode([text])[0]
+    else:
+        assert (row.text, row.tokens) == ("", [])
+    assert row.id == "0"
+
+
+def test_lengths_count_tokens_and_both_ends_are_kept(tokenizer: TextTokenizer) -> None:
+    texts = ["Ж" * n for n in range(1, 6)]  # two byte tokens each
+    statuses = [row.status for row in filtered(tokenizer, texts, min_tokens=4, max_tokens=8)]
+    assert statuses == ["too_short", KEPT, KEPT, KEPT, "too_long"]
+
+
+def test_rules_can_keep_urls_and_the_text_of_special_tokens(tokenizer: TextTokenizer) -> None:
+    rows = filtered(tokenizer, ["www.x.org", "a <eos> b"], urls=True, special_tokens=True, max_tokens=60)
+    assert [row.status for row in rows] == [KEPT, KEPT]
+    assert not any(tokenizer.has_control(row.tokens) for row in rows)
+
+
+def test_malformed_rows_pass_the_filter_as_they_are(tokenizer: TextTokenizer) -> None:
+    row = Row(3, "x", status=MALFORMED, reason="not UTF-8")
+    assert filter_rows([row], CommentRules(max_tokens=5), tokenizer) == [row]
+    assert filter_rows([], CommentRules(max_tokens=5), tokenizer) == []
+
+
+def test_large_comments_are_fast(bpe_tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    texts = ["x" * 100_000, "<" * 100_000, "ha " * 33_000, "é日" * 50_000, "\x00" * 100_000, "www" * 33_000]
+    content = b"".join(json.dumps({"body": text}).encode() + b"\n" for text in texts)
+    started = time.perf_counter()
+    rows = rows_of(tmp_path, "x.jsonl", content)
+    marked = filter_rows(rows, CommentRules(max_tokens=25), bpe_tokenizer)
+    assert time.perf_counter() - started < 6
+    assert {row.status for row in marked} == {"too_long"}
+
+
+def test_the_real_comments_read_without_a_malformed_row(shared: Path) -> None:
+    path = shared / "data" / "reddit_comments" / "dev.jsonl.gz"
+    rows = list(read_file(str(path), COLUMNS))
+    assert len(rows) == len(gzip.decompress(path.read_bytes()).splitlines())
+    assert {row.status for row in rows} == {KEPT}
+
+
+def test_rows_as_a_table(tokenizer: TextTokenizer) -> None:
+    rows = [*filtered(tokenizer, ["I love it", ""]), Row(2, status=MALFORMED, reason="why")]
+    table = _table(5, rows)
+    assert table.schema == SCHEMA
+    assert table["file"].to_pylist() == [5, 5, 5]
+    assert table["tokens"].to_pylist()[0] == tokenizer.encode(["I love it"])[0]
+    assert table["status"].to_pylist() == [KEPT, "too_short", MALFORMED]

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import storage
+from pipeline.comments import KEPT, MALFORMED, SCHEMA
+from pipeline.config import CommentsConfig
+from pipeline.errors import UserError
+from pipeline.plan import (
+    UNIT_COLUMNS,
+    Plan,
+    Source,
+    _malformed_records,
+    _UnitWriter,
+    describe_source,
+    find_comments,
+    find_plan,
+    read_unit,
+    unit_path,
+)
+from pipeline.task import Task
+from pipeline.tokenization import TextTokenizer
+
+STATUSES = [KEPT, MALFORMED, "special_tokens", "urls", "too_short", "too_long"]
+
+
+def make_source(**changes: Any) -> Source:
+    content = {"task": "t", "tokenizer": "k", "files": [("/a.jsonl", 3)], "text": "body", "id": "id"}
+    return Source.model_validate(content | {"limit": None, "rows_per_unit": 4} | changes)
+
+
+def make_table(statuses: list[str], first_row: int = 0) -> pa.Table:
+    rows = [
+        {
+            "file": 0,
+            "row": first_row + i,
+            "id": f"id{first_row + i}",
+            "text": f"text {first_row + i}",
+            "tokens": [first_row + i, 7],
+            "status": status,
+            "reason": "why" if status == MALFORMED else "",
+        }
+        for i, status in enumerate(statuses)
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def write_units(folder: str, tables: list[list[str]], size: int, limit: int | None) -> tuple[_UnitWriter, list[bool]]:
+    """Feeds tables of these statuses to a writer as `make_plan` does; tells what each `add` said."""
+    writer, told, row = _UnitWriter(folder, size, limit), [], 0
+    for statuses in tables:
+        told.append(writer.add(make_table(statuses, row)))
+        row += len(statuses)
+        if not told[-1]:
+            break
+    writer.flush()
+    return writer, told
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    tables=st.lists(st.lists(st.sampled_from(STATUSES), max_size=9), max_size=5),
+    size=st.integers(1, 5),
+    limit=st.one_of(st.none(), st.integers(1, 12)),
+)
+def test_units_hold_the_kept_rows_in_order_up_to_the_limit(
+    tmp_path_factory: pytest.TempPathFactory, tables: list[list[str]], size: int, limit: int | None
+) -> None:
+    folder = str(tmp_path_factory.mktemp("plan"))
+    writer, told = write_units(folder, tables, size, limit)
+    plan = writer.plan(make_source())
+    statuses = [status for table in tables for status in table]
+    rows = [row for row, status in enumerate(statuses) if status == KEPT]
+    reached = limit is not None and len(rows) >= limit
+    wanted = rows[:limit]
+    read = statuses[: wanted[-1] + 1] if reached else statuses
+    units = [read_unit(folder, unit) for unit in range(plan.units)]
+    assert [row for unit in units for row in unit["row"].to_pylist()] == wanted
+    assert [len(unit) for unit in units[:-1]] == [size] * (len(units) - 1)
+    assert all(0 < len(unit) <= size for unit in units)
+    assert (plan.read, plan.kept, plan.malformed) == (len(read), len(wanted), read.count(MALFORMED))
+    assert plan.dropped == {status: read.count(status) for status in STATUSES[2:]}
+    assert told == [True] * len(told) if not reached else told == [True] * (len(told) - 1) + [False]
+    assert len(storage.list_files(folder)) == plan.units
+
+
+def test_a_unit_keeps_every_column(tmp_path: Path) -> None:
+    write_units(str(tmp_path), [[KEPT, "urls", KEPT]], size=8, limit=None)
+    unit = read_unit(str(tmp_path), 0)
+    assert unit.schema.names == UNIT_COLUMNS
+    assert unit.to_pylist()[1] == {"file": 0, "row": 2, "id": "id2", "text": "text 2", "tokens": [2, 7]}
+
+
+def test_a_limit_ends_within_a_table_and_counts_no_further(tmp_path: Path) -> None:
+    writer, told = write_units(str(tmp_path), [[KEPT, MALFORMED], ["urls", KEPT, KEPT, MALFORMED]], size=8, limit=2)
+    plan = writer.plan(make_source())
+    assert told == [True, False]
+    assert (plan.read, plan.kept, plan.malformed, plan.dropped["urls"]) == (4, 2, 1, 1)
+
+
+def test_no_rows_make_no_units(tmp_path: Path) -> None:
+    writer, _ = write_units(str(tmp_path), [[], ["urls"]], size=2, limit=None)
+    assert writer.plan(make_source()).units == 0
+    assert storage.list_files(str(tmp_path)) == []
+
+
+def test_the_summary_is_one_line(tmp_path: Path) -> None:
+    writer, _ = write_units(str(tmp_path), [[KEPT] * 3 + ["urls", "too_long", "too_long", MALFORMED]], 2, None)
+    assert writer.plan(make_source()).summary() == "7 rows read, 3 kept, 1 malformed, dropped: 1 urls, 2 too long"
+
+
+def test_malformed_records_name_file_and_line() -> None:
+    table = make_table([KEPT, MALFORMED, "urls"], first_row=10)
+    assert _malformed_records(table, ["/a.jsonl"]) == [{"file": "/a.jsonl", "line": 12, "id": "id11", "reason": "why"}]
+
+
+def save_plan(folder: Path, source: Source) -> None:
+    plan = Plan(source=source, units=1, read=3, kept=2, malformed=1, dropped={"urls": 0})
+    storage.write_json(str(folder / "plan.json"), plan.model_dump(mode="json"))
+
+
+def test_a_plan_is_found_again(tmp_path: Path) -> None:
+    assert find_plan(str(tmp_path), make_source()) is None
+    save_plan(tmp_path, make_source())
+    plan = find_plan(str(tmp_path), make_source())
+    assert plan is not None
+    assert (plan.source, plan.kept) == (make_source(), 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"task": "other"}, "its task differ"),
+        ({"tokenizer": "other"}, "its tokenizer differ"),
+        ({"files": [("/a.jsonl", 4)]}, "its files differ"),
+        ({"text": "other"}, "its text differ"),
+        ({"limit": 1}, "its limit differ"),
+        ({"rows_per_unit": 5, "id": "other"}, "its id, rows_per_unit differ"),
+    ],
+)
+def test_a_plan_of_another_source_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    save_plan(tmp_path, make_source())
+    with pytest.raises(UserError, match=named):
+        find_plan(str(tmp_path), make_source(**changes))
+
+
+def test_units_without_a_plan_are_no_plan(tmp_path: Path) -> None:
+    write_units(str(tmp_path), [[KEPT] * 3], 2, None)
+    assert find_plan(str(tmp_path), make_source()) is None
+
+
+def test_comments_are_found_once_sorted_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b.jsonl", "a.csv", "c.parquet"):
+        (tmp_path / name).write_text("x")
+    monkeypatch.chdir(tmp_path)
+    config = CommentsConfig(paths=["c.parquet", "*.jsonl", ".", f"{tmp_path}/a.csv"])
+    assert find_comments(config) == [str(tmp_path / name) for name in ("c.parquet", "b.jsonl", "a.csv")]
+
+
+@pytest.mark.parametrize(
+    ("paths", "named"), [([], "no comments given"), (["absent"], "no file at absent"), (["x.txt"], "are read from")]
+)
+def test_comments_that_cannot_be_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paths: list[str], named: str
+) -> None:
+    (tmp_path / "x.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=named):
+        find_comments(CommentsConfig(paths=paths))
+
+
+def test_the_source_tells_what_was_read(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("12345")
+    content = {"name": "t", "teacher": "none", "instruction": "J", "fields": {"a": [1]}, "comments": {"max_tokens": 5}}
+    task = Task.model_validate(content)
+    source = describe_source(CommentsConfig(limit=9), [str(tmp_path / "x.jsonl")], task, tokenizer, 4)
+    assert source.files == [(str(tmp_path / "x.jsonl"), 5)]
+    assert (source.task, source.tokenizer, source.limit, source.rows_per_unit) == (task.hash, tokenizer.hash, 9, 4)
+
+
+def test_a_unit_has_its_own_file() -> None:
+    assert unit_path("s3://b/c", 7) == "s3://b/c/unit-000007.parquet"

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import gc
+import os
+import re
+import stat
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("b.jsonl", "a.jsonl", "c.csv", "sub/d.jsonl", "sub/deep/e.jsonl", "with space.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path
+
+
+def names(paths: list[str], root: Path) -> list[str]:
+    """Paths or URIs below a folder, as they read on from it, each opened to see that it is there."""
+    for path in paths:
+        assert storage.read_text(path)
+    return [storage.filesystem(path)[1].removeprefix(f"{root}/") for path in paths]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a.jsonl", ["a.jsonl"]),
+        ("", ["a.jsonl", "b.jsonl", "c.csv", "with space.jsonl"]),
+        ("sub", ["sub/d.jsonl"]),
+        ("?.jsonl", ["a.jsonl", "b.jsonl"]),
+        ("*.csv", ["c.csv"]),
+        ("*/*.jsonl", ["sub/d.jsonl"]),
+        ("**/*.jsonl", ["a.jsonl", "b.jsonl", "sub/d.jsonl", "sub/deep/e.jsonl", "with space.jsonl"]),
+        ("sub/**/*.jsonl", ["sub/d.jsonl", "sub/deep/e.jsonl"]),
+    ],
+)
+def test_expand(tree: Path, scheme: str, pattern: str, expected: list[str]) -> None:
+    if scheme and "?" in pattern:
+        pytest.skip("a question mark starts a URI's query")
+    assert names(storage.expand(f"{scheme}{tree}/{pattern}"), tree) == expected
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("pattern", ["absent.jsonl", "*.parquet", "absent/*.jsonl"])
+def test_expanding_to_nothing_is_an_error(tree: Path, scheme: str, pattern: str) -> None:
+    with pytest.raises(UserError, match="no file at"):
+        storage.expand(f"{scheme}{tree}/{pattern}")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching"),
+    [
+        ("a.b*", {"a.bc"}),
+        ("?.b*", {"a.bc"}),
+        ("(x)/*.jsonl", {"(x)/y.jsonl"}),
+        ("[ac].jsonl", {"a.jsonl", "c.jsonl"}),
+        ("**/x?.jsonl", {"p/q/x1.jsonl", "x1.jsonl"}),
+        ("p/**", {"p/q/x1.jsonl"}),
+    ],
+)
+def test_the_globs_of_uris(pattern: str, matching: set[str]) -> None:
+    paths = ["a.bc", "aXbc", "(x)/y.jsonl", "x/y.jsonl", "a.jsonl", "c.jsonl", "p/q/x1.jsonl", "x1.jsonl", "x12.jsonl"]
+    assert {path for path in paths if re.match(storage._glob_regex(pattern), path)} == matching
+
+
+@pytest.mark.parametrize(
+    ("uri", "inner", "path", "expected"),
+    [
+        ("s3://bucket/a/*.csv", "bucket/a/*.csv", "bucket/a/x y.csv", "s3://bucket/a/x%20y.csv"),
+        ("s3://bucket/a/?region=x", "bucket/a/", "bucket/a/x.csv", "s3://bucket/a/x.csv?region=x"),
+        ("hdfs://host:1/a%20b/*", "/a b/*", "/a b/c", "hdfs://host:1/a%20b/c"),
+    ],
+)
+def test_the_uri_of_a_listed_file(uri: str, inner: str, path: str, expected: str) -> None:
+    assert storage._beside(uri, inner, path) == expected
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_write_and_read(tmp_path: Path, scheme: str) -> None:
+    path = f"{scheme}{tmp_path}/new/folder/x.json"
+    storage.write_json(path, {"é": [1, None]})
+    assert storage.read_json(path) == {"é": [1, None]}
+    assert storage.exists(path)
+    assert storage.exists(f"{scheme}{tmp_path}/new")
+    assert not storage.exists(f"{scheme}{tmp_path}/absent")
+    assert storage.list_files(f"{scheme}{tmp_path}/new/folder") == ["x.json"]
+    storage.write_text(path, "again")
+    assert storage.read_text(path) == "again"
+
+
+def test_files_are_readable_by_others(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "x"), b"x")
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("failing", ["fsync", "chmod", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    path = tmp_path / "x"
+    storage.write_bytes(str(path), b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OSError, match="disk full"):
+        storage.write_bytes(str(path), b"new")
+    assert os.listdir(tmp_path) == ["x"]
+    assert path.read_bytes() == b"old"
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_bytes(str(tmp_path / "x"), b"new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "x"), b"old")
+    with pytest.raises(RuntimeError, match="in the middle"):
+        write_half(str(tmp_path / "x"))
+    assert os.listdir(tmp_path) == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"old"
+
+
+def write_half(path: str) -> None:
+    with storage.writing(path) as stream:
+        stream.write(b"half")
+        raise RuntimeError("in the middle")
+
+
+def test_a_block_that_fails_writes_nothing_to_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    monkeypatch.setattr(storage, "filesystem", lambda path: (bucket, path))
+    storage.write_bytes("x", b"old")
+    with pytest.raises(RuntimeError, match="in the middle"):
+        write_half("x")
+    gc.collect()
+    assert (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_content_that_is_no_bytes_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        storage.write_bytes(str(tmp_path / "x"), "text")  # type: ignore[arg-type]
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_missing_file_is_named(tmp_path: Path, scheme: str) -> None:
+    for path in (f"{scheme}{tmp_path}/absent", f"{scheme}{tmp_path}"):
+        with pytest.raises(UserError, match=f"no file at {path}"):
+            storage.read_bytes(path)
+
+
+def test_what_is_not_json_or_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"{")
+    with pytest.raises(UserError, match="x is not JSON"):
+        storage.read_json(str(tmp_path / "x"))
+    (tmp_path / "x").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="x is not UTF-8 text"):
+        storage.read_json(str(tmp_path / "x"))
+
+
+def test_files_of_a_missing_folder_are_none(tmp_path: Path) -> None:
+    assert storage.list_files(str(tmp_path / "absent")) == []
+
+
+def test_an_unknown_scheme_is_named() -> None:
+    with pytest.raises(UserError, match="cannot open nowhere://x"):
+        storage.exists("nowhere://x")
+
+
+def test_join_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.join("s3://bucket/a/", "b", "c") == "s3://bucket/a/b/c"
+    assert storage.absolute("x") == str(tmp_path / "x")
+    assert storage.absolute("s3://bucket/x") == "s3://bucket/x"
+    assert not storage.is_uri("C:/x")
