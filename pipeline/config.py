@@ -42,7 +42,7 @@ class CommentsConfig(Strict):
 class ExtractConfig(Strict):
     """How the comments become logit shards."""
 
-    rows_per_unit: int = Field(512, ge=1, description="comments of one unit of work and of one shard")
+    rows_per_unit: int = Field(512, ge=1, le=20_000, description="comments of one unit of work and of one shard")
     calibration_rows: int = Field(256, ge=1, description="comments that choose the auxiliary tokens")
     calibration_floor: float = Field(
         0.9, ge=0, le=1, description="least mean raw mass on allowed tokens, at any state visited often enough to tell"
@@ -52,7 +52,7 @@ class ExtractConfig(Strict):
 class EvaluateConfig(Strict):
     """What the fidelity report measures."""
 
-    batch_size: int = Field(256, ge=1, description="answers the student decodes together")
+    batch_size: int = Field(128, ge=1, description="answers the student decodes together")
     limit: int | None = Field(None, ge=1, description="at most this many test examples")
 
 

@@ -142,6 +142,9 @@ class TeacherTokenizer(TextTokenizer):
 
         Its tokens equal those of the whole rendered text wherever the comment holds no special token's text: control
         tokens cut the text apart anyway, and all between two of them is encoded together.
+
+        Raises:
+            UserError: the template hides the comment, or the tokenizer reads a text by what stands far before it.
         """
         text = _render(self._hf, [("user", task.user_turn(COMMENT_MARK))], generate=True)
         if text.count(COMMENT_MARK) != 1:
@@ -149,12 +152,15 @@ class TeacherTokenizer(TextTokenizer):
         before, after = text.split(COMMENT_MARK)
         cut_before = max((end for _, end in self._control_spans(before)), default=0)
         cut_after = min((start for start, _ in self._control_spans(after)), default=len(after))
-        return Prompt(
+        prompt = Prompt(
             head=self._control_ids(before[:cut_before]),
             before=before[cut_before:],
             after=after[:cut_after],
             tail=self._control_ids(after[cut_after:]),
         )
+        if prompt.ids([COMMENT_MARK], self)[0] != self._control_ids(text):
+            raise UserError("this tokenizer gives a text other tokens after a control token than alone: it is not supported")
+        return prompt
 
     def _control_ids(self, text: str) -> list[int]:
         return list(self._control.encode(text, add_special_tokens=False).ids)

@@ -23,7 +23,7 @@ from student.decode import Decoder
 
 log = logging.getLogger(__name__)
 
-BATCH = 256
+BATCH = 128
 
 
 def predict(config: CommentsConfig, student_folder: str, out: str) -> Counter[str]:

@@ -128,16 +128,15 @@ def test_prompt_equals_a_template_whose_control_tokens_swallow_spaces(kind: str)
     assert tokenizer.prompt(task).ids(["I love it"], tokenizer) == [hf_prompt(hf, task, "I love it")]
 
 
-@pytest.mark.xfail(strict=True, reason="the turn is encoded as if it opened the text, so it gets the prefix space too")
-def test_prompt_equals_the_template_where_only_the_first_word_gets_a_space() -> None:
+def test_a_tokenizer_that_puts_a_space_before_the_first_word_alone_is_refused() -> None:
     """As Mistral's and some Llamas': Metaspace with `prepend_scheme="first"`."""
     backend = FACTORIES["gemma"]()
     backend.normalizer = None
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    hf, task = chat_tokenizer(backend), make_task()
+    hf = chat_tokenizer(backend)
     hf.chat_template = "<bos><start_of_turn>{{ messages[0]['content'] }}<end_of_turn>"
-    tokenizer = TeacherTokenizer(hf)
-    assert tokenizer.prompt(task).ids(["I love it"], tokenizer) == [hf_prompt(hf, task, "I love it")]
+    with pytest.raises(UserError, match="after a control token than alone"):
+        TeacherTokenizer(hf).prompt(make_task())
 
 
 def test_a_template_that_repeats_or_drops_the_user_turn_is_refused() -> None:
