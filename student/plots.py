@@ -1,7 +1,8 @@
-"""The report's plots, as SVG text to put into the page."""
+"""The report's plots, as SVG in data URIs: as text in one page, their ids would collide."""
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +29,9 @@ STYLE: Any = {
 
 
 class _Drawing:
-    """A figure that becomes SVG text when its block ends."""
+    """A figure that becomes a data URI when its block ends."""
 
-    svg = ""
+    uri = ""
 
 
 @contextmanager
@@ -39,9 +40,9 @@ def _drawing(columns: int, width: float, height: float) -> Iterator[tuple[_Drawi
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield drawing, [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
-        buffer = io.StringIO()
+        buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    drawing.svg = buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    drawing.uri = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def agreement_bars(figures: dict[str, Any]) -> str:
@@ -62,7 +63,7 @@ def agreement_bars(figures: dict[str, Any]) -> str:
         axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
         axes.set_title("Agreement with the teacher on unseen comments")
         axes.legend(ncols=3, fontsize=8, loc="upper right")
-    return drawing.svg
+    return drawing.uri
 
 
 def learning_curves(epochs: list[dict[str, Any]]) -> str:
@@ -80,7 +81,7 @@ def learning_curves(epochs: list[dict[str, Any]]) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend(fontsize=8)
         loss.set_yscale("log")
-    return drawing.svg
+    return drawing.uri
 
 
 def reliability(calibration: dict[str, Any]) -> str:
@@ -97,4 +98,4 @@ def reliability(calibration: dict[str, Any]) -> str:
         axes.set_xlabel("confidence")
         axes.set_ylabel("share equal to the teacher's")
         axes.set_title(f"Calibration, ECE {calibration['ece']:.3f}")
-    return drawing.svg
+    return drawing.uri

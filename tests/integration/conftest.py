@@ -53,5 +53,5 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipeline.demo.teacher import DEFAULT_FIT
 
     folder = tmp_path_factory.mktemp("demo")
-    build_demo(str(folder), count=2000, fit=dataclasses.replace(DEFAULT_FIT, epochs=4))
+    build_demo(str(folder), count=1600, fit=dataclasses.replace(DEFAULT_FIT, epochs=4))
     return folder
