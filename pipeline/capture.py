@@ -67,7 +67,7 @@ class Captured:
     lse: NDArray[np.float32]
 
 
-class Recorder:
+class Recorder(Observer):
     """Keeps the watched logits and the log-sum-exp of every step, on the logits' device until drained."""
 
     def __init__(self, watched: NDArray[np.int32], device: torch.device) -> None:
@@ -136,7 +136,7 @@ class _Sighting:
     probability_V: torch.Tensor
 
 
-class Census:
+class Census(Observer):
     """Sums the teacher's probabilities by automaton state. Each (row, step) counts once, the last time it is seen."""
 
     def __init__(self, automaton: Automaton, device: torch.device) -> None:
@@ -202,7 +202,6 @@ class Constraint:
         self._tokens = torch.as_tensor(automaton.tokens, dtype=torch.int64, device=device)
         self._next_SR = torch.as_tensor(automaton.next_state, dtype=torch.int64, device=device)
         self._end = automaton.end
-        self._column: torch.Tensor | None = None
 
     def apply(self, logits_NV: torch.Tensor, states_N: torch.Tensor) -> None:
         """Leaves, in place, only the tokens each row's state allows; rows at the end or outside (-1) stay as they are."""

@@ -72,6 +72,11 @@ def _configure(
     return settings, storage.absolute(settings.out)
 
 
+def _folder(given: str | None, out: str, name: str) -> str:
+    """A stage's folder: as given, else within the run's; absolute, as workers have other working directories."""
+    return storage.absolute(given) if given else storage.join(out, name)
+
+
 class _Group(click.Group):
     """Prints a user's errors as one message and no traceback."""
 
@@ -118,8 +123,9 @@ def run(**options: Any) -> None:
     if config.task:
         student_shape(load_task(config.task), config.student)  # better refused now than after the extraction
     extract(config)
-    trained = train(config, storage.join(out, "shards"), storage.join(out, "student"))
-    figures = evaluate(config.evaluate, storage.join(out, "shards"), storage.join(out, "student"), storage.join(out, "report"))
+    shards, student, report = (_folder(None, out, name) for name in ("shards", "student", "report"))
+    trained = train(config, shards, student)
+    figures = evaluate(config.evaluate, shards, student, report)
     _summary(figures, out, trained["mlflow"]["uri"])
 
 
@@ -142,7 +148,7 @@ def train(shards: str | None, **options: Any) -> None:
     from student.train import train as stage
 
     config, out = _configure(**options)
-    stage(config, shards or storage.join(out, "shards"), storage.join(out, "student"))
+    stage(config, _folder(shards, out, "shards"), _folder(None, out, "student"))
 
 
 @main.command()
@@ -154,7 +160,7 @@ def evaluate(shards: str | None, student: str | None, **options: Any) -> None:
     from student.evaluate import evaluate as stage
 
     config, out = _configure(**options)
-    folders = (shards or storage.join(out, "shards"), student or storage.join(out, "student"), storage.join(out, "report"))
+    folders = (_folder(shards, out, "shards"), _folder(student, out, "student"), _folder(None, out, "report"))
     _summary(stage(config.evaluate, *folders), out, None)
 
 
@@ -168,7 +174,7 @@ def predict(student: str | None, answers: str | None, **options: Any) -> None:
 
     config, out = _configure(**options)
     place = answers or storage.join(out, "answers.jsonl")
-    counts = stage(config.comments, student or storage.join(out, "student"), place)
+    counts = stage(config.comments, _folder(student, out, "student"), place)
     console.print(f"{counts['kept']:,} answers in {place}", highlight=False)
 
 

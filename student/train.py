@@ -29,7 +29,7 @@ from pipeline.errors import UserError
 from pipeline.shards import Shards, open_shards
 from student.checkpoint import load_student, save_student
 from student.config import TrainConfig
-from student.data import TRAIN, VALIDATION, Batch, Examples, Order, load_examples
+from student.data import TRAIN, VALIDATION, Batch, Examples, Order, load_answers, load_examples
 from student.decode import Decoder
 from student.model import Shape, Student
 from student.trainer import Sums, Trainer
@@ -66,7 +66,7 @@ def train(config: RunConfig, shards_folder: str, student_folder: str) -> dict[st
         log.info("%s already holds this training", student_folder)
         return done
     training = Training(shards_folder, shape, config.train)
-    examples = len(load_examples(shards, TRAIN))
+    examples = len(load_answers(shards, TRAIN)[0])
     steps = Order(examples, config.train.batch_size, config.train.seed, 0, config.train.workers).steps
     with torch.device("meta"):
         counts = Student(training.shape).parameter_counts()
