@@ -6,10 +6,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
 from pipeline.shards import open_shards
+from student.data import columns_of, states_of
 from tests.integration.conftest import Retort
 
 SMALL = [f"--set={setting}" for setting in ("student.layers=2", "student.width=64", "student.heads=2", "student.mlp=256")]
@@ -50,8 +52,14 @@ def test_shards_hold_real_distributions(out: Path) -> None:
     shards = open_shards(str(out / "shards"))
     for table in shards.tables():
         assert (table.logprobs.astype("float32") < 0.01).all()
-        # the answers are the teacher's own: their tokens carry nearly all its probability at forced steps
         assert table.lse.shape == (len(table.answers), 3)
+        # the answers are the teacher's own: at forced steps nearly all its raw probability is on their tokens
+        rows = np.arange(len(table.answers))
+        own = table.logprobs[rows, columns_of(shards.compiled, table.answers)].astype("float32")
+        forced = shards.compiled.automaton.forced[
+            states_of(shards.compiled, np.split(table.answers, np.cumsum(table.lengths)[:-1]))
+        ]
+        assert np.exp(own[forced]).mean() > 0.9
 
 
 def test_the_student_learns_and_never_derails(out: Path) -> None:
@@ -60,7 +68,7 @@ def test_the_student_learns_and_never_derails(out: Path) -> None:
     assert figures["student"]["valid"] == 1.0
     assert epochs[-1]["train_loss"] < 0.5 * epochs[0]["train_loss"]
     assert figures["student"]["whole"] > 2 * figures["floors"]["majority"]["whole"]
-    assert figures["examples"] == {"test": figures["examples"]["test"], "train": figures["examples"]["train"]}
+    assert 0.7 * 1200 < figures["examples"]["train"] < 1200 - figures["examples"]["test"]
     assert figures["steps"]["accuracy"] > figures["steps"]["choice_accuracy"] > 0.5
 
 
