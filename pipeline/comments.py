@@ -26,6 +26,8 @@ from pipeline.tokenization import TextTokenizer
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 FORMATS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
 BATCH_ROWS = 2048
+READ_BYTES = 1 << 20  # of a file at once: a bucket answers each read with a request
+CSV_ROW = 1 << 20  # characters from which a CSV row of several lines is given up, as one whose quote was left open
 URL = re.compile(r"https?://|\bwww\.", re.IGNORECASE)
 
 KEPT, MALFORMED = "kept", "malformed"
@@ -79,15 +81,13 @@ def file_format(path: str) -> tuple[str, str | None]:
 
 
 def read_file(path: str, columns: Columns) -> Iterator[Row]:
-    """The rows of one file; a row or a rest that cannot be read comes as malformed, with its reason.
+    """The rows of one file; a row or a rest whose content is broken comes as malformed, with its reason.
 
     Raises:
-        UserError: a Parquet or CSV file has no such text column.
+        UserError: a Parquet or CSV file has no such text column, or the storage fails to give the file's bytes.
     """
     ending, compression = file_format(path)
-    fs, inner = storage.filesystem(path)
-    whole = ending == ".parquet" and not compression
-    stream = fs.open_input_file(inner) if whole else fs.open_input_stream(inner, compression=compression)
+    stream = _open(path, compression, seekable=ending == ".parquet" and not compression)
     read = {".parquet": _read_parquet, ".csv": _read_csv}.get(ending, _read_jsonl)
     following = 0
     try:
@@ -98,8 +98,20 @@ def read_file(path: str, columns: Columns) -> Iterator[Row]:
         yield _malformed(following, f"the rest of the file cannot be read: {error}")
 
 
-def _read_jsonl(_path: str, stream: pa.NativeFile, columns: Columns) -> Iterator[Row]:
-    for row, line in enumerate(io.BufferedReader(stream)):  # type: ignore[arg-type]
+def _open(path: str, compression: str | None, seekable: bool) -> Any:
+    """A stream of the file's content, decompressed."""
+    raw = storage.RawFile(path, seekable)
+    if seekable:
+        return pa.PythonFile(raw, mode="r")
+    buffered = io.BufferedReader(raw, READ_BYTES)
+    if not compression:
+        return buffered
+    # the default buffer, as what was read ahead of a broken place is lost with it
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(buffered, mode="r"), compression))
+
+
+def _read_jsonl(_path: str, stream: io.BufferedReader, columns: Columns) -> Iterator[Row]:
+    for row, line in enumerate(stream):
         if line.strip():
             yield _parse_line(row, line, columns)
 
@@ -118,28 +130,61 @@ def _parse_line(row: int, line: bytes, columns: Columns) -> Row:
     return _checked(row, record.get(columns.id), record[columns.text])
 
 
-def _read_csv(path: str, stream: pa.NativeFile, columns: Columns) -> Iterator[Row]:
+def _read_csv(path: str, stream: io.BufferedReader, columns: Columns) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
-    lines = io.BufferedReader(stream)  # type: ignore[arg-type]
-    reader = csv.reader(io.TextIOWrapper(lines, encoding="utf-8-sig", errors="surrogateescape", newline=""))
-    header = next(reader, [])
+    lines = _Lines(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+    reader = csv.reader(lines, strict=True)  # not strict, it runs on over a quote left open, and makes one row of several
+    header = _header(path, reader)
     _require_column(path, columns.text, header)
     for row in itertools.count():
+        first, lines.taken = reader.line_num + 1, 0
         try:
             record = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield _malformed(row, f"not CSV: {error}")
+            yield _malformed(row, f"not CSV: {error}{_several(first, reader.line_num)}")
             continue
         if record and len(record) != len(header):
-            yield _malformed(row, f"{len(record)} fields where the header names {len(header)}")
+            several = _several(first, reader.line_num)
+            yield _malformed(row, f"{len(record)} fields where the header names {len(header)}{several}")
         elif record:
             named = dict(zip(header, record, strict=True))
             yield _checked(row, named.get(columns.id), named[columns.text])
 
 
-def _read_parquet(path: str, stream: pa.NativeFile, columns: Columns) -> Iterator[Row]:
+class _Lines:
+    """A text's lines for the CSV reader, which goes on with the next line as a new row when it gets too many for one."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self.taken = 0  # characters of this row
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        if self.taken > CSV_ROW:
+            self.taken = 0
+            raise csv.Error(f"a row of more than {CSV_ROW:,} characters")
+        line = next(self._text)
+        self.taken += len(line)
+        return line
+
+
+def _header(path: str, reader: Iterator[list[str]]) -> list[str]:
+    try:
+        return next(reader, [])
+    except csv.Error as error:
+        raise UserError(f"{path}: its header is not CSV: {error}") from error
+
+
+def _several(first: int, last: int) -> str:
+    """Says which lines a broken row took with it, if more than one."""
+    return f"; lines {first} to {last} were taken for one row, as by a quote left open" if last > first else ""
+
+
+def _read_parquet(path: str, stream: Any, columns: Columns) -> Iterator[Row]:
     file = pq.ParquetFile(stream if stream.seekable() else pa.BufferReader(stream.read()))  # a compressed one cannot seek
     names = file.schema_arrow.names
     _require_column(path, columns.text, names)

@@ -10,11 +10,12 @@ import io
 import json
 import logging
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from pipeline import storage
 from pipeline.comments import DROPS, KEPT, MALFORMED, SCHEMA, Columns, comment_dataset, file_format, read_file
@@ -26,6 +27,7 @@ from student.config import Strict
 
 log = logging.getLogger(__name__)
 
+FINGERPRINTS = 16  # files looked at together: in a bucket each takes some requests
 UNIT_COLUMNS = ["file", "row", "id", "text", "tokens"]
 
 
@@ -34,7 +36,7 @@ class Source(Strict):
 
     task: str
     tokenizer: str
-    files: list[tuple[str, int]] = Field(..., description="path and size in bytes")
+    files: list[tuple[str, str]] = Field(..., description="path and fingerprint of the content")
     text: str
     id: str
     limit: int | None
@@ -78,10 +80,12 @@ def describe_source(
     config: CommentsConfig, paths: list[str], task: Task, tokenizer: TextTokenizer, rows_per_unit: int
 ) -> Source:
     """The identity of the input."""
+    with ThreadPoolExecutor(FINGERPRINTS) as threads:
+        fingerprints = list(threads.map(storage.fingerprint, paths))
     return Source(
         task=task.hash,
         tokenizer=tokenizer.hash,
-        files=[(path, _size(path)) for path in paths],
+        files=list(zip(paths, fingerprints, strict=True)),
         text=config.text,
         id=config.id,
         limit=config.limit,
@@ -98,12 +102,15 @@ def find_plan(folder: str, source: Source) -> Plan | None:
     """The plan a folder holds, if any.
 
     Raises:
-        UserError: it was made from another source; the message names what differs.
+        UserError: it was made from another source, and the message names what differs, or by a version with other plans.
     """
     path = storage.join(folder, "plan.json")
     if not storage.exists(path):
         return None
-    plan = Plan.model_validate(storage.read_json(path))
+    try:
+        plan = Plan.model_validate(storage.read_json(path))
+    except ValidationError as error:
+        raise UserError(f"{path} is no plan of this version of Retort: choose another --out, or delete {folder}") from error
     differ = [name for name, value in source if getattr(plan.source, name) != value]
     if differ:
         raise UserError(f"{folder} holds another run (its {', '.join(differ)} differ): choose another --out, or delete it")
@@ -119,18 +126,19 @@ def make_plan(folder: str, source: Source, config: CommentsConfig, task: Task, t
     paths = [path for path, _ in source.files]
     dataset = comment_dataset(paths, Columns(source.text, source.id), task.comments, tokenizer)
     writer = _UnitWriter(folder, source.rows_per_unit, source.limit)
-    set_aside: list[dict[str, Any]] = []
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        set_aside += _malformed_records(table, paths)
-        if config.max_malformed is not None and len(set_aside) > config.max_malformed:
-            raise UserError(
-                f"more than {config.max_malformed} malformed rows (comments.max_malformed); the last: {set_aside[-1]}"
-            )
-        if not writer.add(table):
-            break
-    writer.flush()
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in set_aside)
-    storage.write_text(storage.join(folder, "set_aside.jsonl"), lines)
+    with storage.writing(storage.join(folder, "set_aside.jsonl")) as set_aside:
+        malformed = 0
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            records = _malformed_records(table, paths)
+            malformed += len(records)
+            if config.max_malformed is not None and malformed > config.max_malformed:
+                raise UserError(
+                    f"more than {config.max_malformed} malformed rows (comments.max_malformed); the last: {records[-1]}"
+                )
+            set_aside.writelines(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
+            if not writer.add(table):
+                break
+        writer.flush()
     plan = writer.plan(source)
     if not plan.kept:
         raise UserError(f"no comment passed the filters: {plan.summary()}")

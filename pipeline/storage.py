@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import io
 import json
+import mmap
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 from urllib.parse import quote, unquote
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.errors import UserError
 
 SPOOL_BYTES = 64 << 20  # what waits for a bucket is kept in memory up to this size, on disk beyond
+SAMPLES, SAMPLE_BYTES = 16, 64 << 10  # what a fingerprint reads of a file
+UNFINISHED = ".writing-"  # starts the name of a file on a disk until it is whole
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -138,6 +144,73 @@ def read_json(path: str) -> Any:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
+class RawFile(io.RawIOBase):
+    """A file's bytes as they are stored. They may be read front to back, or anywhere where `seekable` says so.
+
+    What decompresses or parses them raises the same exceptions for a broken file as a disk or a network does for a fault of
+    its own. Here faults become `UserError`, which passes through pyarrow as it is, so that neither is taken for the other.
+    """
+
+    def __init__(self, path: str, seekable: bool = False) -> None:
+        self._path, self._seekable = path, seekable
+        fs, inner = filesystem(path)
+        with _no_fault(path):
+            self._stream = fs.open_input_file(inner) if seekable else fs.open_input_stream(inner, compression=None)
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """As asked for."""
+        return self._seekable
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer, less at the end of the file."""
+        with _no_fault(self._path):
+            return int(self._stream.readinto(buffer))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Goes to a place in the file."""
+        with _no_fault(self._path):
+            return int(self._stream.seek(offset, whence))
+
+    def tell(self) -> int:
+        """The place in the file."""
+        return int(self._stream.tell())
+
+
+@contextmanager
+def _no_fault(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"cannot read {path}: {error}. Once it can be read, the same command goes on from there") from error
+
+
+def fingerprint(path: str) -> str:
+    """Identity of a file's content: its size and 16 blocks spread over it, or all of a file of at most 1 MiB.
+
+    A change of a large file that keeps its size and lies between the blocks is not seen.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    fs, inner = filesystem(path)
+    with _no_fault(path), fs.open_input_file(inner) as stream:
+        size = stream.size()
+        digest = hashlib.sha256(f"{size}:".encode())
+        for start in _sample_starts(size):
+            digest.update(stream.read_at(SAMPLE_BYTES, start))
+    return digest.hexdigest()[:16]
+
+
+def _sample_starts(size: int) -> list[int]:
+    if size <= SAMPLES * SAMPLE_BYTES:
+        return list(range(0, size, SAMPLE_BYTES))
+    return [i * (size - SAMPLE_BYTES) // (SAMPLES - 1) for i in range(SAMPLES)]
+
+
 @contextmanager
 def writing(path: str) -> Iterator[IO[bytes]]:
     """A stream whose content appears at the path as a whole when the block ends, and not at all if it fails.
@@ -145,25 +218,57 @@ def writing(path: str) -> Iterator[IO[bytes]]:
     On a disk it is written under another name first; for a bucket it is kept aside and put there at the end.
     """
     fs, inner = filesystem(path)
-    if not isinstance(fs, pafs.LocalFileSystem):
-        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
-            yield spool
-            spool.seek(0)  # only now, as a stream to a bucket completes its upload even when a failure closes it
-            with fs.open_output_stream(inner, compression=None) as target:
-                shutil.copyfileobj(spool, target)
-        return
-    os.makedirs(os.path.dirname(inner), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(inner), prefix=".writing-")
+    with _on_disk(inner) if isinstance(fs, pafs.LocalFileSystem) else _in_bucket(fs, inner) as stream:
+        yield stream
+
+
+@contextmanager
+def _on_disk(path: str) -> Iterator[IO[bytes]]:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, inner)
+        os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):  # an interrupt may come when it already has its name
+            os.unlink(temporary)
         raise
+
+
+@contextmanager
+def _in_bucket(fs: pafs.FileSystem, path: str) -> Iterator[IO[bytes]]:
+    """A stream to a bucket completes its upload whenever it is closed, even by a failure or when it is forgotten.
+
+    So it is opened when all is there, takes all in one call, and does so in a thread, where no interrupt is raised.
+    """
+    with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
+        yield spool
+        size = spool.seek(0, os.SEEK_END)
+        spool.seek(0)
+        content = spool.read() if size <= SPOOL_BYTES else mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(_put, fs, path, content).result()
+
+
+def _put(fs: pafs.FileSystem, path: str, content: bytes | mmap.mmap) -> None:
+    with fs.open_output_stream(path, compression=None) as stream:
+        stream.write(content)
+
+
+def sweep(folder: str) -> None:
+    """Deletes what killed writes left in a folder on a disk; in a bucket they leave no file.
+
+    To be called only while no process writes to the folder: what is being written there would go too.
+    """
+    fs, inner = filesystem(folder)
+    if isinstance(fs, pafs.LocalFileSystem):
+        for name in list_files(folder):
+            if name.startswith(UNFINISHED):
+                os.unlink(os.path.join(inner, name))
 
 
 def write_bytes(path: str, content: bytes | memoryview) -> None:

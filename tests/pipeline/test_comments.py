@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import io
+import itertools
 import json
+import random
 import time
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import comments, storage
 from pipeline.comments import KEPT, MALFORMED, SCHEMA, Columns, Row, _table, file_format, filter_rows, read_file
 from pipeline.errors import UserError
 from pipeline.task import CommentRules
@@ -212,6 +218,63 @@ def test_csv_rows_of_another_width_are_malformed(tmp_path: Path) -> None:
     ]
 
 
+LEFT_OPEN = "; lines {} to {} were taken for one row, as by a quote left open"
+
+
+def test_a_csv_quote_left_open_takes_no_row_along_unsaid(tmp_path: Path) -> None:
+    content = b'id,body\n1,good\n2,"open\n3,lost\n4,"closes it"\n5,after\n6,"open\n7,"\n8,"open\n9,lost\n'
+    rows = rows_of(tmp_path, "x.csv", content)
+    assert [(row.row, row.id, row.text) for row in rows if row.status == KEPT] == [
+        (0, "1", "good"),
+        (2, "5", "after"),
+        (3, "6", "open\n7,"),
+    ]
+    assert reasons(rows) == [
+        (1, "not CSV: ',' expected after '\"'" + LEFT_OPEN.format(3, 5)),
+        (4, "not CSV: unexpected end of data" + LEFT_OPEN.format(9, 10)),
+    ]
+
+
+def test_a_csv_row_of_several_lines_and_another_width_names_them(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "x.csv", b'id,body\n1,"open\n2,"\n3,"x",y\n4,"a\nb",c\n')
+    assert reasons(rows) == [
+        (1, "3 fields where the header names 2"),
+        (2, "3 fields where the header names 2" + LEFT_OPEN.format(5, 6)),
+    ]
+
+
+def test_a_csv_quote_left_open_costs_a_mebibyte_of_rows_at_most(tmp_path: Path) -> None:
+    line = b"7,a comment that is the same on each line\n"
+    rows = rows_of(tmp_path, "x.csv", b'id,body\n1,"open\n' + line * 100_000)
+    lost = ((1 << 20) - len(b'1,"open\n')) // len(line) + 1
+    assert reasons(rows) == [(0, "not CSV: a row of more than 1,048,576 characters" + LEFT_OPEN.format(2, 2 + lost))]
+    assert len(rows) == 1 + 100_000 - lost
+    assert [row.row for row in rows] == list(range(len(rows)))
+
+
+@pytest.mark.parametrize("line", [b"7,seven\n", b'p",x,"q\n'], ids=["one field", "many fields"])
+def test_a_csv_quote_left_open_takes_bounded_memory(tmp_path: Path, line: bytes) -> None:
+    path = write(tmp_path, "x.csv", b'id,body\n1,"open\n' + line * (16_000_000 // len(line)))
+    tracemalloc.start()
+    first = next(read_file(path, COLUMNS))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert first.status == MALFORMED
+    assert peak < 16_000_000
+
+
+def test_a_long_csv_field_is_kept_on_one_line_and_on_some(tmp_path: Path) -> None:
+    texts = ["x" * 3_000_000, "some lines\n" * 90_000]
+    rows = rows_of(tmp_path, "x.csv", as_csv([("1", texts[0]), ("2", texts[1])]))
+    assert [row.text for row in rows] == [text.strip() for text in texts]
+
+
+@pytest.mark.parametrize("content", [b'id,"body\n1,x\n', b'id,"body"x\n1,x\n', b'"id\n' + b"1,x\n" * 300_000])
+def test_a_broken_csv_header_is_named(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(UserError, match=r"x\.csv: its header is not CSV: "):
+        rows_of(tmp_path, "x.csv", content)
+
+
 def test_csv_keeps_control_characters_and_sets_broken_bytes_aside(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "x.csv", b"\xef\xbb\xbfbody\na\x00b\x1b\n\xff\n\xed\xa0\x80\nend\n")
     assert [(row.row, row.text) for row in rows if row.status == KEPT] == [(0, "a\x00b\x1b"), (3, "end")]
@@ -244,6 +307,100 @@ def test_a_broken_id_does_not_lose_a_parquet_file(tmp_path: Path) -> None:
     table = pa.table({"id": strings([b"a", b"\xff"]), "body": ["x", "y"]})
     rows = rows_of(tmp_path, "x.parquet", table_bytes(table))
     assert [(row.id, row.text) for row in rows] == [("a", "x"), ("?", "y")]
+
+
+class FaultyFile(io.BytesIO):
+    """A file in a store whose n-th read fails, and each after it."""
+
+    def __init__(self, content: bytes, nth: int, fault: Exception) -> None:
+        super().__init__(content)
+        self._left, self._fault = nth, fault
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._left -= 1
+        if self._left <= 0:
+            raise self._fault
+        return super().read(size)
+
+
+class FaultyStore:
+    """A filesystem with one file."""
+
+    def __init__(self, content: bytes, nth: int, fault: Exception) -> None:
+        self.file = FaultyFile(content, nth, fault)
+
+    def open_input_file(self, _path: str) -> pa.NativeFile:
+        return pa.PythonFile(self.file, mode="r")
+
+    def open_input_stream(self, _path: str, compression: None) -> pa.NativeFile:
+        assert compression is None
+        return self.open_input_file(_path)
+
+
+def parquet_in_parts(rows: list[tuple[str, str]]) -> bytes:
+    """Row groups that are read one by one, as a column that nobody wants lies between."""
+    ids, bodies = zip(*rows, strict=True)
+    others = [random.Random(i).randbytes(40).hex() for i in range(len(rows))]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"id": ids, "body": bodies, "other": others}), buffer, row_group_size=1000)
+    return buffer.getvalue()
+
+
+FAULTS = [
+    OSError(errno.EIO, "Input/output error"),
+    PermissionError(errno.EACCES, "denied"),
+    pa.ArrowInvalid("the bucket is odd"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+@pytest.mark.parametrize(("ending", "encode"), [(".jsonl", jsonl), (".csv", as_csv), (".parquet", parquet_in_parts)])
+def test_a_fault_of_the_storage_ends_the_run_and_no_file(
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+    compression: str,
+    encode: Callable[[list[tuple[str, str]]], bytes],
+    fault: Exception,
+) -> None:
+    many = [(str(i), f"comment {i * i * 31 % 977} of {i * 7919 % 1009}") for i in range(3000)]
+    content, path = compress(encode(many), compression), f"s3://x{ending}{compression}"
+    monkeypatch.setattr(comments, "READ_BYTES", 4096)
+    for nth in itertools.count(1):
+        store, rows = FaultyStore(content, nth, fault), []
+        monkeypatch.setattr(storage, "filesystem", lambda path, store=store: (store, path))
+        try:
+            rows += read_file(path, COLUMNS)
+        except UserError as error:
+            assert str(error) == f"cannot read {path}: {fault}. Once it can be read, the same command goes on from there"  # noqa: PT017
+        else:
+            break
+    assert nth > 3
+    assert [(row.id, row.text) for row in rows] == many
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    for name in ("x.jsonl", "x.jsonl.gz", "x.parquet"):
+        with pytest.raises(UserError, match=f"cannot read {tmp_path}/{name}: .*the same command goes on from there"):
+            list(read_file(str(tmp_path / name), COLUMNS))
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_bytes_overwritten_within_a_compressed_file_end_it(tmp_path: Path, compression: str) -> None:
+    many = [(str(i), f"comment {i * i * 31 % 977} of {i * 7919 % 1009}") for i in range(20_000)]
+    content = compress(jsonl(many), compression)
+    half = len(content) // 2
+    rows = rows_of(tmp_path, f"x.jsonl{compression}", content[:half] + b"\x00" * 200 + content[half + 200 :])
+    assert "the rest of the file cannot be read" in rows[-1].reason
+    assert rows[-1].row == len(rows) - 1
+
+
+def test_a_truncated_file_gives_nearly_all_that_it_holds(tmp_path: Path) -> None:
+    many = [(str(i), f"comment {i * i * 31 % 977} of {i * 7919 % 1009}") for i in range(40_000)]
+    content = compress(jsonl(many), ".gz")[:-40_000]
+    held = zlib.decompressobj(wbits=31).decompress(content).count(b"\n")
+    rows = rows_of(tmp_path, "x.jsonl.gz", content)
+    assert held - 500 < len(rows) <= held + 1
 
 
 @pytest.mark.parametrize(("ending", "encode"), [(".jsonl", jsonl), (".csv", as_csv), (".parquet", parquet)])

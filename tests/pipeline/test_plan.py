@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import itertools
+import json
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +26,7 @@ from pipeline.plan import (
     describe_source,
     find_comments,
     find_plan,
+    make_plan,
     read_unit,
     unit_path,
 )
@@ -31,8 +37,13 @@ STATUSES = [KEPT, MALFORMED, "special_tokens", "urls", "too_short", "too_long"]
 
 
 def make_source(**changes: Any) -> Source:
-    content = {"task": "t", "tokenizer": "k", "files": [("/a.jsonl", 3)], "text": "body", "id": "id"}
+    content = {"task": "t", "tokenizer": "k", "files": [("/a.jsonl", "3f")], "text": "body", "id": "id"}
     return Source.model_validate(content | {"limit": None, "rows_per_unit": 4} | changes)
+
+
+def make_task() -> Task:
+    content = {"name": "t", "teacher": "none", "instruction": "J", "fields": {"a": [1]}, "comments": {"max_tokens": 5}}
+    return Task.model_validate(content)
 
 
 def make_table(statuses: list[str], first_row: int = 0) -> pa.Table:
@@ -44,7 +55,7 @@ def make_table(statuses: list[str], first_row: int = 0) -> pa.Table:
             "text": f"text {first_row + i}",
             "tokens": [first_row + i, 7],
             "status": status,
-            "reason": "why" if status == MALFORMED else "",
+            "reason": "why é" if status == MALFORMED else "",
         }
         for i, status in enumerate(statuses)
     ]
@@ -117,7 +128,7 @@ def test_the_summary_is_one_line(tmp_path: Path) -> None:
 
 def test_malformed_records_name_file_and_line() -> None:
     table = make_table([KEPT, MALFORMED, "urls"], first_row=10)
-    assert _malformed_records(table, ["/a.jsonl"]) == [{"file": "/a.jsonl", "line": 12, "id": "id11", "reason": "why"}]
+    assert _malformed_records(table, ["/a.jsonl"]) == [{"file": "/a.jsonl", "line": 12, "id": "id11", "reason": "why é"}]
 
 
 def save_plan(folder: Path, source: Source) -> None:
@@ -138,7 +149,7 @@ def test_a_plan_is_found_again(tmp_path: Path) -> None:
     [
         ({"task": "other"}, "its task differ"),
         ({"tokenizer": "other"}, "its tokenizer differ"),
-        ({"files": [("/a.jsonl", 4)]}, "its files differ"),
+        ({"files": [("/a.jsonl", "4e")]}, "its files differ"),
         ({"text": "other"}, "its text differ"),
         ({"limit": 1}, "its limit differ"),
         ({"rows_per_unit": 5, "id": "other"}, "its id, rows_per_unit differ"),
@@ -176,13 +187,88 @@ def test_comments_that_cannot_be_are_named(
 
 
 def test_the_source_tells_what_was_read(tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text("12345")
-    content = {"name": "t", "teacher": "none", "instruction": "J", "fields": {"a": [1]}, "comments": {"max_tokens": 5}}
-    task = Task.model_validate(content)
-    source = describe_source(CommentsConfig(limit=9), [str(tmp_path / "x.jsonl")], task, tokenizer, 4)
-    assert source.files == [(str(tmp_path / "x.jsonl"), 5)]
+    paths = [str(tmp_path / f"{i}.jsonl") for i in range(9)]
+    for path in paths:
+        storage.write_text(path, path)
+    task = make_task()
+    source = describe_source(CommentsConfig(limit=9), paths, task, tokenizer, 4)
+    assert source.files == [(path, storage.fingerprint(path)) for path in paths]
     assert (source.task, source.tokenizer, source.limit, source.rows_per_unit) == (task.hash, tokenizer.hash, 9, 4)
 
 
 def test_a_unit_has_its_own_file() -> None:
     assert unit_path("s3://b/c", 7) == "s3://b/c/unit-000007.parquet"
+
+
+def plan_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer, tables: Iterator[pa.Table], **config: Any
+) -> Plan:
+    """Makes a plan of these tables, as though they were what the files gave."""
+    dataset = SimpleNamespace(iter_batches=lambda **_: tables)
+    monkeypatch.setattr("pipeline.plan.comment_dataset", lambda *_: dataset)
+    return make_plan(str(folder), make_source(), CommentsConfig(**config), make_task(), tokenizer)
+
+
+def test_malformed_rows_are_set_aside_as_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer
+) -> None:
+    tables = iter([make_table([KEPT, MALFORMED]), make_table([MALFORMED, "urls", MALFORMED], 2)])
+    plan = plan_of(tmp_path, monkeypatch, tokenizer, tables, max_malformed=3)
+    lines = (tmp_path / "set_aside.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"file": "/a.jsonl", "line": line, "id": f"id{line - 1}", "reason": "why é"} for line in (2, 3, 5)
+    ]
+    assert "é" in lines[0]
+    assert plan.malformed == 3
+    assert storage.list_files(str(tmp_path)) == ["plan.json", "set_aside.jsonl", "unit-000000.parquet"]
+
+
+def test_too_many_malformed_rows_leave_no_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer
+) -> None:
+    tables = iter([make_table([KEPT, MALFORMED, MALFORMED]), make_table([KEPT, MALFORMED, KEPT], 3)])
+    with pytest.raises(UserError, match=r"more than 2 malformed rows .*; the last: .*'line': 5, 'id': 'id4'"):
+        plan_of(tmp_path, monkeypatch, tokenizer, tables, max_malformed=2)
+    assert storage.list_files(str(tmp_path)) == []
+
+
+def test_a_file_without_malformed_rows_sets_nothing_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer
+) -> None:
+    plan_of(tmp_path, monkeypatch, tokenizer, iter([make_table([KEPT])]), max_malformed=0)
+    assert (tmp_path / "set_aside.jsonl").read_bytes() == b""
+
+
+def test_malformed_rows_do_not_pile_up_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer
+) -> None:
+    table = make_table([KEPT] + [MALFORMED] * 500)
+    tracemalloc.start()
+    plan_of(tmp_path, monkeypatch, tokenizer, itertools.repeat(table, 60))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "set_aside.jsonl").read_text().count("\n") == 30_000
+    assert peak < 2 << 20
+
+
+def test_an_input_edited_to_the_same_size_is_another(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    path = str(tmp_path / "x.jsonl")
+
+    def source() -> Source:
+        return describe_source(CommentsConfig(), [path], make_task(), tokenizer, 4)
+
+    storage.write_text(path, '{"body": "a"}\n')
+    save_plan(tmp_path, source())
+    assert find_plan(str(tmp_path), source()) is not None
+    storage.write_text(path, '{"body": "b"}\n')
+    with pytest.raises(UserError, match="its files differ"):
+        find_plan(str(tmp_path), source())
+
+
+def test_a_plan_of_another_version_is_named(tmp_path: Path) -> None:
+    save_plan(tmp_path, make_source())
+    content = storage.read_json(str(tmp_path / "plan.json"))
+    content["source"]["files"] = [["/a.jsonl", 3]]
+    storage.write_json(str(tmp_path / "plan.json"), content)
+    with pytest.raises(UserError, match=r"plan\.json is no plan of this version"):
+        find_plan(str(tmp_path), make_source())

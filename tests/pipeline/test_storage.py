@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import re
 import stat
@@ -190,3 +191,80 @@ def test_join_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert storage.absolute("x") == str(tmp_path / "x")
     assert storage.absolute("s3://bucket/x") == "s3://bucket/x"
     assert not storage.is_uri("C:/x")
+
+
+def local_bucket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = pafs.SubTreeFileSystem(str(folder), pafs.LocalFileSystem())
+    monkeypatch.setattr(storage, "filesystem", lambda path: (bucket, path))
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("size", "changed"),
+    [(1, 0), (70_000, 69_999), (MIB, 0), (MIB, MIB // 2 + 7), (MIB, MIB - 1)]
+    + [(5 * MIB + 3, at) for at in (0, 65_535, (5 * MIB + 3 - 65_536) // 15 + 9, 5 * MIB - 65_533, 5 * MIB + 2)],
+)
+def test_a_fingerprint_sees_a_change_of_equal_size(tmp_path: Path, size: int, changed: int) -> None:
+    content, path = bytearray(size), tmp_path / "x"
+    path.write_bytes(content)
+    before = storage.fingerprint(str(path))
+    content[changed] = 1
+    path.write_bytes(content)
+    assert storage.fingerprint(str(path)) != before
+
+
+def test_a_fingerprint_is_of_the_content_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [0, 1, 65_536, MIB - 1, MIB, MIB + 1, 2 * MIB]
+    for size in sizes:
+        (tmp_path / f"{size}").write_bytes(bytes(size))
+        (tmp_path / f"again-{size}").write_bytes(bytes(size))
+    found = [storage.fingerprint(str(tmp_path / f"{size}")) for size in sizes]
+    assert len(set(found)) == len(sizes)
+    assert all(re.fullmatch("[0-9a-f]{16}", name) for name in found)
+    assert found == [storage.fingerprint(f"file://{tmp_path}/again-{size}") for size in sizes]
+    local_bucket(tmp_path, monkeypatch)
+    assert found == [storage.fingerprint(f"{size}") for size in sizes]
+
+
+def test_the_fingerprint_of_a_huge_file_takes_a_few_reads(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("wb") as stream:
+        stream.truncate(1 << 40)
+    assert storage.fingerprint(str(tmp_path / "x"))
+    starts = storage._sample_starts(1 << 40)
+    assert len(starts) == 16
+    assert (starts[0], starts[-1]) == (0, (1 << 40) - 65_536)
+    gaps = [after - before for before, after in itertools.pairwise(starts)]
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_a_file_that_cannot_be_read_has_no_fingerprint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"cannot read {tmp_path}/absent"):
+        storage.fingerprint(str(tmp_path / "absent"))
+
+
+def test_a_raw_file_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"0123456789")
+    with storage.RawFile(str(tmp_path / "x"), seekable=True) as raw:
+        assert (raw.seek(-3, os.SEEK_END), raw.tell(), raw.read()) == (7, 7, b"789")
+        assert (raw.seek(1), raw.read(3), raw.tell()) == (1, b"123", 4)
+    raw = storage.RawFile(str(tmp_path / "x"))
+    assert (raw.seekable(), raw.readable(), raw.read(4), raw.read(), raw.read()) == (False, True, b"0123", b"456789", b"")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_sweep_deletes_what_killed_writes_left(tmp_path: Path, scheme: str) -> None:
+    kept = ["x", ".hidden", "x.writing-", "sub/.writing-deep"]
+    for name in [*kept, ".writing-abc", ".writing-def"]:
+        storage.write_text(str(tmp_path / name), "x")
+    storage.sweep(f"{scheme}{tmp_path}")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+    storage.sweep(f"{scheme}{tmp_path}/absent")
+
+
+def test_a_sweep_leaves_buckets_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".writing-abc").write_text("an object of somebody's")
+    local_bucket(tmp_path, monkeypatch)
+    storage.sweep(".")
+    assert os.listdir(tmp_path) == [".writing-abc"]
