@@ -7,8 +7,8 @@ T steps of an answer, K temperatures.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -57,14 +57,38 @@ class Captured:
     Attributes:
         tokens: int32 [N, T], answers with their end token; 0 behind it.
         lengths: int32 [N], tokens of each answer.
+        kept: bool [N, T], the steps whose logits were kept; the others' are 0.
         logits: float32 [N, T, W], raw logits of the watched tokens.
         lse: float32 [N, T, K], log-sum-exp of the full vocabulary at `TEMPERATURES`.
     """
 
     tokens: NDArray[np.int32]
     lengths: NDArray[np.int32]
+    kept: NDArray[np.bool_]
     logits: NDArray[np.float32]
     lse: NDArray[np.float32]
+
+    def finite(self) -> NDArray[np.bool_]:
+        """Whether all that was kept of each answer is finite: bool [N]."""
+        return np.logical_and(np.isfinite(self.logits).all((1, 2)), np.isfinite(self.lse).all((1, 2)))
+
+    def select(self, rows: NDArray[np.bool_]) -> Captured:
+        """Some of the answers, in order."""
+        return Captured(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @staticmethod
+    def join(parts: list[Captured]) -> Captured:
+        """The answers of several batches, one after another."""
+        longest = max(part.tokens.shape[1] for part in parts)
+        columns = [[_widen(getattr(part, field.name), longest) for part in parts] for field in fields(Captured)]
+        return Captured(*(np.concatenate(column) for column in columns))
+
+
+def _widen(values: NDArray[Any], steps: int) -> NDArray[Any]:
+    """Pads [N, T, ...] with zeros to `steps`; leaves [N] as it is."""
+    if values.ndim == 1:
+        return values
+    return np.pad(values, [(0, 0), (0, steps - values.shape[1]), *[(0, 0)] * (values.ndim - 2)])
 
 
 class Recorder(Observer):
@@ -72,38 +96,63 @@ class Recorder(Observer):
 
     def __init__(self, watched: NDArray[np.int32], device: torch.device) -> None:
         self._watched = torch.as_tensor(watched, dtype=torch.int64, device=device)
-        self._steps: list[tuple[NDArray[np.int64], NDArray[np.int64], torch.Tensor, torch.Tensor]] = []
+        self._rows: list[NDArray[np.int64]] = []
+        self._steps: list[NDArray[np.int64]] = []
+        self._values: list[torch.Tensor] = []  # [n, W + K] each, in one piece so that one copy brings all to the host
 
     def observe(
         self, logits_NV: torch.Tensor, states_N: torch.Tensor, rows_N: NDArray[np.int64], steps_N: NDArray[np.int64]
     ) -> None:
         """See `Observer`."""
-        self._steps.append((rows_N, steps_N, logits_NV.index_select(1, self._watched), log_sum_exp(logits_NV)))
+        self._rows.append(rows_N)
+        self._steps.append(steps_N)
+        self._values.append(torch.cat([logits_NV.index_select(1, self._watched), log_sum_exp(logits_NV)], 1))
 
-    def drain(self, answers: list[list[int]]) -> Captured:
+    def missing(self, wanted_NT: NDArray[np.bool_]) -> list[int]:
+        """Answers of which a wanted step was not seen."""
+        seen_NT = np.zeros_like(wanted_NT)
+        for rows, steps in zip(self._rows, self._steps, strict=True):
+            inside = (rows >= 0) & (rows < len(seen_NT)) & (steps < seen_NT.shape[1])
+            seen_NT[rows[inside], steps[inside]] = True
+        return np.flatnonzero((wanted_NT & ~seen_NT).any(1)).tolist()
+
+    def forget(self, answers: list[int]) -> None:
+        """Drops what was seen of some answers."""
+        self._rows = [np.where(np.isin(rows, answers), -1, rows) for rows in self._rows]
+
+    def drain(self, answers: list[list[int]], wanted_NT: NDArray[np.bool_]) -> Captured:
         """All that was seen since the last drain, by answer.
 
+        Args:
+            answers: the tokens of each, end token included.
+            wanted_NT: the steps to keep, T being the longest answer's tokens.
+
         Raises:
-            RuntimeError: an answer has a token whose logits were not seen, or logits without a token.
+            RuntimeError: a wanted step's logits were not seen, or logits without a token were.
         """
+        lost = self.missing(wanted_NT)
+        rows, steps, values = self._take()
         lengths = np.array([len(answer) for answer in answers], np.int32)
-        shape = (len(answers), int(lengths.max(initial=0)))
-        logits = np.zeros((*shape, len(self._watched)), np.float32)
-        lse = np.zeros((*shape, len(TEMPERATURES)), np.float32)
-        seen = np.zeros(shape, bool)
-        observed, self._steps = self._steps, []
-        for rows, steps, watched_NW, lse_NK in observed:
-            keep = rows >= 0
-            at = rows[keep], steps[keep]
-            if (at[0] >= shape[0]).any() or (at[1] >= shape[1]).any():
-                raise RuntimeError("captured steps do not match the answers' tokens")
-            logits[at], lse[at], seen[at] = watched_NW.cpu().numpy()[keep], lse_NK.cpu().numpy()[keep], True
-        tokens = np.zeros(shape, np.int32)
+        if lost or (rows >= len(lengths)).any() or (steps >= lengths[rows]).any():
+            raise RuntimeError("captured steps do not match the answers' tokens")
+        values_NTX = np.zeros((*wanted_NT.shape, values.shape[1]), np.float32)
+        values_NTX[rows, steps] = values  # the last of equal indices stays
+        values_NTX[~wanted_NT] = 0
+        tokens = np.zeros(wanted_NT.shape, np.int32)
         for row, answer in enumerate(answers):
             tokens[row, : len(answer)] = answer
-        if not np.array_equal(seen, np.arange(shape[1]) < lengths[:, None]):
-            raise RuntimeError("captured steps do not match the answers' tokens")
-        return Captured(tokens, lengths, logits, lse)
+        W = len(self._watched)
+        return Captured(tokens, lengths, wanted_NT, values_NTX[..., :W], values_NTX[..., W:])
+
+    def _take(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Rows, steps and values [n, W + K] of all that was seen, which is forgotten."""
+        rows = np.concatenate([np.zeros(0, np.int64), *self._rows])
+        steps = np.concatenate([np.zeros(0, np.int64), *self._steps])
+        empty = torch.zeros(0, len(self._watched) + len(TEMPERATURES), device=self._watched.device)
+        values = torch.cat([empty, *self._values]).cpu().numpy()
+        self._rows, self._steps, self._values = [], [], []
+        keep = rows >= 0
+        return rows[keep], steps[keep], values[keep]
 
 
 @dataclass(frozen=True)

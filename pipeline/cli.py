@@ -14,12 +14,15 @@ from pipeline import storage
 from pipeline.config import RunConfig, load_config, student_shape
 from pipeline.console import console, set_up_logging
 from pipeline.errors import UserError
+from pipeline.stopping import Stopped
 from pipeline.task import load_task
 
 # Each stage imports what it runs on when it is asked for: `retort --help` answers at once, and a student's machine
 # needs no vLLM.
 
 Command = Callable[..., None]
+
+STOPPED = 130  # the exit code of a stage that a signal has ended early, as shells know it
 
 
 def _options(*names: str) -> Callable[[Command], Command]:
@@ -83,12 +86,15 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except UserError as error:
+        except Stopped as stopped:
+            console.print(str(stopped), highlight=False, soft_wrap=True)
+            sys.exit(STOPPED)
+        except (UserError, OSError) as error:
             console.print(f"[red]error:[/red] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
-def _plain(error: UserError) -> str:
+def _plain(error: UserError | OSError) -> str:
     """The message alone: Ray puts the worker's traceback before what a worker raised."""
     cause = getattr(error, "cause", None)
     return str(cause or error).replace("[", "\\[")

@@ -19,6 +19,7 @@ class TeacherConfig(Strict):
     revision: str | None = Field(None, description="commit, branch or tag on the Hub")
     engine: Literal["vllm", "transformers"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    temperature: float = Field(0, ge=0, description="of sampling; 0 takes the likeliest token")
     max_num_seqs: int = Field(256, ge=1, description="answers decoded together by one engine")
     max_num_batched_tokens: int = Field(8192, ge=1, description="tokens of one engine step; longer prefills are cut in chunks")
     kv_cache_gib: int = Field(1, ge=1, description="key/value cache of one engine on CPU")
@@ -43,6 +44,8 @@ class ExtractConfig(Strict):
     """How the comments become logit shards."""
 
     rows_per_unit: int = Field(512, ge=1, le=20_000, description="comments of one unit of work and of one shard")
+    capture: Literal["all", "choices"] = Field("all", description="steps whose logits are kept; choices alone are faster")
+    samples_per_comment: int = Field(1, ge=1, description="answers sampled for each comment; more than one needs a temperature")
     calibration_rows: int = Field(256, ge=1, description="comments that choose the auxiliary tokens")
     calibration_floor: float = Field(
         0.9, ge=0, le=1, description="least mean raw mass on allowed tokens, at any state visited often enough to tell"

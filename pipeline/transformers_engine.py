@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.capture import Captured, Census, CensusResult, Constraint, Recorder
 from pipeline.config import TeacherConfig
-from pipeline.teacher import Job
+from pipeline.teacher import Job, Request
 
 
 class TransformersTeacher:
@@ -26,29 +26,31 @@ class TransformersTeacher:
         self._constraint = Constraint(job.automaton, self._device)
         self._observer: Recorder | Census = job.observer(self._device)
 
-    def record(self, prompts: list[list[int]]) -> Captured:
+    def record(self, requests: list[Request]) -> Captured:
         """See `Teacher`."""
-        return self._drain(self._answer(prompts))
+        answers = self._answer(requests)
+        return self._drain(answers, self._job.wanted(answers))
 
     def census(self, prompts: list[list[int]]) -> CensusResult:
         """See `Teacher`."""
-        self._answer(prompts)
+        self._answer([Request(prompt) for prompt in prompts])
         return self._drain()
 
-    def _drain(self, *answers: list[list[int]]) -> Any:
-        return self._observer.drain(*answers)  # type: ignore[call-arg]
+    def _drain(self, *arguments: Any) -> Any:
+        return self._observer.drain(*arguments)
 
-    def _answer(self, prompts: list[list[int]]) -> list[list[int]]:
-        starts = range(0, len(prompts), self._batch)
-        batches = (self._answer_batch(prompts[start : start + self._batch], start) for start in starts)
+    def _answer(self, requests: list[Request]) -> list[list[int]]:
+        starts = range(0, len(requests), self._batch)
+        batches = (self._answer_batch(requests[start : start + self._batch], start) for start in starts)
         return list(itertools.chain.from_iterable(batches))
 
     @torch.inference_mode()
-    def _answer_batch(self, prompts: list[list[int]], first_row: int) -> list[list[int]]:
-        """Greedy decoding of one left-padded batch, step by step."""
-        inputs, mask = self._pad(prompts)
-        states = torch.zeros(len(prompts), dtype=torch.int64, device=self._device)
-        answers: list[list[int]] = [[] for _ in prompts]
+    def _answer_batch(self, requests: list[Request], first_row: int) -> list[list[int]]:
+        """Decodes one left-padded batch, step by step."""
+        inputs, mask = self._pad([request.prompt for request in requests])
+        states = torch.zeros(len(requests), dtype=torch.int64, device=self._device)
+        answers: list[list[int]] = [[] for _ in requests]
+        choose = _Chooser(requests, self._job, self._device)
         cache = None
         for step in range(self._job.automaton.longest):
             positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -inputs.shape[1] :]
@@ -57,10 +59,10 @@ class TransformersTeacher:
             )
             cache, logits = output.past_key_values, output.logits[:, -1].float()
             active = states != self._job.automaton.end
-            rows = np.where(active.cpu(), np.arange(len(prompts)) + first_row, -1)
-            self._observer.observe(logits, states, rows, np.full(len(prompts), step))
+            rows = np.where(active.cpu(), np.arange(len(requests)) + first_row, -1)
+            self._observer.observe(logits, states, rows, np.full(len(requests), step))
             self._constraint.apply(logits, states)
-            tokens = logits.argmax(1).where(active, self._job.end_id)
+            tokens = choose(logits, step).where(active, self._job.end_id)
             for answer, token, go in zip(answers, tokens.tolist(), active.tolist(), strict=True):
                 answer += [token] if go else []
             states = self._constraint.advance(states, tokens).where(active, states)
@@ -78,3 +80,24 @@ class TransformersTeacher:
             inputs[row, longest - len(ids) :] = torch.tensor(ids)
             mask[row, longest - len(ids) :] = 1
         return inputs.to(self._device), mask.to(self._device)
+
+
+class _Chooser:
+    """The next tokens of a batch: as given, sampled, or the likeliest."""
+
+    def __init__(self, requests: list[Request], job: Job, device: torch.device) -> None:
+        self._given = [request.answer for request in requests]
+        self._temperature = job.temperature
+        self._generators = [torch.Generator(device).manual_seed(request.seed or 0) for request in requests]
+
+    def __call__(self, logits_NV: torch.Tensor, step: int) -> torch.Tensor:
+        """int64 [N]."""
+        tokens = self._sample(logits_NV) if self._temperature else logits_NV.argmax(1)
+        for row, answer in enumerate(self._given):
+            if answer is not None and step < len(answer):
+                tokens[row] = answer[step]
+        return tokens
+
+    def _sample(self, logits_NV: torch.Tensor) -> torch.Tensor:
+        rows = (logits_NV / self._temperature).softmax(1)
+        return torch.cat([torch.multinomial(p, 1, generator=g) for p, g in zip(rows, self._generators, strict=True)])

@@ -12,40 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.automaton import Automaton
 from pipeline.compiled import CompiledTask
+from pipeline.forced import forced_runs
 from student.model import KeyValueCache, Student
-
-
-@dataclass(frozen=True)
-class ForcedRuns:
-    """The forced tokens that follow each state up to the next choice or the end.
-
-    Attributes:
-        tokens: int64 [S, X], padded with 0.
-        lengths: int64 [S]; 0 where the state is a choice.
-        after: int64 [S], the choice state, or the end, that the run leads to.
-    """
-
-    tokens: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    after: NDArray[np.int64]
-
-
-def forced_runs(automaton: Automaton) -> ForcedRuns:
-    """Tabulates the runs of every state."""
-    runs: list[list[int]] = [[] for _ in range(automaton.states)]
-    after = np.arange(automaton.states)
-    for state in range(automaton.states - 2, -1, -1):  # steps lead to higher states
-        if automaton.forced[state]:
-            column = int(np.argmax(automaton.allowed[state]))
-            target = int(automaton.next_state[state, column])
-            runs[state] = [int(automaton.tokens[column]), *runs[target]]
-            after[state] = after[target]
-    tokens = np.zeros((len(runs), max(map(len, runs))), np.int64)
-    for state, run in enumerate(runs):
-        tokens[state, : len(run)] = run
-    return ForcedRuns(tokens, np.array([len(run) for run in runs]), after)
 
 
 @dataclass(frozen=True)

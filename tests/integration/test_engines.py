@@ -19,7 +19,7 @@ from pipeline.automaton import compile_automaton
 from pipeline.capture import Captured
 from pipeline.config import TeacherConfig
 from pipeline.task import load_task
-from pipeline.teacher import Job, engine_environment, open_teacher
+from pipeline.teacher import Job, Request, engine_environment, open_teacher
 from pipeline.tokenization import load_teacher_tokenizer
 from tests.tiny import ROOT, save_conditional, save_teacher, tiny_task
 
@@ -40,12 +40,15 @@ class Case:
         others = np.setdiff1d(np.arange(tokenizer.size, dtype=np.int32), self.automaton.tokens)[:extra_watched]
         self.watched = np.concatenate([self.automaton.tokens, others])
 
-    def capture(self, config: TeacherConfig, patch: Callable[[], None] | None = None) -> tuple[Captured, int]:
+    def capture(
+        self, config: TeacherConfig, patch: Callable[[], None] | None = None, requests: list[Request] | None = None, **job: Any
+    ) -> tuple[Captured, int]:
         """Answers in a process of its own, as in production; also how often a request came back after preemption."""
-        job = Job(self.automaton, self.end_id, max(map(len, self.prompts)), self.watched)
         start_ray()
+        about = Job(self.automaton, self.end_id, max(map(len, self.prompts)), self.watched, **job)
+        asked = requests or [Request(prompt) for prompt in self.prompts]
         options: dict[str, Any] = {"num_cpus": 0.5, "max_calls": 1, "runtime_env": {"env_vars": engine_environment(config)}}
-        return ray.get(ray.remote(**options)(_capture).remote(self.model, config, job, self.prompts, patch))
+        return ray.get(ray.remote(**options)(_capture).remote(self.model, config, about, asked, patch))
 
     def margins(self, captured: Captured) -> np.ndarray:
         """Least distance at each answer between the chosen token's logit and the next allowed one's."""
@@ -59,21 +62,21 @@ class Case:
         return margins
 
 
-def _capture(model: str, config: TeacherConfig, job: Job, prompts: list[list[int]], patch: Callable[[], None] | None) -> Any:
+def _capture(model: str, config: TeacherConfig, job: Job, asked: list[Request], patch: Callable[[], None] | None) -> Any:
     resumed = [0]
     if config.engine == "vllm":
         from pipeline import vllm_engine
 
         add = vllm_engine.CapturingProcessor._add
 
-        def counting(self: Any, slot: int, row: int, output: list[int]) -> None:
+        def counting(self: Any, slot: int, about: dict[str, Any], output: list[int]) -> None:
             resumed[0] += len(output) > 0
-            add(self, slot, row, output)
+            add(self, slot, about, output)
 
         vllm_engine.CapturingProcessor._add = counting  # type: ignore[method-assign]
     if patch:
         patch()
-    return open_teacher(model, config, job).record(prompts), resumed[0]
+    return open_teacher(model, config, job).record(asked), resumed[0]
 
 
 def few_cache_blocks() -> None:
@@ -81,7 +84,7 @@ def few_cache_blocks() -> None:
     from pipeline import vllm_engine
 
     options = vllm_engine._platform_options
-    vllm_engine._platform_options = lambda: options() | {"num_gpu_blocks_override": 24, "block_size": 16}
+    vllm_engine._platform_options = lambda: options() | {"num_gpu_blocks_override": 16, "block_size": 16}
 
 
 def assert_same(case: Case, ours: Captured, reference: Captured) -> None:
@@ -90,9 +93,10 @@ def assert_same(case: Case, ours: Captured, reference: Captured) -> None:
     assert (same | (case.margins(reference) < MARGIN)).all()
     assert same.mean() > 0.9
     steps = int(reference.lengths.max())
+    assert ours.kept[same].any()
     for name in ("logits", "lse"):
         error = np.abs(getattr(ours, name)[same, :steps] - getattr(reference, name)[same, :steps])
-        assert error.max() < LOGIT_TOLERANCE, name
+        assert error[ours.kept[same, :steps]].max() < LOGIT_TOLERANCE, name
 
 
 def _answers(captured: Captured) -> list[np.ndarray]:
@@ -116,13 +120,46 @@ def tiny_reference(tiny: Case) -> Captured:
     return tiny.capture(float32("transformers"))[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [({}, 48), ({"capture": "choices"}, 96), pytest.param({"jump": False}, 48, marks=pytest.mark.slow)],
+)
 def test_vllm_equals_transformers_when_prefills_are_chunked_and_requests_preempted(
-    tiny: Case, tiny_reference: Captured
+    tiny: Case, tiny_reference: Captured, options: dict[str, Any], tokens: int
 ) -> None:
-    config = float32("vllm", max_num_seqs=32, max_num_batched_tokens=48)
-    ours, resumed = tiny.capture(config, few_cache_blocks)
+    config = float32("vllm", max_num_seqs=32, max_num_batched_tokens=tokens)
+    ours, resumed = tiny.capture(config, few_cache_blocks, **options)
     assert resumed > 0, "nothing was preempted: the test does not test what it says"
     assert_same(tiny, ours, tiny_reference)
+
+
+def test_given_answers_are_scored_as_they_are_and_equal_prompts_too(tiny: Case, tiny_reference: Captured) -> None:
+    """Every prompt three times: twice with the teacher's answer, once with another's, so that cached blocks are met."""
+    own = [answer.tolist() for answer in _answers(tiny_reference)]
+    given = [*own, *own, *own[1:], own[0]]
+    requests = [Request(prompt, answer) for prompt, answer in zip(tiny.prompts * 3, given, strict=True)]
+    ours, _ = tiny.capture(float32("vllm", max_num_seqs=16), requests=requests)
+    plain, _ = tiny.capture(float32("transformers"), requests=requests)
+    assert [answer.tolist() for answer in _answers(ours)] == given
+    assert ours.kept.sum() == sum(map(len, given))
+    for name in ("logits", "lse"):
+        assert np.abs(getattr(ours, name) - getattr(plain, name)).max() < LOGIT_TOLERANCE, name
+        first = getattr(ours, name)[: len(own)] - getattr(tiny_reference, name)
+        assert np.abs(first).max() < LOGIT_TOLERANCE, name
+
+
+def test_samples_repeat_by_seed_and_spread_as_the_teacher_does(tiny: Case) -> None:
+    requests = [Request(tiny.prompts[0], seed=seed) for seed in [*range(200), *reversed(range(200))]]
+    ours, _ = tiny.capture(float32("vllm"), requests=requests, temperature=1.5)
+    answers = [answer.tolist() for answer in _answers(ours)]
+    assert answers[:200] == answers[:199:-1]
+    first = int(np.flatnonzero(~tiny.automaton.forced[tiny.automaton.walk(_answers(ours)[0])[:-1]])[0])
+    allowed = np.flatnonzero(tiny.automaton.allowed[tiny.automaton.walk(_answers(ours)[0])[first]])
+    scores = np.exp(ours.logits[0, first, allowed].astype(np.float64) / 1.5)
+    counts = np.array([(ours.tokens[:, first] == tiny.automaton.tokens[column]).sum() for column in allowed])
+    assert counts.sum() == len(requests)
+    expected = scores / scores.sum() * len(requests)
+    assert (np.abs(counts - expected) < 5 * np.sqrt(2 * expected) + 1).all(), (counts, expected)
 
 
 def test_conditional_generation_checkpoint_goes_through_both_engines(tmp_path: Path) -> None:

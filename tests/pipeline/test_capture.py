@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.automaton import Automaton, build
-from pipeline.capture import TEMPERATURES, Census, CensusResult, Constraint, Recorder, log_sum_exp
+from pipeline.capture import TEMPERATURES, Captured, Census, CensusResult, Constraint, Recorder, log_sum_exp
 
 CPU = torch.device("cpu")
 VOCABULARY = 12
@@ -23,6 +23,17 @@ def random_logits(rows: int, scale: float = 4.0, seed: int = 0) -> torch.Tensor:
 
 def ints(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
+
+
+def every_step(answers: list[list[int]]) -> np.ndarray:
+    longest = max(map(len, answers), default=0)
+    return np.array([[step < len(answer) for step in range(longest)] for answer in answers], bool).reshape(
+        len(answers), longest
+    )
+
+
+def drain(recorder: Recorder, answers: list[list[int]]) -> Captured:
+    return recorder.drain(answers, every_step(answers))
 
 
 def states(*values: int) -> torch.Tensor:
@@ -63,7 +74,7 @@ def test_recorder_keeps_the_watched_logits_of_every_step() -> None:
     first, second = random_logits(2, seed=1), random_logits(2, seed=2)
     recorder.observe(first, states(0, 0), ints(1, 0), ints(0, 0))
     recorder.observe(second, states(0, 0), ints(0, -1), ints(1, 7))
-    captured = recorder.drain([[2, END], [7]])
+    captured = drain(recorder, [[2, END], [7]])
     assert captured.tokens.tolist() == [[2, END], [7, 0]]
     assert captured.lengths.tolist() == [2, 1]
     np.testing.assert_array_equal(captured.logits[1, 0], first[0, WATCHED])
@@ -77,7 +88,7 @@ def test_recorder_last_write_wins() -> None:
     recorder = Recorder(WATCHED, CPU)
     for seed in (1, 2, 3):
         recorder.observe(random_logits(1, seed=seed), states(0), ints(0), ints(0))
-    captured = recorder.drain([[7]])
+    captured = drain(recorder, [[7]])
     np.testing.assert_array_equal(captured.logits[0, 0], random_logits(1, seed=3)[0, WATCHED])
 
 
@@ -87,7 +98,7 @@ def test_recorder_copies_what_it_sees() -> None:
     wanted = logits[0, WATCHED].clone()
     recorder.observe(logits, states(0), ints(0), ints(0))
     logits.fill_(-torch.inf)
-    np.testing.assert_array_equal(recorder.drain([[7]]).logits[0, 0], wanted)
+    np.testing.assert_array_equal(drain(recorder, [[7]]).logits[0, 0], wanted)
 
 
 @pytest.mark.parametrize(
@@ -107,13 +118,62 @@ def test_recorder_refuses_a_mismatch(seen: list[tuple[int, int]], answers: list[
     for row, step in seen:
         recorder.observe(random_logits(1), states(0), ints(row), ints(step))
     with pytest.raises(RuntimeError, match="do not match the answers' tokens"):
-        recorder.drain(answers)
+        drain(recorder, answers)
     recorder.observe(random_logits(1), states(0), ints(0), ints(0))
-    assert recorder.drain([[7]]).lengths.tolist() == [1]  # what was refused is not seen again
+    assert drain(recorder, [[7]]).lengths.tolist() == [1]  # what was refused is not seen again
+
+
+def test_recorder_keeps_only_the_wanted_steps() -> None:
+    recorder = Recorder(WATCHED, CPU)
+    for step in range(3):
+        recorder.observe(random_logits(1, seed=step), states(0), ints(0), ints(step))
+    wanted = np.array([[False, True, False]])
+    captured = recorder.drain([[2, 4, END]], wanted)
+    np.testing.assert_array_equal(captured.kept, wanted)
+    np.testing.assert_array_equal(captured.logits[0, 1], random_logits(1, seed=1)[0, WATCHED])
+    assert not captured.logits[0, [0, 2]].any()
+    assert not captured.lse[0, [0, 2]].any()
+
+
+def test_recorder_names_what_it_misses_and_can_forget_an_answer() -> None:
+    recorder, answers = Recorder(WATCHED, CPU), [[2, 4, END], [7, END]]
+    recorder.observe(random_logits(2), states(0, 0), ints(0, 1), ints(0, 0))
+    recorder.observe(random_logits(2), states(0, 0), ints(0, 1), ints(2, 1))
+    assert recorder.missing(every_step(answers)) == [0]
+    assert recorder.missing(np.array([[True, False, True], [True, True, False]])) == []
+    recorder.forget([0])
+    assert recorder.missing(np.array([[True, False, False], [True, True, False]])) == [0]
+    recorder.observe(random_logits(2, seed=5), states(0, 0), ints(0, 0), ints(0, 1))  # a shorter answer, the second time
+    assert drain(recorder, [[7, END], [7, END]]).lengths.tolist() == [2, 2]
+
+
+def test_batches_join_and_rows_are_selected() -> None:
+    parts = []
+    for answers in ([[2, 4, END]], [[7, END], [7, END]]):
+        recorder = Recorder(WATCHED, CPU)
+        for row, answer in enumerate(answers):
+            for step in range(len(answer)):
+                recorder.observe(random_logits(1, seed=row * 10 + step), states(0), ints(row), ints(step))
+        parts.append(drain(recorder, answers))
+    whole = Captured.join(parts)
+    assert whole.tokens.tolist() == [[2, 4, END], [7, END, 0], [7, END, 0]]
+    assert whole.kept.tolist() == every_step([[2, 4, END], [7, END], [7, END]]).tolist()
+    np.testing.assert_array_equal(whole.logits[2, :2], parts[1].logits[1])
+    some = whole.select(np.array([False, True, True]))
+    assert some.lengths.tolist() == [2, 2]
+    np.testing.assert_array_equal(some.lse[0, :2], parts[1].lse[0])
+
+
+def test_answers_with_broken_logits_are_found() -> None:
+    recorder = Recorder(WATCHED, CPU)
+    logits = random_logits(3)
+    logits[1, 5], logits[2, 3] = torch.nan, torch.inf  # one outside W, one inside
+    recorder.observe(logits, states(0, 0, 0), ints(0, 1, 2), ints(0, 0, 0))
+    assert drain(recorder, [[7], [7], [7]]).finite().tolist() == [True, False, False]
 
 
 def test_recorder_drains_an_empty_batch() -> None:
-    captured = Recorder(WATCHED, CPU).drain([])
+    captured = drain(Recorder(WATCHED, CPU), [])
     assert captured.tokens.shape == (0, 0)
     assert captured.logits.shape == (0, 0, len(WATCHED))
 
@@ -129,7 +189,7 @@ def test_recorder_in_any_order_with_repeats(data: st.DataObject, lengths: list[i
     for seed, (row, step) in enumerate(order):
         recorder.observe(random_logits(2, seed=seed), states(0, 0), ints(row, -1), ints(step, 0))
         last[row, step] = seed
-    captured = recorder.drain([[5] * length for length in lengths])
+    captured = drain(recorder, [[5] * length for length in lengths])
     for (row, step), seed in last.items():
         np.testing.assert_array_equal(captured.logits[row, step], random_logits(2, seed=seed)[0, WATCHED])
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from pipeline.capture import TEMPERATURES, Captured
 from pipeline.comments import SCHEMA as ROWS
 from pipeline.compiled import CompiledTask
 from pipeline.errors import UserError
-from pipeline.plan import UNIT_COLUMNS
-from pipeline.shards import committed_units, open_shards, read_shard, shard_path, write_manifest, write_shard
+from pipeline.shards import ROW_COLUMNS, committed_units, open_shards, read_shard, shard_path, write_manifest, write_shard
 from pipeline.tokenization import TextTokenizer
 from tests.pipeline.test_compiled import make_compiled
 
+FIELDS = {"sample": pa.field("sample", pa.int32())}
 HASHES = {"task": "t", "tokenizer": "k", "watched set": "w"}
 ABOUT = {"hashes": HASHES, "seconds": 0.5}
+MANIFEST = {"hashes": HASHES, "files": ["a.jsonl", "b.jsonl"]}
 
 
 def make_comments(rows: int, rng: np.random.Generator) -> pa.Table:
@@ -30,26 +32,36 @@ def make_comments(rows: int, rng: np.random.Generator) -> pa.Table:
         {
             "file": row % 2,
             "row": 2**40 + row,
+            "sample": row % 3,
             "id": "" if row % 3 else f"é{row}",
             "text": f"text\x00\n {row} 😀",
             "tokens": rng.integers(0, 262_144, rng.integers(0, 6)).tolist(),
         }
         for row in range(rows)
     ]
-    return pa.Table.from_pylist(content, schema=pa.schema([ROWS.field(name) for name in UNIT_COLUMNS]))
+    return pa.Table.from_pylist(content, schema=pa.schema([FIELDS.get(name) or ROWS.field(name) for name in ROW_COLUMNS]))
 
 
-def make_captured(lengths: list[int], width: int, rng: np.random.Generator, scale: float = 10.0) -> Captured:
+def make_captured(
+    lengths: list[int], width: int, rng: np.random.Generator, scale: float = 10.0, share: float = 1.0
+) -> Captured:
     shape = (len(lengths), max(lengths))
     inside = np.arange(shape[1]) < np.array(lengths)[:, None]
     logits = (rng.normal(size=(*shape, width)) * scale).astype(np.float32)
     lse = np.stack([np.logaddexp.reduce(logits.astype(float) / t, axis=-1) + 0.1 for t in TEMPERATURES], -1)
+    kept = inside & (rng.random(shape) < share)
     return Captured(
         tokens=np.where(inside, rng.integers(1, 262_144, shape), 0).astype(np.int32),
         lengths=np.array(lengths, np.int32),
-        logits=logits * inside[..., None],
-        lse=lse.astype(np.float32) * inside[..., None],
+        kept=kept,
+        logits=logits * kept[..., None],
+        lse=lse.astype(np.float32) * kept[..., None],
     )
+
+
+def one_step(logits: list[float], lse: list[float]) -> Captured:
+    arrays = np.array([[logits]], np.float32), np.array([[lse]], np.float32)
+    return Captured(np.array([[5]], np.int32), np.array([1], np.int32), np.ones((1, 1), bool), *arrays)
 
 
 def write(folder: Path, unit: int = 0, lengths: tuple[int, ...] = (3, 1), **about: Any) -> int:
@@ -63,13 +75,14 @@ def write(folder: Path, unit: int = 0, lengths: tuple[int, ...] = (3, 1), **abou
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=6),
     width=st.integers(1, 9),
     scale=st.sampled_from([0.1, 10.0, 1000.0]),
+    share=st.sampled_from([1.0, 0.5]),
     seed=st.integers(0, 1000),
 )
 def test_what_is_written_is_read(
-    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], width: int, scale: float, seed: int
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], width: int, scale: float, share: float, seed: int
 ) -> None:
     folder, rng = str(tmp_path_factory.getbasetemp() / "shards"), np.random.default_rng(seed)
-    comments, captured = make_comments(len(lengths), rng), make_captured(lengths, width, rng, scale)
+    comments, captured = make_comments(len(lengths), rng), make_captured(lengths, width, rng, scale, share)
     size = write_shard(folder, 3, comments, captured, ABOUT)
     assert size == Path(shard_path(folder, 3)).stat().st_size
     table = read_shard(shard_path(folder, 3))
@@ -81,23 +94,23 @@ def test_what_is_written_is_read(
         np.float16,
         np.float32,
     )
-    assert table.keys.tolist() == [[row % 2, 2**40 + row] for row in range(len(lengths))]
+    assert table.keys.tolist() == [[row % 2, 2**40 + row, row % 3] for row in range(len(lengths))]
     assert (table.ids, table.texts) == (comments["id"].to_pylist(), comments["text"].to_pylist())
     assert [tokens.tolist() for tokens in table.comments] == comments["tokens"].to_pylist()
     assert table.lengths.tolist() == lengths
     np.testing.assert_array_equal(table.answers, captured.tokens[rows, at])
+    np.testing.assert_array_equal(table.kept, captured.kept[rows, at])
+    rows, at = rows[table.kept], at[table.kept]
     np.testing.assert_array_equal(table.lse, captured.lse[rows, at])
     exact = captured.logits[rows, at].astype(float) - captured.lse[rows, at, :1]
     bound = np.maximum(np.abs(exact) * 2.0**-11, 2.0**-24) + np.abs(captured.logits[rows, at]) * 2.0**-22
-    assert table.logprobs.shape == (len(steps), width)
+    assert table.logprobs.shape == (len(rows), width)
     assert (np.abs(table.logprobs.astype(float) - exact) <= bound).all()
 
 
 def test_a_logprob_near_zero_keeps_its_precision(tmp_path: Path) -> None:
     """Large raw logits would lose in float16 what their difference from the log-sum-exp keeps."""
-    logits = np.array([[[1000.0, 1000.0 - 1 / 64]]], np.float32)
-    lse = np.array([[[1000.0 + 1 / 128, 500.0, 250.0]]], np.float32)
-    captured = Captured(np.array([[5]], np.int32), np.array([1], np.int32), logits, lse)
+    captured = one_step([1000.0, 1000.0 - 1 / 64], [1000.0 + 1 / 128, 500.0, 250.0])
     write_shard(str(tmp_path), 0, make_comments(1, np.random.default_rng(0)), captured, ABOUT)
     assert read_shard(shard_path(str(tmp_path), 0)).logprobs.tolist() == [[-1 / 128, -3 / 128]]
 
@@ -120,14 +133,17 @@ def test_committed_units_are_those_with_a_shard(tmp_path: Path) -> None:
 
 def test_the_manifest_adds_up_the_shards(tmp_path: Path) -> None:
     sizes = [write(tmp_path, unit, lengths) for unit, lengths in enumerate([(3, 1), (2,), (1, 1, 1)])]
-    manifest = write_manifest(str(tmp_path), 3, {"hashes": HASHES, "teacher": "x"})
+    manifest = write_manifest(str(tmp_path), 3, MANIFEST | {"teacher": "x"})
     assert manifest == {
-        "format_version": 1,
+        "format_version": 2,
         "hashes": HASHES,
+        "files": ["a.jsonl", "b.jsonl"],
         "teacher": "x",
         "units": 3,
         "rows": 6,
+        "set_aside": 0,
         "steps": 9,
+        "kept_steps": 9,
         "bytes": sum(sizes),
         "teacher_seconds": 1.5,
     }
@@ -138,7 +154,7 @@ def test_a_missing_unit_is_named(tmp_path: Path) -> None:
     for unit in (0, 2):
         write(tmp_path, unit)
     with pytest.raises(UserError, match=r"2 of 4 units have no shard .* the first 1: run again"):
-        write_manifest(str(tmp_path), 4, {"hashes": HASHES})
+        write_manifest(str(tmp_path), 4, MANIFEST)
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -147,7 +163,7 @@ def test_a_shard_of_other_hashes_is_named(tmp_path: Path, name: str) -> None:
     write(tmp_path, 0)
     write(tmp_path, 1, hashes=HASHES | {name: "other"})
     with pytest.raises(UserError, match=rf"shard-000001\.parquet does not fit the manifest: another {name} \(other there"):
-        write_manifest(str(tmp_path), 2, {"hashes": HASHES})
+        write_manifest(str(tmp_path), 2, MANIFEST)
 
 
 @pytest.fixture
@@ -156,7 +172,7 @@ def finished(tokenizer: TextTokenizer, tmp_path: Path) -> tuple[Path, CompiledTa
     compiled.save(str(tmp_path))
     for unit, lengths in enumerate([(3, 1), (2,)]):
         write(tmp_path, unit, lengths, hashes=compiled.hashes)
-    write_manifest(str(tmp_path), 2, {"hashes": compiled.hashes})
+    write_manifest(str(tmp_path), 2, MANIFEST | {"hashes": compiled.hashes})
     return tmp_path, compiled
 
 
@@ -176,8 +192,8 @@ def test_without_a_manifest_nothing_opens(tmp_path: Path) -> None:
 
 def test_another_format_is_named(finished: tuple[Path, CompiledTask]) -> None:
     path = str(finished[0] / "manifest.json")
-    storage.write_json(path, storage.read_json(path) | {"format_version": 2})
-    with pytest.raises(UserError, match="has format 2, this Retort reads 1"):
+    storage.write_json(path, storage.read_json(path) | {"format_version": 1})
+    with pytest.raises(UserError, match="has format 1, this Retort reads 2"):
         open_shards(str(finished[0]))
 
 
@@ -202,11 +218,20 @@ def test_another_tokenizer_is_named(finished: tuple[Path, CompiledTask], tokeniz
 
 
 def test_logprobs_far_below_zero_stay_finite(tmp_path: Path) -> None:
-    captured = Captured(
-        np.array([[5]], np.int32),
-        np.array([1], np.int32),
-        np.array([[[-60_000.0, 0.0]]], np.float32),
-        np.array([[[0.0, 0.0, 0.0]]], np.float32),
-    )
+    captured = one_step([-60_000.0, 0.0], [0.0, 0.0, 0.0])
     write_shard(str(tmp_path), 0, make_comments(1, np.random.default_rng(0)), captured, ABOUT)
     assert all(math.isfinite(x) for x in read_shard(shard_path(str(tmp_path), 0)).logprobs[0])
+
+
+def test_set_aside_rows_are_committed_with_the_shard_and_listed_beside_the_manifest(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    poison = {"file": 1, "row": 41, "id": "é", "reason": "the engine died"}
+    write_shard(str(tmp_path), 0, make_comments(2, rng), make_captured([2, 1], 5, rng), ABOUT, [poison])
+    nothing = make_captured([1], 5, rng).select(np.array([False]))
+    write_shard(str(tmp_path), 1, make_comments(1, rng)[:0], nothing, ABOUT, [poison | {"row": 42}])
+    manifest = write_manifest(str(tmp_path), 2, MANIFEST)
+    assert (manifest["rows"], manifest["set_aside"]) == (2, 2)
+    lines = [json.loads(line) for line in (tmp_path / "set_aside.jsonl").read_text().splitlines()]
+    assert lines == [{"file": "b.jsonl", "line": n, "id": "é", "reason": "the engine died"} for n in (42, 43)]
+    empty = read_shard(shard_path(str(tmp_path), 1))
+    assert (len(empty.keys), len(empty.answers), empty.comments, empty.texts) == (0, 0, [], [])

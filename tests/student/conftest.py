@@ -53,16 +53,22 @@ def made_up_shards(folder: Path, compiled: CompiledTask, rows: int) -> Shards:
         {
             "file": pa.array([0] * rows, pa.int32()),
             "row": pa.array(range(rows), pa.int64()),
+            "sample": pa.array([0] * rows, pa.int32()),
             "id": [str(i) for i in range(rows)],
             "text": texts,
             "tokens": pa.array(compiled.tokenizer.encode(texts), pa.list_(pa.int32())),
         }
     )
     about = {"hashes": compiled.hashes}
-    write_shard(str(folder), 0, comments, Captured(tokens, lengths, logits, lse), about | {"seconds": 1.0})
+    kept = np.arange(tokens.shape[1]) < lengths[:, None]
+    write_shard(str(folder), 0, comments, Captured(tokens, lengths, kept, logits, lse), about | {"seconds": 1.0})
     compiled.save(str(folder))
     teacher = {"model": "made up", "revision": None, "dtype": "auto", "engine": "none", "parameters": None}
-    write_manifest(str(folder), 1, about | {"task_name": "tiny", "teacher": teacher, "watched": compiled.watched.size})
+    write_manifest(
+        str(folder),
+        1,
+        about | {"files": ["made up"], "task_name": "tiny", "teacher": teacher, "watched": compiled.watched.size},
+    )
     return open_shards(str(folder))
 
 

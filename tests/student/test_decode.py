@@ -10,7 +10,7 @@ from pipeline.automaton import compile_automaton
 from pipeline.compiled import CompiledTask
 from pipeline.task import Task
 from pipeline.vocabulary import WatchedSet
-from student.decode import Decoder, forced_runs
+from student.decode import Decoder
 from student.model import Shape, Student
 from tests.student.conftest import DEBUG
 from tests.tiny import tiny_task
@@ -75,17 +75,6 @@ def test_a_language_of_one_answer_costs_no_model_call(compiled: CompiledTask) ->
     decoded = Decoder(student, single).constrained(prefixes(single, 3))
     assert decoded.calls == 0
     assert [single.tokenizer.decode(answer) for answer in decoded.tokens] == ['{"mood": "good"}'] * 3
-
-
-def test_forced_runs_lead_to_choices(compiled: CompiledTask) -> None:
-    automaton, runs = compiled.automaton, forced_runs(compiled.automaton)
-    for state in range(automaton.states):
-        current = state
-        for token in runs.tokens[state, : runs.lengths[state]]:
-            assert automaton.forced[current]
-            current = automaton.next_state[current, automaton.column[int(token)]]
-        assert current == runs.after[state]
-        assert current == automaton.end or not automaton.forced[current]
 
 
 def test_choices_are_few_model_calls(model: Student, compiled: CompiledTask) -> None:

@@ -1,0 +1,68 @@
+"""What the actors of an extraction do, in one place: they report to it, the driver looks, and it can ask them to stop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import ray
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one actor says.
+
+    Attributes:
+        actor: its name.
+        state: what it does from now on.
+        rows: examples it has committed since its last report.
+        set_aside: rows it has set aside since.
+    """
+
+    actor: str
+    state: str
+    rows: int = 0
+    set_aside: int = 0
+
+
+@dataclass(frozen=True)
+class Status:
+    """All reports so far.
+
+    Attributes:
+        rows: examples committed.
+        set_aside: rows set aside.
+        actors: name, state and seconds in it of each actor, in the order they came.
+    """
+
+    rows: int
+    set_aside: int
+    actors: list[tuple[str, str, float]]
+
+
+@ray.remote(num_cpus=0)
+class Monitor:
+    """A Ray actor beside the driver."""
+
+    def __init__(self) -> None:
+        self._rows = self._set_aside = 0
+        self._actors: dict[str, tuple[str, float]] = {}
+        self._stopping = False
+
+    def report(self, report: Report) -> bool:
+        """Takes a report; true where the actor shall begin nothing more."""
+        self._rows += report.rows
+        self._set_aside += report.set_aside
+        self._actors[report.actor] = report.state, time.time()
+        return self._stopping
+
+    def stop(self) -> None:
+        """Lets every actor finish what it has begun."""
+        self._stopping = True
+
+    def status(self) -> Status:
+        """All reports so far."""
+        now = time.time()
+        return Status(
+            self._rows, self._set_aside, [(name, state, now - since) for name, (state, since) in self._actors.items()]
+        )
