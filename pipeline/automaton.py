@@ -99,6 +99,17 @@ class Automaton:
             states.append(state)
         return states
 
+    def states_before(self, answers: Iterable[NDArray[np.int32]]) -> NDArray[np.int64]:
+        """The state before each step of each answer, one answer after another: int64 [M]."""
+        seen: dict[bytes, list[int]] = {}  # comments are many, answers few
+        states: list[int] = []
+        for answer in answers:
+            key = answer.tobytes()
+            if key not in seen:
+                seen[key] = self.walk(answer)[:-1]
+            states += seen[key]
+        return np.array(states, np.int64)
+
     def save(self, path: str) -> None:
         """Writes the tables as safetensors."""
         storage.write_bytes(path, save_tensors({"tokens": self.tokens, "next_state": self.next_state}))

@@ -147,6 +147,22 @@ def extract(**options: Any) -> None:
 
 
 @main.command()
+@click.option("--answers", "answer", default="answer", show_default=True, metavar="COLUMN", help="Where the answers are.")
+@_options("task", "teacher", "comments", "limit")
+def score(answer: str, **options: Any) -> None:
+    """The teacher's logits along given answers, in OUT/shards.
+
+    The comments' files hold an answer beside each comment, as a JSON object or as its text: labels of people, answers of
+    another model, or a student's own. A row whose answer does not fit the task is set aside. Train on the shards as on any.
+    """
+    from pipeline.extract import extract as stage
+
+    config, out = _configure(**options)
+    manifest = stage(config.model_copy(update={"comments": config.comments.model_copy(update={"answer": answer})}))
+    console.print(f"{manifest['rows']:,} answers scored, {manifest['bytes'] / 1e6:,.1f} MB, in {storage.join(out, 'shards')}")
+
+
+@main.command()
 @click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
 @_options()
 def train(shards: str | None, **options: Any) -> None:

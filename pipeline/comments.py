@@ -20,7 +20,7 @@ import ray.data
 from cluster.version import check_code_version
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.task import CommentRules
+from pipeline.task import CommentRules, Task
 from pipeline.tokenization import TextTokenizer
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
         pa.field("id", pa.string()),  # the comment's own id, "" where it has none
         pa.field("text", pa.string()),
         pa.field("tokens", pa.list_(pa.int32())),  # the comment's text in the teacher's tokens
+        pa.field("answer", pa.list_(pa.int32())),  # a given answer's tokens, end token last; empty where none is given
         pa.field("status", pa.string()),  # KEPT, MALFORMED or one of DROPS
         pa.field("reason", pa.string()),  # of MALFORMED rows
     ]
@@ -56,6 +57,8 @@ class Row:
     status: str = KEPT
     reason: str = ""
     tokens: list[int] = field(default_factory=list)
+    given: Any = None  # an answer as it was read
+    answer: list[int] = field(default_factory=list)  # and its tokens
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,12 @@ class Columns:
 
     text: str
     id: str
+    answer: str | None = None
+
+    @property
+    def required(self) -> list[str]:
+        """Those that must be there."""
+        return [self.text] + ([self.answer] if self.answer else [])
 
 
 def file_format(path: str) -> tuple[str, str | None]:
@@ -125,9 +134,10 @@ def _parse_line(row: int, line: bytes, columns: Columns) -> Row:
         return _malformed(row, f"not JSON: {error}")
     if not isinstance(record, dict):
         return _malformed(row, f"a JSON object was expected, not {type(record).__name__}")
-    if columns.text not in record:
-        return _malformed(row, f"no key {columns.text!r}")
-    return _checked(row, record.get(columns.id), record[columns.text])
+    for name in columns.required:
+        if name not in record:
+            return _malformed(row, f"no key {name!r}")
+    return _checked(row, record, columns)
 
 
 def _read_csv(path: str, stream: io.BufferedReader, columns: Columns) -> Iterator[Row]:
@@ -135,7 +145,7 @@ def _read_csv(path: str, stream: io.BufferedReader, columns: Columns) -> Iterato
     lines = _Lines(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""))
     reader = csv.reader(lines, strict=True)  # not strict, it runs on over a quote left open, and makes one row of several
     header = _header(path, reader)
-    _require_column(path, columns.text, header)
+    _require_columns(path, columns, header)
     for row in itertools.count():
         first, lines.taken = reader.line_num + 1, 0
         try:
@@ -149,8 +159,7 @@ def _read_csv(path: str, stream: io.BufferedReader, columns: Columns) -> Iterato
             several = _several(first, reader.line_num)
             yield _malformed(row, f"{len(record)} fields where the header names {len(header)}{several}")
         elif record:
-            named = dict(zip(header, record, strict=True))
-            yield _checked(row, named.get(columns.id), named[columns.text])
+            yield _checked(row, dict(zip(header, record, strict=True)), columns)
 
 
 class _Lines:
@@ -187,14 +196,12 @@ def _several(first: int, last: int) -> str:
 def _read_parquet(path: str, stream: Any, columns: Columns) -> Iterator[Row]:
     file = pq.ParquetFile(stream if stream.seekable() else pa.BufferReader(stream.read()))  # a compressed one cannot seek
     names = file.schema_arrow.names
-    _require_column(path, columns.text, names)
-    wanted = [columns.text] + [columns.id] * (columns.id in names)
+    _require_columns(path, columns, names)
+    wanted = list(dict.fromkeys([*columns.required, *[columns.id] * (columns.id in names)]))
     rows = itertools.count()
     for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
-        texts = _python_values(batch[columns.text])
-        ids = _python_values(batch[columns.id]) if columns.id in names else [None] * len(texts)
-        for text, id_ in zip(texts, ids, strict=True):
-            yield _checked(next(rows), id_, text)
+        for record in zip(*(_python_values(batch[name]) for name in wanted), strict=True):
+            yield _checked(next(rows), dict(zip(wanted, record, strict=True)), columns)
 
 
 def _python_values(column: pa.Array) -> list[Any]:
@@ -206,23 +213,25 @@ def _python_values(column: pa.Array) -> list[Any]:
     return list(column.to_pylist())
 
 
-def _require_column(path: str, name: str, names: Iterable[str]) -> None:
-    if name not in names:
-        raise UserError(f"{path} has no column {name!r}; it has {', '.join(names) or 'none'}. Set comments.text")
+def _require_columns(path: str, columns: Columns, names: Iterable[str]) -> None:
+    for name, key in zip(columns.required, ("text", "answer"), strict=False):
+        if name not in names:
+            raise UserError(f"{path} has no column {name!r}; it has {', '.join(names) or 'none'}. Set comments.{key}")
 
 
-def _checked(row: int, id_: Any, text: Any) -> Row:
+def _checked(row: int, record: dict[str, Any], columns: Columns) -> Row:
     """A row whose text is a string of whole characters, or a malformed one."""
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "surrogateescape")
-    if isinstance(id_, bytes):
-        id_ = id_.decode("utf-8", "surrogateescape")
+    text, id_ = _decoded(record[columns.text]), _decoded(record.get(columns.id))
     name = "" if id_ is None else str(id_).encode("utf-8", "replace").decode()
     if not isinstance(text, str):
         return replace(_malformed(row, "the text is null" if text is None else f"the text is {type(text).__name__}"), id=name)
     if any("\ud800" <= character <= "\udfff" for character in text):
         return replace(_malformed(row, "not UTF-8"), id=name)
-    return Row(row, name, text.strip())
+    return Row(row, name, text.strip(), given=_decoded(record[columns.answer]) if columns.answer else None)
+
+
+def _decoded(value: Any) -> Any:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
 def _malformed(row: int, reason: str) -> Row:
@@ -256,25 +265,44 @@ def _filter_text(row: Row, rules: CommentRules, special: list[str]) -> Row:
     return row
 
 
-def comment_dataset(paths: list[str], columns: Columns, rules: CommentRules, tokenizer: TextTokenizer) -> ray.data.Dataset:
+def tokenize_answers(rows: list[Row], task: Task, tokenizer: TextTokenizer) -> list[Row]:
+    """Gives kept rows their answer's tokens; a row whose answer does not fit the task is malformed."""
+    texts: list[str] = []
+    marked = list(rows)
+    for i, row in enumerate(rows):
+        values = task.fit(row.given)
+        if row.status == KEPT and values is None:
+            marked[i] = replace(row, status=MALFORMED, text="", tokens=[], reason=_misfit(row.given))
+        texts.append(task.render(values) if values else "")
+    for i, ids in enumerate(tokenizer.encode(texts)):
+        if marked[i].status == KEPT:
+            marked[i] = replace(marked[i], answer=[*ids, tokenizer.end_id])
+    return marked
+
+
+def _misfit(given: Any) -> str:
+    return "no answer is given" if given in (None, "") else f"the answer does not fit the task: {given!r}"[:500]
+
+
+def comment_dataset(paths: list[str], columns: Columns, task: Task, tokenizer: TextTokenizer) -> ray.data.Dataset:
     """All rows of all files in order, as a Ray Dataset with the columns of `SCHEMA`. Files are read in parallel."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     files = [{"file": i, "path": path} for i, path in enumerate(paths)]
     source = ray.data.from_items(files, override_num_blocks=len(files))
-    settings = {"columns": columns, "rules": rules, "serialized": tokenizer.serialized, "end_id": tokenizer.end_id}
+    settings = {"columns": columns, "task": task, "serialized": tokenizer.serialized, "end_id": tokenizer.end_id}
     return source.map_batches(_read_and_filter, batch_size=1, fn_kwargs=settings, num_cpus=0.5)
 
 
-def _read_and_filter(
-    batch: dict[str, Any], columns: Columns, rules: CommentRules, serialized: str, end_id: int
-) -> Iterator[pa.Table]:
+def _read_and_filter(batch: dict[str, Any], columns: Columns, task: Task, serialized: str, end_id: int) -> Iterator[pa.Table]:
     check_code_version()
+    tokenizer = _tokenizer(serialized, end_id)
     file, path = int(batch["file"][0]), str(batch["path"][0])
     rows = read_file(path, columns)
     while chunk := list(itertools.islice(rows, BATCH_ROWS)):
-        yield _table(file, filter_rows(chunk, rules, _tokenizer(serialized, end_id)))
+        marked = filter_rows(chunk, task.comments, tokenizer)
+        yield _table(file, tokenize_answers(marked, task, tokenizer) if columns.answer else marked)
 
 
 @cache

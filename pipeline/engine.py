@@ -134,4 +134,6 @@ def _reason(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))
+    from pipeline import engine  # by its name: what this process sends must not be pickled as of __main__
+
+    engine.serve(Connection(int(sys.argv[1])))

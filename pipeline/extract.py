@@ -7,7 +7,7 @@ import importlib.metadata
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -18,20 +18,23 @@ from cluster.runtime import start_ray
 from cluster.version import VARIABLE, check_code_version, code_version
 from pipeline import calibration, storage
 from pipeline.automaton import Automaton
-from pipeline.capture import CensusResult
+from pipeline.capture import Captured, CensusResult
+from pipeline.codec import Codec
 from pipeline.compiled import CompiledTask, cached_automaton, check_context, require_same
 from pipeline.config import ExtractConfig, RunConfig, TeacherConfig
 from pipeline.engine import EngineProcess
 from pipeline.errors import UserError
 from pipeline.extractor import SKIPPED, Extraction, UnitExtractor
 from pipeline.isolation import isolate
+from pipeline.manifest import write_manifest
 from pipeline.monitor import Monitor
+from pipeline.payload import CODEC_FILE
 from pipeline.plan import Plan, describe_source, find_comments, find_plan, make_plan, read_unit
 from pipeline.progress import Watch
-from pipeline.shards import committed_units, write_manifest
+from pipeline.shards import committed_units
 from pipeline.stopping import Stopped, StopRequest
 from pipeline.task import Task, load_task
-from pipeline.teacher import Job
+from pipeline.teacher import Job, Request
 from pipeline.tokenization import TextTokenizer, load_teacher_tokenizer
 from pipeline.vocabulary import choose_watched
 from tune.tracking import Tracking, tracking_uri
@@ -39,6 +42,7 @@ from tune.tracking import Tracking, tracking_uri
 log = logging.getLogger(__name__)
 
 PROMPT_SLACK = 8  # tokens a prompt may be longer than its parts: tokens merge, or fail to, across their edges
+CODEC_ROWS = 512  # answers that fit the codec
 MAX_BLOCKS = 4096  # of Ray Data: units beyond this number share blocks
 
 
@@ -99,6 +103,7 @@ def identify(model: str, config: RunConfig) -> dict[str, Any]:
         "temperature": config.teacher.temperature,
         "capture": config.extract.capture,
         "samples_per_comment": config.extract.samples_per_comment,
+        "codec": config.extract.codec,
     }
 
 
@@ -162,52 +167,71 @@ def calibrate(
     """Chooses the watched set and commits it, once for all actors. A folder that holds one keeps it."""
     if storage.exists(storage.join(extraction.shards, "compiled.json")):
         return CompiledTask.load(extraction.shards)
-    texts = sample_texts(extraction.comments, plan, config.calibration_rows)
-    log.info("calibrating %s on %s comments", extraction.model, len(texts))
+    sample = sample_rows(extraction.comments, plan, config.calibration_rows)
+    prompts = extraction.prompt.ids([row["text"] for row in sample], tokenizer)
+    log.info("calibrating %s on %s comments", extraction.model, len(sample))
     job = Job(automaton, tokenizer.end_id, extraction.max_prompt, watched=None)
-    remote = ray.remote(max_retries=0, **resources(extraction.teacher))(_census)
-    result: CensusResult = ray.get(remote.remote(extraction, job, extraction.prompt.ids(texts, tokenizer)))
+    result: CensusResult = ask(extraction, job, "census", prompts)
     states = calibration.masses(result, automaton, tokenizer)
     log.info("least raw mass on allowed tokens: %.4f, after %r", states[0].mass, states[0].written[-40:])
     calibration.check_at_home(states, config.calibration_floor)
     watched = choose_watched(automaton, result.mean_probability, task.auxiliary_tokens)
     log.info("watching %s tokens, %s of them required", watched.size, watched.required)
     compiled = CompiledTask(task, tokenizer, automaton, watched)
-    content = {"teacher": extraction.identity} | calibration.report(states, len(texts))
+    content = {"teacher": extraction.identity} | calibration.report(states, len(sample))
     storage.write_json(storage.join(extraction.shards, "calibration.json"), content)
+    if config.codec == "compact":
+        fit_codec(extraction, compiled, plan).save(storage.join(extraction.shards, CODEC_FILE))
     compiled.save(extraction.shards)
     return compiled
 
 
-def sample_texts(folder: str, plan: Plan, rows: int) -> list[str]:
+def fit_codec(extraction: Extraction, compiled: CompiledTask, plan: Plan) -> Codec:
+    """Fits the codec on answers as the extraction will have them."""
+    sample = sample_rows(extraction.comments, plan, CODEC_ROWS)
+    prompts = extraction.prompt.ids([row["text"] for row in sample], compiled.tokenizer)
+    requests = [Request(prompt, row["answer"] or None, i) for i, (prompt, row) in enumerate(zip(prompts, sample, strict=True))]
+    log.info("fitting the codec on %s answers", len(requests))
+    captured: Captured = ask(extraction, extraction.job(compiled), "record", requests)
+    answers = (row[:length] for row, length in zip(captured.tokens, captured.lengths, strict=True))
+    kept, inside = captured.kept, np.arange(captured.tokens.shape[1]) < captured.lengths[:, None]
+    states = compiled.automaton.states_before(answers)[kept[inside]]
+    return Codec.fit((captured.logits - captured.lse[..., :1])[kept], states, compiled.automaton.forced)
+
+
+def sample_rows(folder: str, plan: Plan, rows: int) -> list[dict[str, Any]]:
     """Comments from evenly spaced units, the same on every run."""
     units = np.unique(np.linspace(0, plan.units - 1, min(plan.units, 8)).astype(int)).tolist()
     share = -(-rows // len(units))
-    texts = [text for unit in units for text in read_unit(folder, unit)["text"][:share].to_pylist()]
-    return texts[:rows]
+    found = [row for unit in units for row in read_unit(folder, unit)[:share].to_pylist()]
+    return found[:rows]
+
+
+def ask(extraction: Extraction, job: Job, method: Literal["census", "record"], items: list[Any]) -> Any:
+    """One call of an engine somewhere on the cluster, over all items that do not kill it."""
+    return ray.get(ray.remote(**resources(extraction.teacher))(_ask).remote(extraction, job, method, items))
+
+
+def _ask(extraction: Extraction, job: Job, method: str, items: list[Any]) -> Any:
+    check_code_version()
+
+    def call(some: list[Any]) -> Any:
+        engine = EngineProcess(extraction.model, extraction.teacher, job)
+        try:
+            return getattr(engine, method)(some)
+        finally:
+            engine.close()
+
+    found = isolate(call, items)
+    if not found.poison and len(found.parts) == 1:
+        return found.parts[0][1]
+    return call([item for i, item in enumerate(items) if i not in found.poison])
 
 
 def resources(teacher: TeacherConfig) -> dict[str, Any]:
     """What Ray reserves for one engine, and the environment of its actor."""
     environment = {VARIABLE: code_version()}
     return {"num_cpus": teacher.cpus, "num_gpus": teacher.gpus, "runtime_env": {"env_vars": environment}}
-
-
-def _census(extraction: Extraction, job: Job, prompts: list[list[int]]) -> CensusResult:
-    """The census of all comments that do not kill the engine, with an engine that sees each of them once."""
-    check_code_version()
-
-    def ask(some: list[list[int]]) -> CensusResult:
-        engine = EngineProcess(extraction.model, extraction.teacher, job)
-        try:
-            return engine.census(some)
-        finally:
-            engine.close()
-
-    found = isolate(ask, prompts)
-    if not found.poison:
-        return found.parts[0][1]
-    return ask([prompt for i, prompt in enumerate(prompts) if i not in found.poison])
 
 
 def run_units(extraction: Extraction, plan: Plan, track: Callable[[], Tracking]) -> None:

@@ -21,9 +21,11 @@ from pipeline.config import TeacherConfig
 from pipeline.engine import EngineProcess
 from pipeline.errors import UserError
 from pipeline.isolation import isolate
+from pipeline.manifest import read_footer
 from pipeline.monitor import Report
+from pipeline.payload import Compact
 from pipeline.plan import read_unit
-from pipeline.shards import read_footer, shard_exists, write_shard
+from pipeline.shards import shard_exists, write_shard
 from pipeline.teacher import Capture, Job, Request
 from pipeline.tokenization import Prompt
 
@@ -44,6 +46,17 @@ class Extraction:
     comments: str
     shards: str
 
+    def job(self, compiled: CompiledTask) -> Job:
+        """What its engines are to do."""
+        return Job(
+            automaton=compiled.automaton,
+            end_id=compiled.tokenizer.end_id,
+            max_prompt=self.max_prompt,
+            watched=compiled.watched.tokens,
+            capture=self.capture,
+            temperature=self.teacher.temperature,
+        )
+
 
 class UnitExtractor:
     """Extracts units. Its engine lives in a process of its own and is started for the first unit."""
@@ -52,6 +65,7 @@ class UnitExtractor:
         check_code_version()
         self._extraction, self._monitor = extraction, monitor
         self._compiled = CompiledTask.load(extraction.shards)
+        self._compact = Compact.load(extraction.shards, self._compiled.automaton)
         self._engine: EngineProcess | None = None
         self._name = f"{ray.get_runtime_context().get_node_id()[:6]}/{os.getpid()}"
 
@@ -106,7 +120,7 @@ class UnitExtractor:
                 aside.append(_record(rows, i, prompt))
             else:
                 good.append(i)
-                requests.append(Request(prompt, row.get("answer"), _seed(row)))
+                requests.append(Request(prompt, row["answer"] or None, _seed(row)))
         return rows.take(pa.array(good, pa.int64())), requests, aside
 
     def _prompt(self, text: str) -> list[int] | str:
@@ -123,22 +137,11 @@ class UnitExtractor:
         """Asks the engine, which is started where there is none."""
         if self._engine is None:
             self._report("starting the engine")
-            self._engine = EngineProcess(self._extraction.model, self._extraction.teacher, self._job)
+            self._engine = EngineProcess(self._extraction.model, self._extraction.teacher, self._extraction.job(self._compiled))
         engine, self._engine = self._engine, None  # gone, unless the call comes back
         captured = engine.record(requests)
         self._engine = engine
         return captured
-
-    @property
-    def _job(self) -> Job:
-        return Job(
-            automaton=self._compiled.automaton,
-            end_id=self._compiled.tokenizer.end_id,
-            max_prompt=self._extraction.max_prompt,
-            watched=self._compiled.watched.tokens,
-            capture=self._extraction.capture,
-            temperature=self._extraction.teacher.temperature,
-        )
 
     def _nothing(self) -> Captured:
         """A batch without an answer."""
@@ -149,7 +152,7 @@ class UnitExtractor:
         self, unit: int, rows: pa.Table, captured: Captured, about: dict[str, Any], aside: list[dict[str, Any]]
     ) -> None:
         try:
-            write_shard(self._extraction.shards, unit, rows, captured, about, aside)
+            write_shard(self._extraction.shards, unit, rows, captured, about, aside, self._compact)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             advice = "make room" if full else "mend that"

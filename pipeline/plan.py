@@ -28,7 +28,7 @@ from student.config import Strict
 log = logging.getLogger(__name__)
 
 FINGERPRINTS = 16  # files looked at together: in a bucket each takes some requests
-UNIT_COLUMNS = ["file", "row", "id", "text", "tokens"]
+UNIT_COLUMNS = ["file", "row", "id", "text", "tokens", "answer"]
 
 
 class Source(Strict):
@@ -39,6 +39,7 @@ class Source(Strict):
     files: list[tuple[str, str]] = Field(..., description="path and fingerprint of the content")
     text: str
     id: str
+    answer: str | None
     limit: int | None
     rows_per_unit: int
 
@@ -72,7 +73,9 @@ def find_comments(config: CommentsConfig) -> list[str]:
         file_format(path)
     if not any(_size(path) for path in paths):
         raise UserError(f"{paths[0]} is empty" if len(paths) == 1 else f"all {len(paths)} files of comments are empty")
-    next(read_file(paths[0], Columns(config.text, config.id)), None)  # a wrong column is better found before Ray starts
+    next(
+        read_file(paths[0], Columns(config.text, config.id, config.answer)), None
+    )  # a wrong column is better found before Ray starts
     return list(dict.fromkeys(paths))
 
 
@@ -88,6 +91,7 @@ def describe_source(
         files=list(zip(paths, fingerprints, strict=True)),
         text=config.text,
         id=config.id,
+        answer=config.answer,
         limit=config.limit,
         rows_per_unit=rows_per_unit,
     )
@@ -124,7 +128,7 @@ def make_plan(folder: str, source: Source, config: CommentsConfig, task: Task, t
         UserError: no comment passes the filters, or more are malformed than allowed.
     """
     paths = [path for path, _ in source.files]
-    dataset = comment_dataset(paths, Columns(source.text, source.id), task.comments, tokenizer)
+    dataset = comment_dataset(paths, Columns(source.text, source.id, source.answer), task, tokenizer)
     writer = _UnitWriter(folder, source.rows_per_unit, source.limit)
     with storage.writing(storage.join(folder, "set_aside.jsonl")) as set_aside:
         malformed = 0

@@ -139,7 +139,17 @@ class Task(Strict):
             return None
         if not isinstance(found, tuple) or [name for name, _ in found] != list(self.fields):
             return None
-        values = tuple(value for _, value in found)
+        return self._checked(tuple(value for _, value in found))
+
+    def fit(self, answer: object) -> Values | None:
+        """The values of an answer given as JSON text or as a mapping, in any order; None where it does not fit the task."""
+        if isinstance(answer, str):
+            return self.parse(answer.strip())
+        if not isinstance(answer, dict) or answer.keys() != self.fields.keys():
+            return None
+        return self._checked(tuple(answer[name] for name in self.fields))
+
+    def _checked(self, values: tuple[Any, ...]) -> Values | None:
         return values if all(map(_is_among, values, self.fields.values())) else None
 
 

@@ -62,20 +62,12 @@ class Job:
 
     def wanted(self, answers: list[list[int]]) -> NDArray[np.bool_]:
         """The steps of answers whose logits are to be kept: bool [N, T], T being the longest answer's tokens."""
-        wanted = np.zeros((len(answers), max(map(len, answers), default=0)), bool)
-        known: dict[tuple[int, ...], list[bool]] = {}  # comments are many, answers few
-        for row, answer in enumerate(answers):
-            key = tuple(answer)
-            if key not in known:
-                known[key] = self.wanted_steps(answer)
-            wanted[row, : len(answer)] = known[key]
+        lengths = np.array([len(answer) for answer in answers], np.int64)
+        wanted = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        if self.capture == "choices":
+            states = self.automaton.states_before(np.array(answer, np.int32) for answer in answers)
+            wanted[wanted] = ~self.automaton.forced[states]
         return wanted
-
-    def wanted_steps(self, answer: list[int]) -> list[bool]:
-        """Whether each step of one answer is to be kept."""
-        if self.capture == "all":
-            return [True] * len(answer)
-        return (~self.automaton.forced[self.automaton.walk(answer)[:-1]]).tolist()
 
 
 @dataclass(frozen=True)

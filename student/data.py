@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.compiled import CompiledTask
 from pipeline.errors import UserError
-from pipeline.shards import Shards, ShardTable
+from pipeline.manifest import Shards
+from pipeline.shards import ShardTable
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLIT_TENTHS = {TRAIN: range(8), VALIDATION: range(8, 9), TEST: range(9, 10)}
@@ -105,8 +106,10 @@ def load_examples(shards: Shards, split: str, limit: int | None = None) -> Examp
     """The examples of one split of an extraction, at most `limit` of them.
 
     Raises:
-        UserError: the split is empty.
+        UserError: the split is empty, or the shards hold the logits of choice steps alone.
     """
+    if shards.manifest["kept_steps"] < shards.manifest["steps"]:
+        raise UserError(f"{shards.folder} holds the logits of choice steps alone: extract with --set extract.capture=all")
     parts: list[dict[str, Any]] = []
     for table in shards.tables():
         room = None if limit is None else limit - sum(len(part["texts"]) for part in parts)
@@ -116,7 +119,7 @@ def load_examples(shards: Shards, split: str, limit: int | None = None) -> Examp
     texts = [text for part in parts for text in part["texts"]]
     if not texts:
         raise UserError(f"no example falls in the {split} split: {shards.manifest['rows']} examples are too few")
-    answers = [answer for part in parts for answer in part["answers"]]
+    answers, automaton = [answer for part in parts for answer in part["answers"]], shards.compiled.automaton
     separator = np.array(shards.compiled.tokenizer.encode([shards.compiled.task.separator])[0], np.int32)
     flat = np.concatenate(answers)
     return Examples(
@@ -125,7 +128,7 @@ def load_examples(shards: Shards, split: str, limit: int | None = None) -> Examp
         answers=answers,
         starts=np.concatenate([[0], np.cumsum([len(answer) for answer in answers])]),
         targets=columns_of(shards.compiled, flat),
-        choice=~shards.compiled.automaton.forced[states_of(shards.compiled, answers)],
+        choice=~automaton.forced[automaton.states_before(answers)],
         teacher=np.concatenate([part["teacher"] for part in parts]),
     )
 
@@ -149,16 +152,6 @@ def _take(table: ShardTable, split: str, room: int | None = None) -> dict[str, A
 def columns_of(compiled: CompiledTask, tokens: NDArray[np.int32]) -> NDArray[np.int64]:
     """Where required tokens stand in W."""
     return np.searchsorted(compiled.automaton.tokens, tokens).astype(np.int64)
-
-
-def states_of(compiled: CompiledTask, answers: list[NDArray[np.int32]]) -> NDArray[np.int64]:
-    """The automaton's state before each step of each answer, one answer after another."""
-    seen: dict[bytes, list[int]] = {}  # comments are many, answers few
-    for answer in answers:
-        key = answer.tobytes()
-        if key not in seen:
-            seen[key] = compiled.automaton.walk(answer)[:-1]
-    return np.array([state for answer in answers for state in seen[answer.tobytes()]], np.int64)
 
 
 @dataclass(frozen=True)

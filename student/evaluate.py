@@ -16,7 +16,7 @@ from pipeline.compiled import CompiledTask, require_same
 from pipeline.config import EvaluateConfig
 from pipeline.console import progress
 from pipeline.errors import UserError
-from pipeline.shards import Shards, open_shards
+from pipeline.manifest import Shards, open_shards
 from pipeline.task import Values
 from student.checkpoint import load_student
 from student.data import TEST, TRAIN, Examples, load_answers, load_examples

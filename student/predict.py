@@ -29,8 +29,9 @@ BATCH = 128
 def predict(config: CommentsConfig, student_folder: str, out: str) -> Counter[str]:
     """Answers every comment that the task's filters let through.
 
-    `out` gets one JSON line a comment: file, line, id, answer, and the confidence (product of the probabilities of the
-    choices made). `out` + `.set_aside` gets one for every other row, with its reason.
+    `out` gets one JSON line a comment: file, line, id, the comment under its column's name, answer, and the confidence
+    (product of the probabilities of the choices made); `retort score` reads it as it is. `out` + `.set_aside` gets one line
+    for every other row, with its reason.
 
     Returns:
         How many rows were answered (`kept`) and set aside, by reason.
@@ -45,7 +46,7 @@ def predict(config: CommentsConfig, student_folder: str, out: str) -> Counter[st
         for path, rows in _batches(paths, config):
             marked = filter_rows(rows, compiled.task.comments, compiled.tokenizer)
             kept = [row for row in marked if row.status == KEPT][: _room(config, counts)]
-            _write(answers, _answers(path, kept, decoder, compiled))
+            _write(answers, _answers(path, kept, decoder, compiled, config.text))
             _write(set_aside, (_reason(path, row) for row in marked if row.status != KEPT))
             counts.update(row.status for row in marked if row.status != KEPT)
             counts[KEPT] += len(kept)
@@ -68,7 +69,7 @@ def _room(config: CommentsConfig, counts: Counter[str]) -> int | None:
     return None if config.limit is None else config.limit - counts[KEPT]
 
 
-def _answers(path: str, rows: list[Row], decoder: Decoder, compiled: CompiledTask) -> Iterator[dict[str, Any]]:
+def _answers(path: str, rows: list[Row], decoder: Decoder, compiled: CompiledTask, column: str) -> Iterator[dict[str, Any]]:
     if not rows:
         return
     separator = compiled.tokenizer.encode([compiled.task.separator])[0]
@@ -78,7 +79,8 @@ def _answers(path: str, rows: list[Row], decoder: Decoder, compiled: CompiledTas
         if values is None:
             raise AssertionError("an answer decoded under the automaton does not fit the task")
         answer = dict(zip(compiled.task.fields, values, strict=True))
-        yield {"file": path, "line": row.row + 1, "id": row.id, "answer": answer, "confidence": round(float(confidence), 6)}
+        place = {"file": path, "line": row.row + 1, "id": row.id, column: row.text}
+        yield place | {"answer": answer, "confidence": round(float(confidence), 6)}
 
 
 def _reason(path: str, row: Row) -> dict[str, Any]:

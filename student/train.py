@@ -26,7 +26,7 @@ from pipeline.compiled import CompiledTask
 from pipeline.config import RunConfig, student_shape
 from pipeline.console import progress
 from pipeline.errors import UserError
-from pipeline.shards import Shards, open_shards
+from pipeline.manifest import Shards, open_shards
 from student.checkpoint import load_student, save_student
 from student.config import TrainConfig
 from student.data import TRAIN, VALIDATION, Batch, Examples, Order, load_answers, load_examples

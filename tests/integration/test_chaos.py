@@ -19,7 +19,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from cluster.runtime import MALLOC
-from pipeline.shards import open_shards
+from pipeline.manifest import open_shards
 from tests.tiny import ROOT, save_teacher
 
 TASK = """

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.shards import open_shards
+from pipeline.manifest import open_shards
 from tests.tiny import ROOT
 
 RAY = Path(sys.executable).parent / "ray"

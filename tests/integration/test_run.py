@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline.shards import open_shards
-from student.data import columns_of, states_of
+from pipeline.manifest import open_shards
+from student.data import columns_of
 from tests.integration.conftest import Retort
 
 SMALL = [f"--set={setting}" for setting in ("student.layers=2", "student.width=64", "student.heads=2", "student.mlp=256")]
@@ -57,7 +57,7 @@ def test_shards_hold_real_distributions(out: Path) -> None:
         rows = np.arange(len(table.answers))
         own = table.logprobs[rows, columns_of(shards.compiled, table.answers)].astype("float32")
         forced = shards.compiled.automaton.forced[
-            states_of(shards.compiled, np.split(table.answers, np.cumsum(table.lengths)[:-1]))
+            shards.compiled.automaton.states_before(np.split(table.answers, np.cumsum(table.lengths)[:-1]))
         ]
         assert np.exp(own[forced]).mean() > 0.9
 

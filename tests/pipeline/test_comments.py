@@ -15,16 +15,29 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import comments, storage
-from pipeline.comments import KEPT, MALFORMED, SCHEMA, Columns, Row, _table, file_format, filter_rows, read_file
+from pipeline.comments import (
+    KEPT,
+    MALFORMED,
+    SCHEMA,
+    Columns,
+    Row,
+    _table,
+    file_format,
+    filter_rows,
+    read_file,
+    tokenize_answers,
+)
 from pipeline.errors import UserError
-from pipeline.task import CommentRules
-from pipeline.tokenization import TextTokenizer
+from pipeline.task import CommentRules, Task
+from pipeline.tokenization import TeacherTokenizer, TextTokenizer
+from tests.tiny import tiny_tokenizer
 
 COLUMNS = Columns(text="body", id="id")
 GOOD = [("a", "I love it"), ("b", 'quotes " and, commas'), ("", "two\nlines"), ("d", "é 日本 😀"), ("e", "x" * 100_000)]
@@ -531,3 +544,36 @@ def test_rows_as_a_table(tokenizer: TextTokenizer) -> None:
     assert table["file"].to_pylist() == [5, 5, 5]
     assert table["tokens"].to_pylist()[0] == tokenizer.encode(["I love it"])[0]
     assert table["status"].to_pylist() == [KEPT, "too_short", MALFORMED]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_given_answers_become_tokens_and_what_does_not_fit_is_set_aside(tmp_path: Path, ending: str) -> None:
+    task = Task.model_validate(
+        {"name": "t", "teacher": "t", "instruction": "J", "fields": {"a": ["x", "y"]}, "comments": {"max_tokens": 40}}
+    )
+    given = ['{"a": "x"}', '{"a":"y"}', '{"a": "z"}', ""]
+    table = pa.table({"body": ["a comment"] * 4, "label": given})
+    path = tmp_path / f"x{ending}"
+    if ending == ".parquet":
+        pq.write_table(table, path)
+    elif ending == ".csv":
+        pa_csv.write_csv(table, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    tokenizer = TeacherTokenizer(tiny_tokenizer())
+    rows = list(read_file(str(path), Columns("body", "id", "label")))
+    marked = tokenize_answers(filter_rows(rows, task.comments, tokenizer), task, tokenizer)
+    ids = [[*tokenizer.encode([text])[0], tokenizer.end_id] for text in ('{"a": "x"}', '{"a": "y"}')]
+    assert [row.answer for row in marked] == [*ids, [], []]
+    assert [(row.status, row.reason) for row in marked[2:]] == [
+        (MALFORMED, """the answer does not fit the task: '{"a": "z"}'"""),
+        (MALFORMED, "no answer is given"),
+    ]
+
+
+def test_a_file_without_the_answers_column_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("id,body\n1,a\n")
+    with pytest.raises(UserError, match=r"no column 'label'; it has id, body\. Set comments\.answer"):
+        list(read_file(str(tmp_path / "x.csv"), Columns("body", "id", "label")))
+    (tmp_path / "x.jsonl").write_text('{"body": "a"}\n')
+    assert [row.reason for row in read_file(str(tmp_path / "x.jsonl"), Columns("body", "id", "label"))] == ["no key 'label'"]

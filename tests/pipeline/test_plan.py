@@ -37,7 +37,7 @@ STATUSES = [KEPT, MALFORMED, "special_tokens", "urls", "too_short", "too_long"]
 
 
 def make_source(**changes: Any) -> Source:
-    content = {"task": "t", "tokenizer": "k", "files": [("/a.jsonl", "3f")], "text": "body", "id": "id"}
+    content = {"task": "t", "tokenizer": "k", "files": [("/a.jsonl", "3f")], "text": "body", "id": "id", "answer": None}
     return Source.model_validate(content | {"limit": None, "rows_per_unit": 4} | changes)
 
 
@@ -54,6 +54,7 @@ def make_table(statuses: list[str], first_row: int = 0) -> pa.Table:
             "id": f"id{first_row + i}",
             "text": f"text {first_row + i}",
             "tokens": [first_row + i, 7],
+            "answer": [],
             "status": status,
             "reason": "why é" if status == MALFORMED else "",
         }
@@ -105,7 +106,7 @@ def test_a_unit_keeps_every_column(tmp_path: Path) -> None:
     write_units(str(tmp_path), [[KEPT, "urls", KEPT]], size=8, limit=None)
     unit = read_unit(str(tmp_path), 0)
     assert unit.schema.names == UNIT_COLUMNS
-    assert unit.to_pylist()[1] == {"file": 0, "row": 2, "id": "id2", "text": "text 2", "tokens": [2, 7]}
+    assert unit.to_pylist()[1] == {"file": 0, "row": 2, "id": "id2", "text": "text 2", "tokens": [2, 7], "answer": []}
 
 
 def test_a_limit_ends_within_a_table_and_counts_no_further(tmp_path: Path) -> None:

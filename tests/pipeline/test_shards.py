@@ -17,7 +17,8 @@ from pipeline.capture import TEMPERATURES, Captured
 from pipeline.comments import SCHEMA as ROWS
 from pipeline.compiled import CompiledTask
 from pipeline.errors import UserError
-from pipeline.shards import ROW_COLUMNS, committed_units, open_shards, read_shard, shard_path, write_manifest, write_shard
+from pipeline.manifest import open_shards, write_manifest
+from pipeline.shards import ROW_COLUMNS, committed_units, read_shard, shard_path, write_shard
 from pipeline.tokenization import TextTokenizer
 from tests.pipeline.test_compiled import make_compiled
 
@@ -146,6 +147,7 @@ def test_the_manifest_adds_up_the_shards(tmp_path: Path) -> None:
         "kept_steps": 9,
         "bytes": sum(sizes),
         "teacher_seconds": 1.5,
+        "codec": {"shards": {"float16": 3}, "kl": {}},
     }
     assert storage.read_json(str(tmp_path / "manifest.json")) == manifest
 

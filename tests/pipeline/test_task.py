@@ -294,3 +294,26 @@ def test_a_dumped_task_loads_the_same(
 def test_a_task_does_not_change() -> None:
     with pytest.raises(ValidationError):
         make_task().context = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("answer", "fits"),
+    [
+        ({"b": True, "a": "x"}, True),
+        ({"a": "x", "b": True}, True),
+        ('{"a": "x", "b": true}', True),
+        (' {"a":"x",\n"b":true} ', True),
+        ({"a": "x"}, False),
+        ({"a": "x", "b": True, "c": 1}, False),
+        ({"a": "x", "b": 1}, False),
+        ({"a": "X", "b": True}, False),
+        ({"a": ["x"], "b": True}, False),
+        ("x", False),
+        (None, False),
+        (3, False),
+        ([("a", "x"), ("b", True)], False),
+    ],
+)
+def test_given_answers_fit_as_text_or_mapping(answer: object, fits: bool) -> None:
+    task = make_task("fields", {"a": ["x", "y"], "b": [True, False]})
+    assert task.fit(answer) == (("x", True) if fits else None)

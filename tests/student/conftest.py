@@ -12,7 +12,8 @@ import torch
 from pipeline.automaton import compile_automaton
 from pipeline.capture import Captured
 from pipeline.compiled import CompiledTask
-from pipeline.shards import Shards, open_shards, write_manifest, write_shard
+from pipeline.manifest import Shards, open_shards, write_manifest
+from pipeline.shards import write_shard
 from pipeline.tokenization import TeacherTokenizer
 from pipeline.vocabulary import WatchedSet
 from student.config import StudentConfig

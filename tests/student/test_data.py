@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.shards import Shards
+from pipeline.manifest import Shards
 from student.data import TEST, TRAIN, VALIDATION, Order, load_answers, load_examples, split_of
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.shards import Shards
+from pipeline.manifest import Shards
 from student.data import TRAIN, load_examples
 from student.fidelity import agreement, calibration, step_measures
 from student.floors import majority, majority_by_field, tfidf_regression

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pipeline.shards import Shards, open_shards
+from pipeline.manifest import Shards, open_shards
 from student.config import TrainConfig
 from student.data import TRAIN, Order, load_examples
 from student.model import Student

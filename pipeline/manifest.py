@@ -1,0 +1,136 @@
+"""The manifest over a folder of shards: derived from the shards themselves when all of them are there."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.capture import TEMPERATURES
+from pipeline.codec import ErrorSummary
+from pipeline.compiled import CompiledTask, require_same
+from pipeline.errors import UserError
+from pipeline.payload import Compact
+from pipeline.shards import METADATA, ShardTable, committed_units, read_shard, shard_path
+
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a shard says of itself, without its rows."""
+
+    unit: int
+    rows: int
+    bytes: int
+    facts: dict[str, Any]
+
+
+def read_footer(folder: str, unit: int) -> Footer:
+    """Reads the end of a shard alone."""
+    fs, inner = storage.filesystem(shard_path(folder, unit))
+    with fs.open_input_file(inner) as stream:
+        footer, size = pq.read_metadata(stream), stream.size()
+    facts = json.loads(footer.schema.to_arrow_schema().metadata[METADATA])
+    return Footer(unit, footer.num_rows, size, facts)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A folder of shards that belong together."""
+
+    folder: str
+    manifest: dict[str, Any]
+    compiled: CompiledTask
+
+    def tables(self) -> Iterator[ShardTable]:
+        """Every shard with examples, one at a time, in order."""
+        compact = Compact.load(self.folder, self.compiled.automaton)
+        tables = (read_shard(shard_path(self.folder, unit), compact) for unit in range(self.manifest["units"]))
+        return (table for table in tables if len(table.keys))
+
+
+def write_manifest(folder: str, units: int, about: dict[str, Any]) -> dict[str, Any]:
+    """Derives the manifest, and set_aside.jsonl beside it, from the committed shards.
+
+    Args:
+        folder: of the shards.
+        units: how many the plan has.
+        about: facts of the whole extraction: hashes, teacher, counts, versions, `files` the comments came from.
+
+    Raises:
+        UserError: a unit is missing, or a shard was made under other hashes.
+    """
+    missing = sorted(set(range(units)) - set(committed_units(folder)))
+    if missing:
+        raise UserError(f"{len(missing)} of {units} units have no shard in {folder}, the first {missing[0]}: run again")
+    totals = _Totals()
+    with storage.writing(storage.join(folder, "set_aside.jsonl")) as lines:
+        for unit in range(units):
+            footer = read_footer(folder, unit)
+            require_same(footer.facts["hashes"], about["hashes"], shard_path(folder, unit), "the manifest")
+            totals.add(footer)
+            for record in footer.facts["set_aside"]:
+                lines.write(json.dumps(_place(record, about["files"]), ensure_ascii=False).encode() + b"\n")
+    manifest = {"format_version": FORMAT_VERSION} | about | {"units": units} | totals.facts()
+    storage.write_json(storage.join(folder, "manifest.json"), manifest)
+    return manifest
+
+
+class _Totals:
+    """The sums over all shards."""
+
+    def __init__(self) -> None:
+        self._sums: Counter[str] = Counter()
+        self._seconds = 0.0
+        self._codecs: Counter[str] = Counter()
+        self._errors: dict[str, ErrorSummary] = {}
+
+    def add(self, footer: Footer) -> None:
+        facts = footer.facts
+        self._sums.update(rows=footer.rows, set_aside=len(facts["set_aside"]), bytes=footer.bytes)
+        self._sums.update(steps=facts["steps"], kept_steps=facts["kept_steps"])
+        self._seconds += facts["seconds"]
+        self._codecs[facts["codec"]] += 1
+        for name, content in facts.get("error", {}).items():
+            error = ErrorSummary.from_json(content)
+            self._errors[name] = self._errors[name].merge(error) if name in self._errors else error
+
+    def facts(self) -> dict[str, Any]:
+        errors = {f"{name}_steps": _error_facts(error) for name, error in self._errors.items()}
+        codec = {"shards": dict(self._codecs), "kl": errors}
+        return dict(self._sums) | {"teacher_seconds": self._seconds, "codec": codec}
+
+
+def _error_facts(error: ErrorSummary) -> dict[str, Any]:
+    """Nats of KL between what was captured and what the shards hold, by temperature."""
+    columns = zip(TEMPERATURES, error.mean().tolist(), error.percentile(99.9).tolist(), strict=True)
+    return {f"T={t}": {"mean": mean, "p99.9": tail} for t, mean, tail in columns}
+
+
+def _place(record: dict[str, Any], files: list[str]) -> dict[str, Any]:
+    """A set-aside record with the row's place as people find it."""
+    rest = {name: value for name, value in record.items() if name not in ("file", "row")}
+    return {"file": files[record["file"]], "line": record["row"] + 1} | rest
+
+
+def open_shards(folder: str) -> Shards:
+    """Opens a finished extraction.
+
+    Raises:
+        UserError: there is none, it is unfinished, of another format, or its parts do not belong together.
+    """
+    path = storage.join(folder, "manifest.json")
+    if not storage.exists(path):
+        raise UserError(f"no manifest.json in {folder}: it holds no finished extraction. Run `retort extract` first")
+    manifest = storage.read_json(path)
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path} has format {manifest.get('format_version')}, this Retort reads {FORMAT_VERSION}")
+    compiled = CompiledTask.load(folder)
+    require_same(manifest["hashes"], compiled.hashes, path, "the compiled task beside it")
+    return Shards(folder, manifest, compiled)

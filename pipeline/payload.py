@@ -1,0 +1,137 @@
+"""The columns of a shard that hold its logits: float16, which loses nothing that matters, or the codec's few bytes.
+
+C steps with their logits, of N answers; W watched tokens, K temperatures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.automaton import Automaton
+from pipeline.capture import TEMPERATURES
+from pipeline.codec import Codec, ErrorSummary, divergence, pack_lse, unpack_lse, within_target
+from pipeline.errors import UserError
+
+FLOAT16 = [
+    pa.field("logprobs", pa.list_(pa.float16())),  # [C × W], nats: raw logit − log-sum-exp of the full vocabulary
+    pa.field("lse", pa.list_(pa.float32())),  # [C × K], nats: log-sum-exp of raw logits / T for each of TEMPERATURES
+]
+COMPACT = [  # bytes, as Parquet has no whole number under 32 bits
+    pa.field("codes", pa.binary()),  # int8 [C × codes], see `pipeline.codec.Codec`
+    pa.field("packed_lse", pa.binary()),  # int16 [C × K], see `pipeline.codec.pack_lse`
+]
+CODEC_FILE = "codec.safetensors"
+ERROR_SAMPLE = 1024  # of all of a shard's steps, to measure the codec's error on; choice steps are measured each
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The columns of one shard.
+
+    Attributes:
+        fields: their names and types.
+        columns: a value an answer each.
+        facts: what the file says of them.
+    """
+
+    fields: list[pa.Field]
+    columns: list[pa.Array]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Compact:
+    """The codec of an extraction, and the automaton whose states it goes by."""
+
+    codec: Codec
+    automaton: Automaton
+
+    @staticmethod
+    def load(folder: str, automaton: Automaton) -> Compact | None:
+        """The codec beside some shards, if they were made with one."""
+        path = storage.join(folder, CODEC_FILE)
+        return Compact(Codec.load(path), automaton) if storage.exists(path) else None
+
+    def errors(self, logprobs_CW: NDArray[np.float32], codes: NDArray[np.int8], states: NDArray[np.int64]) -> dict[str, Any]:
+        """What decoding errs by: at every choice step, and at an even sample of all steps."""
+        choices = np.flatnonzero(~self.automaton.forced[states])
+        sample = np.unique(np.linspace(0, len(states) - 1, ERROR_SAMPLE).astype(int))
+        groups = {"choice": choices, "all": sample}
+        decoded = {name: self.codec.decode(codes[at], states[at]) for name, at in groups.items()}
+        return {name: ErrorSummary.of(divergence(logprobs_CW[at], decoded[name])) for name, at in groups.items()}
+
+
+def encode(
+    logprobs_CW: NDArray[np.float32],
+    lse_CK: NDArray[np.float32],
+    counts: NDArray[np.int64],
+    states: NDArray[np.int64] | None,
+    compact: Compact | None,
+) -> Payload:
+    """The columns of a shard: compact where the codec's error on these very steps is within its target, else float16.
+
+    Args:
+        logprobs_CW: nats.
+        lse_CK: nats.
+        counts: int64 [N], how many of the C steps are each answer's.
+        states: int64 [C], the automaton's state before each; only for the codec.
+        compact: the codec.
+    """
+    if compact is not None and states is not None and len(states):
+        codes = compact.codec.encode(logprobs_CW, states)
+        errors = compact.errors(logprobs_CW, codes, states)
+        if all(within_target(error) for error in errors.values()):
+            columns = [_bytes(codes, counts), _bytes(pack_lse(lse_CK), counts)]
+            facts = {"codec": "compact", "error": {name: error.to_json() for name, error in errors.items()}}
+            return Payload(COMPACT, columns, facts)
+    columns = [
+        lists(logprobs_CW.astype(np.float16).reshape(-1), counts * logprobs_CW.shape[1], pa.float16()),
+        lists(lse_CK.reshape(-1), counts * len(TEMPERATURES), pa.float32()),
+    ]
+    return Payload(FLOAT16, columns, {"codec": "float16"})
+
+
+def decode(
+    column: dict[str, pa.Array], watched: int, states: NDArray[np.int64] | None, compact: Compact | None
+) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Log-probabilities [C, W] and log-sum-exps [C, K] from the columns of a shard.
+
+    Args:
+        column: all columns by name.
+        watched: W.
+        states: int64 [C], the automaton's state before each step; only for the codec.
+        compact: the codec.
+
+    Raises:
+        UserError: the columns are compact and the codec is not given.
+    """
+    if "codes" not in column:
+        logprobs, lse = (column[field.name].flatten().to_numpy() for field in FLOAT16)
+        return logprobs.reshape(-1, watched), lse.reshape(-1, len(TEMPERATURES))
+    if compact is None or states is None:
+        raise UserError(f"a compact shard cannot be read without its extraction's {CODEC_FILE}, which is not there")
+    codes = np.frombuffer(column["codes"].buffers()[2], np.int8).reshape(-1, compact.codec.columns)
+    packed = np.frombuffer(column["packed_lse"].buffers()[2], np.int16).reshape(-1, len(TEMPERATURES))
+    return compact.codec.decode(codes, states).astype(np.float16), unpack_lse(packed)
+
+
+def lists(values: NDArray[Any], lengths: NDArray[Any], kind: pa.DataType) -> pa.ListArray:
+    """Values one after another as lists of these lengths."""
+    return pa.ListArray.from_arrays(pa.array(_offsets(lengths)), pa.array(values, kind))
+
+
+def _bytes(values: NDArray[Any], counts: NDArray[Any]) -> pa.BinaryArray:
+    """Rows of small numbers, the first `counts[0]` of them as one value, and so on."""
+    values = np.ascontiguousarray(values)
+    buffers = [None, pa.py_buffer(_offsets(counts * values.strides[0])), pa.py_buffer(values)]
+    return pa.Array.from_buffers(pa.binary(), len(counts), buffers)
+
+
+def _offsets(lengths: NDArray[Any]) -> NDArray[np.int32]:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
