@@ -26,7 +26,7 @@ def start_ray() -> None:
         return
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     ray.init(
-        address=os.environ.get("RAY_ADDRESS"),
+        address=os.environ.get("RAY_ADDRESS", "local"),  # not whatever cluster happens to run on this machine
         runtime_env={"env_vars": _worker_environment()},
         logging_level=logging.ERROR,
         log_to_driver=log.isEnabledFor(logging.DEBUG),  # engines are talkative; what fails reaches the driver anyway

@@ -212,6 +212,33 @@ def demo(out: str, verbose: bool) -> None:
     console.print(f"comments in {comments}, teacher in {teacher}", highlight=False)
 
 
+@main.group()
+def jsonl() -> None:
+    """Logit shards as JSON lines, 128 examples a file, for programs that read nothing else."""
+
+
+@jsonl.command("export")
+@click.argument("shards", metavar="SHARDS")
+@click.argument("folder", metavar="FOLDER")
+def export_jsonl(shards: str, folder: str) -> None:
+    """Writes every example of SHARDS to FOLDER, with its raw logits as decimal numbers."""
+    from pipeline.jsonl import export
+
+    set_up_logging(verbose=False)
+    console.print(f"{export(shards, storage.absolute(folder)):,} files in {folder}", highlight=False)
+
+
+@jsonl.command("import")
+@click.argument("folder", metavar="FOLDER")
+@click.argument("shards", metavar="SHARDS")
+def import_jsonl(folder: str, shards: str) -> None:
+    """Writes the examples of FOLDER, as `export` leaves it, as SHARDS to train on."""
+    from pipeline.jsonl import import_
+
+    set_up_logging(verbose=False)
+    console.print(f"{import_(folder, storage.absolute(shards))['rows']:,} examples in {shards}", highlight=False)
+
+
 def _summary(figures: dict[str, Any], out: str, mlflow: str | None) -> None:
     """The report's headline, and where everything is."""
     table = Table("agreement with the teacher", "valid", "whole answer", *figures["student"]["fields"], box=None)

@@ -22,6 +22,9 @@ class TeacherConfig(Strict):
     temperature: float = Field(0, ge=0, description="of sampling; 0 takes the likeliest token")
     max_num_seqs: int = Field(256, ge=1, description="answers decoded together by one engine")
     max_num_batched_tokens: int = Field(8192, ge=1, description="tokens of one engine step; longer prefills are cut in chunks")
+    compile: bool | None = Field(
+        None, description="compile the model when an engine starts, which takes some seconds; null does on a GPU"
+    )
     kv_cache_gib: int = Field(1, ge=1, description="key/value cache of one engine on CPU")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory one engine takes")
     actors: int = Field(1, ge=1, description="teacher actors, each with its own engine")

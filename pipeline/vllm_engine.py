@@ -212,7 +212,7 @@ class VllmTeacher:
             skip_tokenizer_init=True,
             logits_processors=[CapturingProcessor],
             additional_config={SETTINGS: _save_job(job, self._folder.name)},
-            **_platform_options(),
+            **_platform_options(config),
         )
         self._llm.collective_rpc(lambda worker: _processor(worker).attach(worker.model_runner))
 
@@ -253,6 +253,7 @@ class VllmTeacher:
             ignore_eos=True,  # the automaton knows where an answer ends
             detokenize=False,
             extra_args={ROW: row, GIVEN: given},
+            skip_clone=True,  # nobody else uses it
             **options,
         )
 
@@ -261,6 +262,8 @@ class VllmTeacher:
         return self._llm.collective_rpc(lambda worker: getattr(_processor(worker).observer, method)(*arguments))[0]
 
 
-def _platform_options() -> dict[str, Any]:
-    """On CPU: no compilation, and cache blocks short enough that prompts share their beginning (128 tokens by default)."""
-    return {"enforce_eager": True, "block_size": 32} if current_platform.is_cpu() else {}
+def _platform_options(config: TeacherConfig) -> dict[str, Any]:
+    """On CPU the shortest cache blocks there are, so that prompts share their beginning (128 tokens by default)."""
+    cpu = current_platform.is_cpu()
+    compiled = config.compile if config.compile is not None else not cpu
+    return {"enforce_eager": not compiled} | ({"block_size": 32} if cpu else {})

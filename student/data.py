@@ -96,8 +96,19 @@ class Examples:
         )
 
 
+def require_all_steps(shards: Shards) -> None:
+    """Refuses shards that lack the logits of some steps.
+
+    Raises:
+        UserError: they hold those of choice steps alone.
+    """
+    if shards.manifest["kept_steps"] < shards.manifest["steps"]:
+        raise UserError(f"{shards.folder} holds the logits of choice steps alone: extract with --set extract.capture=all")
+
+
 def load_answers(shards: Shards, split: str) -> tuple[list[str], list[list[int]]]:
     """The comments of one split and the tokens of the teacher's answers, without their logits."""
+    require_all_steps(shards)
     parts = [_take(table, split) for table in shards.tables()]
     return [t for part in parts for t in part["texts"]], [a.tolist() for part in parts for a in part["answers"]]
 
@@ -108,8 +119,7 @@ def load_examples(shards: Shards, split: str, limit: int | None = None) -> Examp
     Raises:
         UserError: the split is empty, or the shards hold the logits of choice steps alone.
     """
-    if shards.manifest["kept_steps"] < shards.manifest["steps"]:
-        raise UserError(f"{shards.folder} holds the logits of choice steps alone: extract with --set extract.capture=all")
+    require_all_steps(shards)
     parts: list[dict[str, Any]] = []
     for table in shards.tables():
         room = None if limit is None else limit - sum(len(part["texts"]) for part in parts)
