@@ -136,11 +136,14 @@ class Recorder(Observer):
         lost = self.missing(wanted_NT)
         rows, steps, values = self._take()
         lengths = np.array([len(answer) for answer in answers], np.int32)
-        if lost or (rows >= len(lengths)).any() or (steps >= lengths[rows]).any():
+        mine = rows >= 0
+        if lost or (rows >= len(lengths)).any() or (steps[mine] >= lengths[rows[mine]]).any():
             raise RuntimeError("captured steps do not match the answers' tokens")
+        mine[mine] = wanted_NT[rows[mine], steps[mine]]
+        if not mine.all():  # the copy is worth avoiding
+            rows, steps, values = rows[mine], steps[mine], values[mine]
         values_NTX = np.zeros((*wanted_NT.shape, values.shape[1]), np.float32)
         values_NTX[rows, steps] = values  # the last of equal indices stays
-        values_NTX[~wanted_NT] = 0
         tokens = np.zeros(wanted_NT.shape, np.int32)
         for row, answer in enumerate(answers):
             tokens[row, : len(answer)] = answer
@@ -154,8 +157,7 @@ class Recorder(Observer):
         empty = torch.zeros(0, len(self._watched) + len(TEMPERATURES), device=self._watched.device)
         values = torch.cat([empty, *self._values]).cpu().numpy()
         self._rows, self._steps, self._values = [], [], []
-        keep = rows >= 0
-        return rows[keep], steps[keep], values[keep]
+        return rows, steps, values
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,8 @@ class Constraint:
         inside = (states_N >= 0) & (states_N != self._end)
         required_NR = logits_NV.index_select(1, self._tokens)
         allowed_NR = self._next_SR[states_N] >= 0
-        masked_NR = required_NR.where(allowed_NR, required_NR.new_tensor(-torch.inf))
+        finite_NR = required_NR.nan_to_num()  # an answer stays an answer, so that a row with broken logits can be told by them
+        masked_NR = finite_NR.where(allowed_NR, required_NR.new_tensor(-torch.inf))
         logits_NV.masked_fill_(inside[:, None], -torch.inf)
         logits_NV[:, self._tokens] = masked_NR.where(inside[:, None], required_NR)
 

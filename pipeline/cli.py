@@ -128,6 +128,8 @@ def run(**options: Any) -> None:
     config, out = _configure(**options)
     if config.task:
         student_shape(load_task(config.task), config.student)  # better refused now than after the extraction
+    if config.extract.capture == "choices":
+        raise UserError("a student trains on whole answers: set extract.capture to all, or run `retort extract` alone")
     extract(config)
     shards, student, report = (_folder(None, out, name) for name in ("shards", "student", "report"))
     trained = train(config, shards, student)

@@ -7,7 +7,7 @@ import importlib.metadata
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
@@ -15,34 +15,26 @@ import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.runtime import start_ray
-from cluster.version import VARIABLE, check_code_version, code_version
-from pipeline import calibration, storage
-from pipeline.automaton import Automaton
-from pipeline.capture import Captured, CensusResult
-from pipeline.codec import Codec
+from cluster.version import code_version
+from pipeline import storage
 from pipeline.compiled import CompiledTask, cached_automaton, check_context, require_same
-from pipeline.config import ExtractConfig, RunConfig, TeacherConfig
-from pipeline.engine import EngineProcess
+from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.extractor import SKIPPED, Extraction, UnitExtractor
-from pipeline.isolation import isolate
 from pipeline.manifest import write_manifest
 from pipeline.monitor import Monitor
-from pipeline.payload import CODEC_FILE
-from pipeline.plan import Plan, describe_source, find_comments, find_plan, make_plan, read_unit
+from pipeline.plan import Plan, describe_source, find_comments, find_plan, make_plan
+from pipeline.prepare import prepare, resources
 from pipeline.progress import Watch
 from pipeline.shards import committed_units
 from pipeline.stopping import Stopped, StopRequest
-from pipeline.task import Task, load_task
-from pipeline.teacher import Job, Request
-from pipeline.tokenization import TextTokenizer, load_teacher_tokenizer
-from pipeline.vocabulary import choose_watched
+from pipeline.task import load_task
+from pipeline.tokenization import load_teacher_tokenizer
 from tune.tracking import Tracking, tracking_uri
 
 log = logging.getLogger(__name__)
 
 PROMPT_SLACK = 8  # tokens a prompt may be longer than its parts: tokens merge, or fail to, across their edges
-CODEC_ROWS = 512  # answers that fit the codec
 MAX_BLOCKS = 4096  # of Ray Data: units beyond this number share blocks
 
 
@@ -82,7 +74,7 @@ def extract(config: RunConfig) -> dict[str, Any]:
     if plan is None:
         plan = make_plan(extraction.comments, source, config.comments, task, tokenizer)
     log.info("comments: %s", plan.summary())
-    compiled = calibrate(extraction, plan, config.extract, task, tokenizer, automaton)
+    compiled = prepare(extraction, plan, config.extract, task, tokenizer, automaton)
     uri = tracking_uri(config.tracking.uri, out)
     run_units(extraction, plan, lambda: Tracking.start(uri, config.tracking.experiment, "extract", describe_run(config)))
     return finish(extraction, compiled, plan)
@@ -154,84 +146,6 @@ def check_same_teacher(extraction: Extraction) -> None:
     path = storage.join(extraction.shards, "calibration.json")
     if storage.exists(path):
         require_same(storage.read_json(path)["teacher"], extraction.identity, extraction.shards, "this extraction")
-
-
-def calibrate(
-    extraction: Extraction,
-    plan: Plan,
-    config: ExtractConfig,
-    task: Task,
-    tokenizer: TextTokenizer,
-    automaton: Automaton,
-) -> CompiledTask:
-    """Chooses the watched set and commits it, once for all actors. A folder that holds one keeps it."""
-    if storage.exists(storage.join(extraction.shards, "compiled.json")):
-        return CompiledTask.load(extraction.shards)
-    sample = sample_rows(extraction.comments, plan, config.calibration_rows)
-    prompts = extraction.prompt.ids([row["text"] for row in sample], tokenizer)
-    log.info("calibrating %s on %s comments", extraction.model, len(sample))
-    job = Job(automaton, tokenizer.end_id, extraction.max_prompt, watched=None)
-    result: CensusResult = ask(extraction, job, "census", prompts)
-    states = calibration.masses(result, automaton, tokenizer)
-    log.info("least raw mass on allowed tokens: %.4f, after %r", states[0].mass, states[0].written[-40:])
-    calibration.check_at_home(states, config.calibration_floor)
-    watched = choose_watched(automaton, result.mean_probability, task.auxiliary_tokens)
-    log.info("watching %s tokens, %s of them required", watched.size, watched.required)
-    compiled = CompiledTask(task, tokenizer, automaton, watched)
-    content = {"teacher": extraction.identity} | calibration.report(states, len(sample))
-    storage.write_json(storage.join(extraction.shards, "calibration.json"), content)
-    if config.codec == "compact":
-        fit_codec(extraction, compiled, plan).save(storage.join(extraction.shards, CODEC_FILE))
-    compiled.save(extraction.shards)
-    return compiled
-
-
-def fit_codec(extraction: Extraction, compiled: CompiledTask, plan: Plan) -> Codec:
-    """Fits the codec on answers as the extraction will have them."""
-    sample = sample_rows(extraction.comments, plan, CODEC_ROWS)
-    prompts = extraction.prompt.ids([row["text"] for row in sample], compiled.tokenizer)
-    requests = [Request(prompt, row["answer"] or None, i) for i, (prompt, row) in enumerate(zip(prompts, sample, strict=True))]
-    log.info("fitting the codec on %s answers", len(requests))
-    captured: Captured = ask(extraction, extraction.job(compiled), "record", requests)
-    answers = (row[:length] for row, length in zip(captured.tokens, captured.lengths, strict=True))
-    kept, inside = captured.kept, np.arange(captured.tokens.shape[1]) < captured.lengths[:, None]
-    states = compiled.automaton.states_before(answers)[kept[inside]]
-    return Codec.fit((captured.logits - captured.lse[..., :1])[kept], states, compiled.automaton.forced)
-
-
-def sample_rows(folder: str, plan: Plan, rows: int) -> list[dict[str, Any]]:
-    """Comments from evenly spaced units, the same on every run."""
-    units = np.unique(np.linspace(0, plan.units - 1, min(plan.units, 8)).astype(int)).tolist()
-    share = -(-rows // len(units))
-    found = [row for unit in units for row in read_unit(folder, unit)[:share].to_pylist()]
-    return found[:rows]
-
-
-def ask(extraction: Extraction, job: Job, method: Literal["census", "record"], items: list[Any]) -> Any:
-    """One call of an engine somewhere on the cluster, over all items that do not kill it."""
-    return ray.get(ray.remote(**resources(extraction.teacher))(_ask).remote(extraction, job, method, items))
-
-
-def _ask(extraction: Extraction, job: Job, method: str, items: list[Any]) -> Any:
-    check_code_version()
-
-    def call(some: list[Any]) -> Any:
-        engine = EngineProcess(extraction.model, extraction.teacher, job)
-        try:
-            return getattr(engine, method)(some)
-        finally:
-            engine.close()
-
-    found = isolate(call, items)
-    if not found.poison and len(found.parts) == 1:
-        return found.parts[0][1]
-    return call([item for i, item in enumerate(items) if i not in found.poison])
-
-
-def resources(teacher: TeacherConfig) -> dict[str, Any]:
-    """What Ray reserves for one engine, and the environment of its actor."""
-    environment = {VARIABLE: code_version()}
-    return {"num_cpus": teacher.cpus, "num_gpus": teacher.gpus, "runtime_env": {"env_vars": environment}}
 
 
 def run_units(extraction: Extraction, plan: Plan, track: Callable[[], Tracking]) -> None:

@@ -80,6 +80,11 @@ def test_an_impossible_student_is_refused_before_the_extraction(retort: Retort, 
     assert "width 1000 must be a multiple of 2 × heads (16)" in output
 
 
+def test_a_run_without_the_logits_of_forced_steps_is_refused_before_the_extraction(retort: Retort, place: Path) -> None:
+    output = retort.refuses("run", *arguments(place), "--set=extract.capture=choices", "--set=student.width=64")
+    assert "set extract.capture to all" in output
+
+
 @pytest.mark.parametrize(("comments", "message"), [("empty.jsonl", "is empty"), ("no-text.csv", "no column 'body'")])
 def test_inputs_without_comments(retort: Retort, place: Path, comments: str, message: str) -> None:
     assert message in retort.refuses("extract", *arguments(place, comments=comments))

@@ -324,3 +324,12 @@ def test_following_the_constraint_always_ends_in_an_answer() -> None:
         at = constraint.advance(at, tokens.where(running, END)).where(running, at)
     assert bool((at == AUTOMATON.end).all())
     assert {tuple(answer) for answer in walked} == {(2, 3, END), (2, 4, END), (2, 4, 5, END), (7, END)}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_broken_logits_still_lead_to_an_allowed_token(value: float) -> None:
+    logits = torch.full((AUTOMATON.states, VOCABULARY), value)
+    at = torch.arange(AUTOMATON.states)
+    Constraint(AUTOMATON, CPU).apply(logits, at)
+    for state, token in enumerate(logits[: AUTOMATON.end].argmax(1).tolist()):
+        assert AUTOMATON.allowed[state, AUTOMATON.column[token]]
