@@ -232,12 +232,13 @@ def in_process_of_its_own(name: str, arguments: list[str]) -> dict[str, float]:
 def table_of(results: dict[str, dict[str, Any]]) -> Table:
     """The medians, and their ratios to the named alternatives."""
     table = Table("", "answers/s", "spread", "model calls an answer", "× best baseline", "× logprob_token_ids", box=None)
-    best = max(row["answers_per_second"] for name, row in results.items() if CONTENDERS[name].baseline)
+    baselines = [row["answers_per_second"] for name, row in results.items() if CONTENDERS[name].baseline]
     for name, row in results.items():
         rate = row["answers_per_second"]
+        best = f"{rate / max(baselines):.2f}" if baselines else "-"
         against = f"{rate / results['logprobs']['answers_per_second']:.1f}" if "logprobs" in results else "-"
         spread = f"{min(row['rounds']):.1f} to {max(row['rounds']):.1f}"
-        table.add_row(CONTENDERS[name].label, f"{rate:.1f}", spread, f"{row['model_calls']:.1f}", f"{rate / best:.2f}", against)
+        table.add_row(CONTENDERS[name].label, f"{rate:.1f}", spread, f"{row['model_calls']:.1f}", best, against)
     return table
 
 

@@ -153,6 +153,7 @@ def run_units(extraction: Extraction, plan: Plan, track: Callable[[], Tracking])
 
     Raises:
         Stopped: a signal asked for it; the units in flight are committed.
+        UserError: an actor met what the user has to mend, such as a full disk.
     """
     todo = sorted(set(range(plan.units)) - set(committed_units(extraction.shards)))
     if not todo:
@@ -175,8 +176,12 @@ def run_units(extraction: Extraction, plan: Plan, track: Callable[[], Tracking])
     )
     total = plan.kept * extraction.samples
     before = (plan.units - len(todo)) * plan.source.rows_per_unit * extraction.samples
-    with StopRequest() as stop, Watch(monitor, stop, total, before, actors, track()) as watch:
-        done = sum(row["rows"] != SKIPPED for row in dataset.iter_rows())
+    try:
+        with StopRequest() as stop, Watch(monitor, stop, total, before, actors, track()) as watch:
+            done = sum(row["rows"] != SKIPPED for row in dataset.iter_rows())
+    except ray.exceptions.RayError as error:
+        failure = ray.get(monitor.status.remote()).failure
+        raise (UserError(failure) if failure else error) from None
     if done < len(todo):
         raise Stopped(f"stopped with {plan.units - len(todo) + done} of {plan.units} units committed")
     log.info("extracted %s answers in %.0f s, engine start included", f"{watch.rows:,}", watch.seconds)

@@ -79,14 +79,18 @@ class UnitExtractor:
             return read_footer(self._extraction.shards, unit).rows
         if self._report(f"unit {unit}"):
             return SKIPPED
-        rows, aside = self._extract(unit)
+        try:
+            rows, aside = self._extract(unit)
+        except UserError as error:  # Ray Data wraps it past recognition
+            self._report("failed", failure=str(error))
+            raise
         self._report("idle", rows=rows, set_aside=aside)
         return rows
 
-    def _report(self, state: str, rows: int = 0, set_aside: int = 0) -> bool:
+    def _report(self, state: str, rows: int = 0, set_aside: int = 0, failure: str = "") -> bool:
         """Tells the driver what this actor does; true where it shall do no more."""
         try:
-            return ray.get(self._monitor.report.remote(Report(self._name, state, rows, set_aside)))
+            return ray.get(self._monitor.report.remote(Report(self._name, state, rows, set_aside, failure)))
         except ray.exceptions.RayError:  # the driver's side is gone: what is begun is still worth finishing
             return False
 

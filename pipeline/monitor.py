@@ -17,12 +17,14 @@ class Report:
         state: what it does from now on.
         rows: examples it has committed since its last report.
         set_aside: rows it has set aside since.
+        failure: what the user has to mend before it can go on.
     """
 
     actor: str
     state: str
     rows: int = 0
     set_aside: int = 0
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Status:
         rows: examples committed.
         set_aside: rows set aside.
         actors: name, state and seconds in it of each actor, in the order they came.
+        failure: of the first actor that failed.
     """
 
     rows: int
     set_aside: int
     actors: list[tuple[str, str, float]]
+    failure: str = ""
 
 
 @ray.remote(num_cpus=0)
@@ -48,12 +52,14 @@ class Monitor:
         self._rows = self._set_aside = 0
         self._actors: dict[str, tuple[str, float]] = {}
         self._stopping = False
+        self._failure = ""
 
     def report(self, report: Report) -> bool:
         """Takes a report; true where the actor shall begin nothing more."""
         self._rows += report.rows
         self._set_aside += report.set_aside
         self._actors[report.actor] = report.state, time.time()
+        self._failure = self._failure or report.failure
         return self._stopping
 
     def stop(self) -> None:
@@ -63,6 +69,5 @@ class Monitor:
     def status(self) -> Status:
         """All reports so far."""
         now = time.time()
-        return Status(
-            self._rows, self._set_aside, [(name, state, now - since) for name, (state, since) in self._actors.items()]
-        )
+        actors = [(name, state, now - since) for name, (state, since) in self._actors.items()]
+        return Status(self._rows, self._set_aside, actors, self._failure)

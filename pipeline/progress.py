@@ -98,7 +98,7 @@ class Watch:
         """Rows done and left, speed, time left and what was set aside, in one line."""
         done, rate = self._before + self.rows, self.rows / self.seconds
         left = self._total - done - self._status.set_aside
-        eta = f"{left / rate / 60:.0f} min left" if rate else "no answer yet"
+        eta = f"{_time(left / rate)} left" if rate else "no answer yet"
         return f"{done:,} of {self._total:,} answers, {rate:.1f}/s, {eta}, {self._status.set_aside:,} set aside"
 
     def _view(self) -> Group:
@@ -117,3 +117,7 @@ class Watch:
         rate = self.rows / self.seconds
         metrics = {"rows": self._before + self.rows, "set_aside": self._status.set_aside, "rows_per_second": rate}
         self._tracking.log([(int(self.seconds), {name: float(value) for name, value in metrics.items()})])
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
