@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import ray
+from mlflow.exceptions import MlflowException
 from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -116,7 +117,10 @@ class Watch:
     def _track(self) -> None:
         rate = self.rows / self.seconds
         metrics = {"rows": self._before + self.rows, "set_aside": self._status.set_aside, "rows_per_second": rate}
-        self._tracking.log([(int(self.seconds), {name: float(value) for name, value in metrics.items()})])
+        try:
+            self._tracking.log([(int(self.seconds), {name: float(value) for name, value in metrics.items()})])
+        except MlflowException as error:  # no reason to stop answering, nor to stop passing on a signal
+            log.warning("MLflow does not take the metrics: %s", error)
 
 
 def _time(seconds: float) -> str:
