@@ -97,28 +97,50 @@ def encode(
     return Payload(FLOAT16, columns, {"codec": "float16"})
 
 
-def decode(
-    column: dict[str, pa.Array], watched: int, states: NDArray[np.int64] | None, compact: Compact | None
-) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """Log-probabilities [C, W] and log-sum-exps [C, K] from the columns of a shard.
+@dataclass(frozen=True)
+class Stored:
+    """Logits as they are stored; any selection of their C steps is decoded at the cost of those steps.
+
+    Attributes:
+        values: float16 [C, W], log-probabilities in nats, or the codec's int8 [C, columns].
+        lse: float32 [C, K], log-sum-exps in nats.
+        codec: what the values are written in; None for float16.
+    """
+
+    values: NDArray[Any]
+    lse: NDArray[np.float32]
+    codec: Codec | None
+
+    def logprobs(self, at: NDArray[np.int64] | slice, states: NDArray[np.int64] | None) -> NDArray[np.float16]:
+        """Log-probabilities of some steps, [·, W].
+
+        Args:
+            at: which of the C steps.
+            states: the automaton's state before each of these; only for the codec.
+        """
+        values = self.values[at]
+        return values if self.codec is None or states is None else self.codec.decode(values, states).astype(np.float16)
+
+
+def stored_in(column: dict[str, pa.Array], watched: int, compact: Compact | None) -> Stored:
+    """The logits in the columns of a shard.
 
     Args:
         column: all columns by name.
         watched: W.
-        states: int64 [C], the automaton's state before each step; only for the codec.
-        compact: the codec.
+        compact: the codec of the shard's extraction, if it has one.
 
     Raises:
         UserError: the columns are compact and the codec is not given.
     """
     if "codes" not in column:
         logprobs, lse = (column[field.name].flatten().to_numpy() for field in FLOAT16)
-        return logprobs.reshape(-1, watched), lse.reshape(-1, len(TEMPERATURES))
-    if compact is None or states is None:
+        return Stored(logprobs.reshape(-1, watched), lse.reshape(-1, len(TEMPERATURES)), None)
+    if compact is None:
         raise UserError(f"a compact shard cannot be read without its extraction's {CODEC_FILE}, which is not there")
     codes = np.frombuffer(column["codes"].buffers()[2], np.int8).reshape(-1, compact.codec.columns)
     packed = np.frombuffer(column["packed_lse"].buffers()[2], np.int16).reshape(-1, len(TEMPERATURES))
-    return compact.codec.decode(codes, states).astype(np.float16), unpack_lse(packed)
+    return Stored(codes, unpack_lse(packed), compact.codec)
 
 
 def lists(values: NDArray[Any], lengths: NDArray[Any], kind: pa.DataType) -> pa.ListArray:

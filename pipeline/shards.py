@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.capture import Captured
-from pipeline.payload import Compact, decode, encode, lists
+from pipeline.payload import Compact, Stored, encode, lists, stored_in
 
 # T steps of an answer, C of them with their logits, W watched tokens, K temperatures
 EXAMPLE = [
@@ -108,8 +109,8 @@ class ShardTable:
         answers: int32 [M], answers one after another, each with its end token.
         lengths: int64 [N], steps of each answer.
         kept: bool [M], the steps whose logits are here.
-        logprobs: float16 [C, W], see `SCHEMA`.
-        lse: float32 [C, K].
+        stored: the logits of the kept steps.
+        states: int64 [C], the automaton's state before each kept step; None where no codec asks for it.
     """
 
     keys: np.ndarray[Any, np.dtype[np.int64]]
@@ -119,8 +120,18 @@ class ShardTable:
     answers: np.ndarray[Any, np.dtype[np.int32]]
     lengths: np.ndarray[Any, np.dtype[np.int64]]
     kept: np.ndarray[Any, np.dtype[np.bool_]]
-    logprobs: np.ndarray[Any, np.dtype[np.float16]]
-    lse: np.ndarray[Any, np.dtype[np.float32]]
+    stored: Stored
+    states: np.ndarray[Any, np.dtype[np.int64]] | None
+
+    @cached_property
+    def logprobs(self) -> np.ndarray[Any, np.dtype[np.float16]]:
+        """Log-probabilities of all kept steps, float16 [C, W], nats."""
+        return self.stored.logprobs(slice(None), self.states)
+
+    @property
+    def lse(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Log-sum-exps of all kept steps, float32 [C, K], nats."""
+        return self.stored.lse
 
 
 def read_shard(path: str, compact: Compact | None = None) -> ShardTable:
@@ -135,7 +146,6 @@ def read_shard(path: str, compact: Compact | None = None) -> ShardTable:
     answers, lengths = column["answer_tokens"].flatten().to_numpy(), _lengths(column["answer_tokens"])
     kept = column["kept"].flatten().to_numpy(zero_copy_only=False)
     watched = json.loads(table.schema.metadata[METADATA])["watched"]
-    logprobs, lse = decode(column, watched, _states(answers, lengths, kept, compact), compact)
     return ShardTable(
         keys=np.stack([column[name].to_numpy().astype(np.int64) for name in ("file", "row", "sample")], axis=1),
         ids=table["id"].to_pylist(),
@@ -144,8 +154,8 @@ def read_shard(path: str, compact: Compact | None = None) -> ShardTable:
         answers=answers,
         lengths=lengths,
         kept=kept,
-        logprobs=logprobs,
-        lse=lse,
+        stored=stored_in(column, watched, compact),
+        states=_states(answers, lengths, kept, compact),
     )
 
 
