@@ -25,6 +25,7 @@ def start_ray() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how often workers may report; 2 seconds otherwise
     ray.init(
         address=os.environ.get("RAY_ADDRESS", "local"),  # not whatever cluster happens to run on this machine
         runtime_env={"env_vars": _worker_environment()},

@@ -126,10 +126,12 @@ def run(**options: Any) -> None:
     from student.train import train
 
     config, out = _configure(**options)
-    if config.task:
-        student_shape(load_task(config.task), config.student)  # better refused now than after the extraction
-    if config.extract.capture == "choices":
-        raise UserError("a student trains on whole answers: set extract.capture to all, or run `retort extract` alone")
+    if config.task:  # better refused now than after the extraction
+        shape = student_shape(load_task(config.task), config.student)
+        if config.extract.capture == "choices" and shape.sequence == "full":
+            raise UserError(
+                "a student of whole answers needs the logits of all steps: set student.sequence=choices, or extract.capture=all"
+            )
     extract(config)
     shards, student, report = (_folder(None, out, name) for name in ("shards", "student", "report"))
     trained = train(config, shards, student)
@@ -168,7 +170,19 @@ def score(answer: str, **options: Any) -> None:
 @click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
 @_options()
 def train(shards: str | None, **options: Any) -> None:
-    """Logit shards to a student, in OUT/student."""
+    r"""Logit shards to a student, in OUT/student.
+
+    Every choice is a key of the configuration. Some, with --set:
+
+    \b
+      train.objective=temperature   curriculum, hard-label, temperature, topk, slim, reverse-kl
+      student.sequence=choices      leave forced tokens out: a third of the length, and of the time
+      student.layers=4 student.width=256 student.heads=4 student.mlp=1024
+      train.epochs=10 train.batch_size=64 train.learning_rate=0.001 student.dropout=0.1
+      train.workers=4 train.strategy=zero2 train.precision=bf16 train.accumulation=2
+
+    Ctrl-C saves and stops; the same command goes on, as it does after a crash.
+    """
     from student.train import train as stage
 
     config, out = _configure(**options)

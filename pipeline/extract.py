@@ -177,7 +177,10 @@ def run_units(extraction: Extraction, plan: Plan, track: Callable[[], Tracking])
     total = plan.kept * extraction.samples
     before = (plan.units - len(todo)) * plan.source.rows_per_unit * extraction.samples
     try:
-        with StopRequest() as stop, Watch(monitor, stop, total, before, actors, track()) as watch:
+        with (
+            StopRequest("finishing the units in flight") as stop,
+            Watch(monitor, stop, total, before, actors, track()) as watch,
+        ):
             done = sum(row["rows"] != SKIPPED for row in dataset.iter_rows())
     except ray.exceptions.RayError as error:
         failure = ray.get(monitor.status.remote()).failure

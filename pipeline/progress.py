@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import ray
+from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 from rich.console import Group
 from rich.live import Live
@@ -73,7 +74,8 @@ class Watch:
             self._status = ray.get(self._monitor.status.remote())
             self._track()
         self._live.stop()
-        self._tracking.end(failed=kind is not None or bool(self._stop))
+        failed = RunStatus.FAILED if kind is not None else RunStatus.FINISHED
+        self._tracking.end(RunStatus.KILLED if self._stop else failed)
 
     def _look(self) -> None:
         tracked = logged = time.monotonic()

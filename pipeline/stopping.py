@@ -22,9 +22,14 @@ class Stopped(UserError):  # noqa: N818 - no error, though it ends a stage as on
 
 
 class StopRequest:
-    """Whether a signal has asked to stop, while the block lasts. Only the main thread of a process can ask."""
+    """Whether a signal has asked to stop, while the block lasts. Only the main thread of a process can ask.
 
-    def __init__(self) -> None:
+    Args:
+        doing: what the stage does before it ends, for people.
+    """
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
         self._asked = threading.Event()
 
     def __bool__(self) -> bool:
@@ -43,4 +48,4 @@ class StopRequest:
         if self._asked.is_set():
             raise KeyboardInterrupt
         self._asked.set()
-        log.info("%s: finishing the units in flight; once more to give them up", signal.Signals(number).name)
+        log.info("%s: %s; once more to end at once", signal.Signals(number).name, self._doing)

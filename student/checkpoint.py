@@ -1,6 +1,12 @@
-"""A student on disk: safetensors weights, its shape, and the compiled task, all that prediction needs."""
+"""A student on disk: safetensors weights, its shape, and the compiled task, all that prediction needs.
+
+A training's checkpoint is such a folder with two files more, all that going on exactly needs: the optimizer's moments and
+the position. What is random in a training is a function of the position.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -10,14 +16,16 @@ from pipeline import storage
 from pipeline.compiled import CompiledTask
 from pipeline.errors import UserError
 from student.model import Shape, Student
+from student.strategy import State, Tensors
+
+WEIGHTS, MOMENTS, POSITION = "model.safetensors", "optimizer.safetensors", "position.json"
 
 
 def save_student(folder: str, model: Student, compiled: CompiledTask) -> None:
     """Writes a student that `load_student` reads; the weights last."""
     compiled.save(folder)
     storage.write_json(storage.join(folder, "shape.json"), model.shape.as_dict())
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    storage.write_bytes(storage.join(folder, "model.safetensors"), save_tensors(weights))
+    _save(storage.join(folder, WEIGHTS), model.state_dict())
 
 
 def load_student(folder: str, device: torch.device | str = "cpu") -> tuple[Student, CompiledTask]:
@@ -26,9 +34,50 @@ def load_student(folder: str, device: torch.device | str = "cpu") -> tuple[Stude
     Raises:
         UserError: there is none in the folder.
     """
-    if not storage.exists(storage.join(folder, "model.safetensors")):
+    if not storage.exists(storage.join(folder, WEIGHTS)):
         raise UserError(f"no student in {folder}: `retort train` writes one")
     compiled = CompiledTask.load(folder)
-    model = Student(Shape(**storage.read_json(storage.join(folder, "shape.json"))))
-    model.load_state_dict(load_tensors(storage.read_bytes(storage.join(folder, "model.safetensors"))))
-    return model.to(device).eval(), compiled
+    shape = Shape(**storage.read_json(storage.join(folder, "shape.json")))
+    model = assembled(shape, _load(storage.join(folder, WEIGHTS)))
+    return model.to(device), compiled
+
+
+def assembled(shape: Shape, tensors: Tensors) -> Student:
+    """A student of these weights and embedding rows, which it takes over without a copy; in evaluation mode."""
+    with torch.device("meta"):
+        model = Student(shape)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+def save_position(folder: str, state: State, position: dict[str, Any]) -> None:
+    """Writes what a training needs beside its student to go on.
+
+    Args:
+        folder: of the student.
+        state: of the training, whose weights are the student's.
+        position: JSON-able; `step` says how many steps were taken.
+    """
+    moments = {f"first.{name}": tensor for name, tensor in state.first_moment.items()}
+    moments |= {f"second.{name}": tensor for name, tensor in state.second_moment.items()}
+    _save(storage.join(folder, MOMENTS), moments)
+    storage.write_json(storage.join(folder, POSITION), position)
+
+
+def load_position(folder: str) -> tuple[State, dict[str, Any]]:
+    """Reads what `save_position` wrote, and the weights beside it."""
+    moments = _load(storage.join(folder, MOMENTS))
+    first, second = (
+        {name.removeprefix(kind): tensor for name, tensor in moments.items() if name.startswith(kind)}
+        for kind in ("first.", "second.")
+    )
+    return State(_load(storage.join(folder, WEIGHTS)), first, second), storage.read_json(storage.join(folder, POSITION))
+
+
+def _save(path: str, tensors: Tensors) -> None:
+    storage.write_bytes(path, save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def _load(path: str) -> Tensors:
+    tensors: Tensors = load_tensors(storage.read_bytes(path))
+    return tensors

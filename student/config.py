@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Strict(BaseModel):
@@ -20,6 +20,8 @@ class StudentConfig(Strict):
     width: int = Field(1024, ge=1)
     heads: int = Field(16, ge=1)
     mlp: int = Field(4096, ge=1, description="width of the feed-forward layer")
+    sequence: Literal["full", "choices"] = Field("full", description="read whole answers, or only the tokens that were choices")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of each layer's output left out in training")
 
     @model_validator(mode="after")
     def _even_heads(self) -> Self:
@@ -35,6 +37,8 @@ class StudentChanges(Strict):
     width: int | None = None
     heads: int | None = None
     mlp: int | None = None
+    sequence: Literal["full", "choices"] | None = None
+    dropout: float | None = None
 
     def of(self, shape: StudentConfig) -> StudentConfig:
         """The changed shape.
@@ -45,25 +49,95 @@ class StudentChanges(Strict):
         return StudentConfig.model_validate(shape.model_dump() | self.model_dump(exclude_none=True))
 
 
+HOW = {
+    "accumulation",
+    "strategy",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "threads",
+    "checkpoint_minutes",
+    "max_failures",
+    "log_every",
+    "samples",
+}
+
+
 class TrainConfig(Strict):
     """The training of one student."""
 
-    objective: Literal["curriculum", "hard-label"] = "curriculum"
+    objective: Literal["curriculum", "hard-label", "temperature", "topk", "slim", "reverse-kl"] = "curriculum"
+    kl_start: float | None = Field(None, ge=0, description="weight of KL in the first step; null takes the objective's")
+    kl_end: float | None = Field(None, ge=0, description="weight of KL in the last step; null takes the objective's")
+    ce_start: float | None = Field(None, ge=0, description="weight of CE in the first step; null takes the objective's")
+    ce_end: float | None = Field(None, ge=0, description="weight of CE in the last step; null takes the objective's")
+    weights: Literal["constant", "linear", "cosine", "step"] = Field(
+        "linear", description="how the weights go from start to end; constant stays at the start, step changes at `switch`"
+    )
+    switch: float = Field(0.5, ge=0, le=1, description="share of the steps after which the weights step")
+    temperature: float | None = Field(
+        None, gt=0, description="of KL's softmaxes, its loss times T²; null takes the objective's"
+    )
+    tail: bool = Field(False, description="give the teacher's mass outside the watched tokens a class of its own in KL")
+    top_k: int = Field(100, ge=1, description="topk: the teacher's largest logits that count")
+    top_share: float = Field(0.05, gt=0, le=1, description="slim: share of the teacher's largest logits that count")
+    forced_weight: float = Field(1.0, ge=0, description="weight of a forced step in every mean; a choice step weighs 1")
+    balance: float = Field(0.0, ge=0, le=1, description="power of a token's inverse frequency that weights it in CE")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of CE's target spread evenly over its classes")
+
     epochs: int = Field(15, ge=1)
+    growth: tuple[float, ...] = Field((1.0,), description="share of the examples each epoch draws from, the last for the rest")
     batch_size: int = Field(32, ge=1, description="examples of one step over all workers")
+    accumulation: int = Field(1, ge=1, description="parts a worker runs its share of a step in, to save memory")
     learning_rate: float | None = Field(None, gt=0, description="peak of the cosine; null takes 0.25 / width")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient of one step")
-    kl_start: float = Field(0.8, ge=0, le=1, description="weight of KL in the curriculum's first step; CE has the rest")
-    kl_end: float = Field(0.2, ge=0, le=1, description="weight of KL in the curriculum's last step")
+    precision: Literal["float32", "bf16"] = Field("float32", description="of the matrix products; weights stay float32")
     seed: int = 0
-    workers: int = Field(1, ge=1)
+
+    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = Field(
+        "ddp", description="what workers hold in shares: nothing, optimizer states, gradients too, weights too"
+    )
+    workers: int | tuple[int, int] = Field(1, description="how many, or the fewest and the most, as the cluster has room")
     cpus_per_worker: float = Field(0.5, gt=0, description="CPUs Ray reserves for a worker")
     gpus_per_worker: float = Field(0, ge=0)
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; null shares the machine's among the workers")
+    checkpoint_minutes: float = Field(15, gt=0, description="minutes between two checkpoints within an epoch")
+    max_failures: int = Field(3, ge=0, description="how often training goes on from its last checkpoint after a worker died")
+    log_every: int = Field(10, ge=1, description="steps between two rows of metrics, and two looks for a wish to stop")
     samples: int = Field(4, ge=0, description="validation answers decoded after each epoch, for the report")
+
+    @field_validator("growth")
+    @classmethod
+    def _shares(cls, growth: tuple[float, ...]) -> tuple[float, ...]:
+        if not growth or not all(0 < share <= 1 for share in growth):
+            raise ValueError("growth takes shares of the examples, above 0 and at most 1")
+        return growth
+
+    @field_validator("workers")
+    @classmethod
+    def _range(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        fewest, most = (workers, workers) if isinstance(workers, int) else workers
+        if not 1 <= fewest <= most:
+            raise ValueError("workers takes a count from 1, or the fewest and the most of them")
+        return workers
+
+    @model_validator(mode="after")
+    def _whole_cpus(self) -> Self:
+        if not isinstance(self.workers, int) and not float(self.cpus_per_worker).is_integer():
+            raise ValueError("a range of workers needs a whole number of cpus_per_worker: Ray counts in those for it")
+        return self
+
+    def recipe(self) -> dict[str, Any]:
+        """For JSON: all that changes what is trained. The rest changes how fast, on what, and what is reported."""
+        return self.model_dump(mode="json", exclude=HOW)
+
+    @property
+    def most_workers(self) -> int:
+        """How many workers there may be."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     def peak_rate(self, width: int) -> float:
         """The learning rate, by default falling with the student's width (Yang et al., "Tensor Programs V", 2022)."""

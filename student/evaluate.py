@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from pipeline.errors import UserError
 from pipeline.manifest import Shards, open_shards
 from pipeline.task import Values
 from student.checkpoint import load_student
-from student.data import TEST, TRAIN, Examples, load_answers, load_examples
 from student.decode import Decoded, Decoder
+from student.examples import Batch, Examples, open_examples
 from student.fidelity import agreement, step_measures
 from student.floors import majority, tfidf_regression
 from student.model import Student
 from student.report import render
+from student.unpack import TEST, TRAIN
 from tune.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -39,16 +41,16 @@ def evaluate(config: EvaluateConfig, shards_folder: str, student_folder: str, re
     shards = open_shards(shards_folder)
     model, compiled = load_student(student_folder, "cuda" if torch.cuda.is_available() else "cpu")
     require_same(compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
-    test = load_examples(shards, TEST, config.limit)
+    test = open_examples(shards, TEST, model.shape.sequence).first(config.limit)
     log.info("evaluating on %s test comments", f"{len(test):,}")
-    teacher = parse_all(compiled, [answer.tolist() for answer in test.answers])
+    texts, teacher = _texts_and_answers(test)
     if any(answer is None for answer in teacher):
         raise UserError(f"{shards_folder} holds teacher answers that do not fit its own task")
     truth = [answer for answer in teacher if answer is not None]
     constrained, seconds = _decode_all(model, compiled, test, config.batch_size, free=False)
     free, _ = _decode_all(model, compiled, test, config.batch_size, free=True)
-    texts, answers = load_answers(shards, TRAIN)
-    train = [answer for answer in parse_all(compiled, answers) if answer is not None]
+    known, answers = _texts_and_answers(open_examples(shards, TRAIN, model.shape.sequence))
+    train = [answer for answer in answers if answer is not None]
     log.info("fitting the floors on %s training comments", f"{len(train):,}")
     task = compiled.task
     figures = {
@@ -58,7 +60,7 @@ def evaluate(config: EvaluateConfig, shards_folder: str, student_folder: str, re
         "unconstrained": agreement(task, truth, parse_all(compiled, free.tokens)),
         "floors": {
             "majority": agreement(task, truth, list(majority(train, len(test)))),
-            "tfidf_regression": agreement(task, truth, list(tfidf_regression(texts, train, test.texts))),
+            "tfidf_regression": agreement(task, truth, list(tfidf_regression(known, train, texts))),
         },
         "steps": step_measures(model, _batches(test, config.batch_size)),
         "sizes": _sizes(model, shards),
@@ -85,6 +87,13 @@ def track(figures: dict[str, Any]) -> None:
         log.warning("the figures are not in MLflow: its run at %s cannot be reached (%s)", run["uri"], error)
 
 
+def _texts_and_answers(examples: Examples) -> tuple[list[str], list[Values | None]]:
+    """The comments and the teacher's answers to them."""
+    rows = range(len(examples))
+    answers = parse_all(examples.compiled, [examples.answer(i).tolist() for i in rows])
+    return [examples.text(i) for i in rows], answers
+
+
 def parse_all(compiled: CompiledTask, answers: list[list[int]]) -> list[Values | None]:
     """The values of each answer's tokens; None where they are not a valid answer."""
     known: dict[tuple[int, ...], Values | None] = {}  # answers are many, different ones few
@@ -102,14 +111,15 @@ def _decode_all(model: Student, compiled: CompiledTask, examples: Examples, size
     parts, started = [], time.perf_counter()
     with progress("decoding freely" if free else "decoding", len(examples)) as (bar, task):
         for start in range(0, len(examples), size):
-            parts.append(decode(examples.prefixes[start : start + size]))
+            rows = range(start, min(start + size, len(examples)))
+            parts.append(decode([examples.prefix(i) for i in rows]))
             bar.update(task, completed=start + size)
     seconds = time.perf_counter() - started
     tokens = [answer for part in parts for answer in part.tokens]
     return Decoded(tokens, np.concatenate([p.confidence for p in parts]), sum(p.calls for p in parts)), seconds
 
 
-def _batches(examples: Examples, size: int) -> Any:
+def _batches(examples: Examples, size: int) -> Iterator[Batch]:
     order = np.arange(len(examples))
     return (examples.batch(order[start : start + size]) for start in range(0, len(order), size))
 

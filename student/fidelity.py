@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.task import Task, Values
-from student.data import Batch
-from student.losses import kl_divergence
+from student.examples import Batch
+from student.losses import forward_kl
 from student.model import Student
 
 BINS = 10
@@ -45,9 +45,14 @@ def step_measures(model: Student, batches: Iterable[Batch]) -> dict[str, Any]:
     device = next(model.parameters()).device
     columns: list[list[NDArray[np.float64]]] = []
     for batch in batches:
-        logits_MW = model(batch.tokens.to(device), batch.predict.to(device)).float().cpu()
+        logits_MW = model(batch.tokens.to(device), batch.predict.to(device)).float().cpu()[:, : batch.teacher.shape[1]]
         best = logits_MW.softmax(-1).max(-1)
-        measured = (best.indices == batch.targets, best.values, kl_divergence(batch.teacher, logits_MW), batch.choice)
+        measured = (
+            best.indices == batch.targets,
+            best.values,
+            forward_kl(batch.teacher.float().log_softmax(-1), logits_MW.log_softmax(-1)),
+            batch.choice,
+        )
         columns.append([column.double().numpy() for column in measured])
     right, confidence, kl, choice = (np.concatenate(column) for column in zip(*columns, strict=True))
     at_choice = choice > 0

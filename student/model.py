@@ -3,48 +3,52 @@
 Plain PyTorch: pre-norm blocks, RMSNorm, rotary positions, GELU, no biases, input and output tables apart.
 
 Shape suffixes: B batch, T sequence, D width, H heads, K head width, V input vocabulary, W watched tokens, C cache slots,
-L layers, M positions to predict at.
+L layers, M positions to predict at, R rows of the embedding.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from types import EllipsisType
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
-
-from student.config import StudentConfig
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Everything that sizes a student.
+    """Everything that sizes a student, and what it reads.
 
     Attributes:
         input_vocabulary: V, ids of the teacher's tokenizer.
-        output_vocabulary: W, watched tokens.
+        embeddings: R, rows of the embedding: those of the ids the corpus uses, and one for all others.
+        output_vocabulary: W, watched tokens, and one more with the tail.
         context: tokens the student reads at most.
-        layers, width, heads, mlp: see `StudentConfig`.
+        layers, width, heads, mlp, sequence, dropout: see `StudentConfig`.
     """
 
     input_vocabulary: int
+    embeddings: int
     output_vocabulary: int
     context: int
     layers: int
     width: int
     heads: int
     mlp: int
+    sequence: str = "full"
+    dropout: float = 0.0
 
-    @staticmethod
-    def of(config: StudentConfig, input_vocabulary: int, output_vocabulary: int, context: int) -> Shape:
-        """The shape a configuration has with these vocabularies."""
-        return Shape(input_vocabulary, output_vocabulary, context, **config.model_dump())
-
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+Places = EllipsisType | tuple[torch.Tensor, torch.Tensor]  # of [B, T]: all, or rows and columns
 
 
 class KeyValueCache:
@@ -86,10 +90,13 @@ class Attention(nn.Module):
         """Mixes positions; `reach` says which."""
         batch, length, width = x_BTD.shape
         qkv = self.qkv(x_BTD).view(batch, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+        if x_BTD.device.type == "cpu":
+            qkv = qkv.float()  # CPUs are slow at rotations and attention in bf16
         queries, keys, values = rotate(qkv[0], rotary), rotate(qkv[1], rotary), qkv[2]
         if reach.cache is not None:
             keys, values = reach.cache.update(self._layer, reach.positions_BT, keys, values)
-        mixed = F.scaled_dot_product_attention(queries, keys, values, reach.mask, is_causal=reach.mask is None)
+        with torch.autocast("cpu", enabled=False):
+            mixed = F.scaled_dot_product_attention(queries, keys, values, reach.mask, is_causal=reach.mask is None)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -112,26 +119,43 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(shape.width)
         self.up = nn.Linear(shape.width, shape.mlp, bias=False)
         self.down = nn.Linear(shape.mlp, shape.width, bias=False)
+        self.dropout = nn.Dropout(shape.dropout)
 
-    def forward(self, x_BTD: torch.Tensor, rotary: torch.Tensor, reach: Reach) -> torch.Tensor:
-        """One layer's residual stream to the next's."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, reach)
-        return x_BTD + self.down(F.gelu(self.up(self.mlp_norm(x_BTD))))
+    def forward(self, x_BTD: torch.Tensor, rotary: torch.Tensor, reach: Reach, at: Places = ...) -> torch.Tensor:
+        """One layer's residual stream to the next's; `at` picks the places where it goes on."""
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, reach))
+        x = x_BTD[at]
+        return x + self.dropout(self.down(F.gelu(self.up(self.mlp_norm(x)))))
 
 
 class Student(nn.Module):
-    """Token ids in, logits over the watched set out."""
+    """Token ids in, logits over the watched set out.
+
+    A corpus uses few of the teacher's ids, so the embedding has rows for those alone: its memory, its optimizer's and its
+    share of an all-reduce are theirs. All other ids share row 0.
+
+    Args:
+        shape: of the student.
+        rows_V: int32, the row of each id; None, where weights are loaded next, leaves all at 0.
+    """
 
     rotations: torch.Tensor
+    rows: torch.Tensor
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, rows_V: NDArray[np.int32] | None = None) -> None:
         super().__init__()
         self.shape = shape
-        self.embedding = nn.Embedding(shape.input_vocabulary, shape.width)
+        self.bf16 = False  # of matrix products in whole sequences; DeepSpeed would switch off an autocast around it
+        rows = torch.zeros(shape.input_vocabulary, dtype=torch.int32) if rows_V is None else torch.from_numpy(rows_V)
+        self.register_buffer("rows", rows)
+        self.embedding = nn.Embedding(shape.embeddings, shape.width)
+        self.dropout = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(shape, layer) for layer in range(shape.layers))
         self.norm = nn.RMSNorm(shape.width)
         self.head = nn.Linear(shape.width, shape.output_vocabulary, bias=False)
-        self.register_buffer("rotations", rotations(shape.context, shape.width // shape.heads), persistent=False)
+        with torch.device("cpu"):  # also where the weights are yet to come
+            angles = rotations(shape.context, shape.width // shape.heads)
+        self.register_buffer("rotations", angles, persistent=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -151,9 +175,11 @@ class Student(nn.Module):
         Returns:
             [M, W], or [B, T, W] without `predict_M`.
         """
-        positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
-        x_BTD = self._blocks(tokens_BT, Reach(positions))
-        return self.head(self.norm(x_BTD if predict_M is None else x_BTD.flatten(0, 1)[predict_M]))
+        length = tokens_BT.shape[1]
+        positions = torch.arange(length, device=tokens_BT.device)[None]
+        at: Places = ... if predict_M is None else (predict_M // length, predict_M % length)
+        with torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=self.bf16):
+            return self._logits(tokens_BT, Reach(positions), at)
 
     def read(self, tokens_BT: torch.Tensor, lengths_B: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
         """Reads one more chunk of each row into the cache.
@@ -170,23 +196,40 @@ class Student(nn.Module):
         positions_BT = cache.lengths_B[:, None] + steps
         slots = torch.arange(cache.slots, device=tokens_BT.device)
         mask_B1TC = slots <= positions_BT[:, None, :, None]
-        x_BTD = self._blocks(tokens_BT, Reach(positions_BT, cache, mask_B1TC))
-        cache.lengths_B += lengths_B
         rows = torch.arange(len(tokens_BT), device=tokens_BT.device)
-        return self.head(self.norm(x_BTD[rows, (lengths_B - 1).clamp_min(0)]))
+        logits_BW = self._logits(tokens_BT, Reach(positions_BT, cache, mask_B1TC), (rows, (lengths_B - 1).clamp_min(0)))
+        cache.lengths_B += lengths_B
+        return logits_BW
 
-    def _blocks(self, tokens_BT: torch.Tensor, reach: Reach) -> torch.Tensor:
-        last = self.shape.context - 1  # padding may lie behind the context; what is computed there is never read
-        rotary = self.rotations[reach.positions_BT.clamp_max(last)][:, None]
-        x_BTD = self.embedding(tokens_BT)
-        for block in self.blocks:
+    def _logits(self, tokens_BT: torch.Tensor, reach: Reach, at: Places) -> torch.Tensor:
+        """Logits at some places: the last layer's keys and values are wanted of all tokens, its feed-forward is not."""
+        # Padding may lie behind the context; what is computed there is never read.
+        rotary = self.rotations[reach.positions_BT.clamp_max(self.shape.context - 1)][:, None]
+        x_BTD = self.dropout(self.embedding(self.rows[tokens_BT]))
+        *before, last = self.blocks
+        for block in before:
             x_BTD = block(x_BTD, rotary, reach)
-        return x_BTD
+        return self.head(self.norm(last(x_BTD, rotary, reach, at)))
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of the input embedding and of all the rest."""
         embedding = self.embedding.weight.numel()
         return {"embedding": embedding, "rest": sum(p.numel() for p in self.parameters()) - embedding}
+
+
+def embedding_rows(counts_V: NDArray[np.int64], always: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The embedding's row of each id: int32 [V], with rows from 1 for ids seen twice, and 0 for all others.
+
+    Ids seen once share their row with the ids never seen: what they have in common is all there is to learn of those, and
+    it is trained.
+
+    Args:
+        counts_V: how often the training comments hold each id.
+        always: ids with a row of their own in any case, those of answers.
+    """
+    known_V = counts_V >= 2
+    known_V[always] = True
+    return np.where(known_V, np.cumsum(known_V), 0).astype(np.int32)
 
 
 def rotations(length: int, head_width: int) -> torch.Tensor:

@@ -5,9 +5,24 @@ from __future__ import annotations
 import math
 
 
-def linear(start: float, end: float, progress: float) -> float:
-    """The value between `start` (progress 0) and `end` (progress 1)."""
-    return start + (end - start) * progress
+def interpolate(shape: str, start: float, end: float, progress: float, switch: float = 0.5) -> float:
+    """The value between `start` (progress 0) and `end` (progress 1).
+
+    Args:
+        shape: `constant` stays at the start; `linear`; `cosine`, half a wave, slow at both ends; `step`, the start before
+            `switch` and the end from there.
+        start: first value.
+        end: last value.
+        progress: 0 to 1.
+        switch: where `step` changes.
+    """
+    share = {
+        "constant": 0.0,
+        "linear": progress,
+        "cosine": 0.5 - 0.5 * math.cos(math.pi * progress),
+        "step": float(progress >= switch),
+    }[shape]
+    return start + (end - start) * share
 
 
 def cosine_annealing(step: int, steps: int, warmup: float) -> float:

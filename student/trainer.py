@@ -2,133 +2,165 @@
 
 from __future__ import annotations
 
-import time
+import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from student.config import TrainConfig
-from student.data import Batch
-from student.losses import OBJECTIVES, Terms
-from student.schedule import cosine_annealing, linear
+from student.examples import Batch
+from student.losses import Loss, Terms
+from student.model import Shape
+from student.schedule import cosine_annealing
+from student.strategy import Strategy, worker_count
 
 
 def global_sum(values: torch.Tensor) -> torch.Tensor:
     """The sum over all workers, where there are several."""
-    if dist.is_available() and dist.is_initialized():
+    if worker_count() > 1:
         dist.all_reduce(values)
     return values
 
 
-def worker_count() -> int:
-    """Workers training together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+Totals = dict[str, float]
 
 
-@dataclass
 class Sums:
-    """Sums over positions, kept until they are asked for as means: what is reported is weighted by position, as the loss is."""
+    """Sums over positions, kept where the student is until they are asked for."""
 
-    names: list[str]
-    values: torch.Tensor
+    def __init__(self) -> None:
+        self._values: dict[str, torch.Tensor] = {}
 
-    @staticmethod
     @torch.no_grad()
-    def of(terms: Terms, logits_MW: torch.Tensor, batch: Batch) -> Sums:
-        """Of one batch on this worker."""
-        right = logits_MW.argmax(-1) == batch.targets
-        sums = {"loss": terms.loss.sum(), "positions": terms.loss.new_tensor(len(right))}
-        sums |= {name: part.sum() for name, part in terms.parts.items()}
-        sums |= {"right": right.sum(), "choices": batch.choice.sum(), "right_choices": (right & batch.choice).sum()}
-        return Sums(list(sums), torch.stack([value.double() for value in sums.values()]))
+    def add(self, terms: Terms, logits_MC: torch.Tensor, batch: Batch, weights_M: torch.Tensor) -> None:
+        """Adds one batch."""
+        right = logits_MC.argmax(-1) == batch.targets
+        sums = {name: (part * weights_M).sum() for name, part in {"loss": terms.loss, **terms.parts}.items()}
+        sums |= {"weight": weights_M.sum(), "positions": torch.ones_like(weights_M).sum(), "right": right.sum()}
+        sums |= {"choices": batch.choice.sum(), "right_choices": (right & batch.choice).sum()}
+        for name, value in sums.items():
+            self._values[name] = self._values[name] + value.double() if name in self._values else value.double()
 
-    @staticmethod
-    def total(parts: list[Sums]) -> Sums:
-        """Of several batches together, at least one."""
-        return Sums(parts[0].names, torch.stack([part.values for part in parts]).sum(0))
+    def totals(self) -> Totals:
+        """Over all workers; all must ask."""
+        return dict(zip(self._values, global_sum(torch.stack(list(self._values.values()))).tolist(), strict=True))
 
-    def means(self) -> dict[str, float]:
-        """Loss, its parts, and the share of steps (and of choice steps) where the likeliest token is the teacher's."""
-        sums = dict(zip(self.names, self.values.tolist(), strict=True))
-        positions, choices, right, right_choices = (
-            sums.pop(name) for name in ("positions", "choices", "right", "right_choices")
-        )
-        means = {name: value / positions for name, value in sums.items()}
-        return means | {"step_accuracy": right / positions, "choice_accuracy": right_choices / max(choices, 1)}
+
+def means(totals: Totals) -> dict[str, float]:
+    """The loss and its parts, weighted by position as in training, and the share of steps and choice steps that are right."""
+    names = ("weight", "positions", "right", "choices", "right_choices")
+    weight, positions, right, choices, right_choices = (totals[name] for name in names)
+    measures = {name: value / weight for name, value in totals.items() if name not in names}
+    return measures | {"step_accuracy": right / positions, "choice_accuracy": right_choices / max(choices, 1)}
 
 
 class Trainer:
     """Trains one student.
 
     Args:
-        model: the student, wrapped for data parallelism where there are other workers.
+        strategy: holds the student.
         config: of the training.
+        shape: of the student.
         steps: of the whole training.
-        peak: the highest learning rate.
-        device: where the model is.
+        device: where the student is.
+        loss: the objective; by default the configuration's, all tokens weighing alike.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, steps: int, peak: float, device: torch.device) -> None:
-        self._model, self._config, self._steps, self._peak, self._device = model, config, steps, peak, device
-        self._objective = OBJECTIVES[config.objective]
-        self._optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=peak, betas=config.betas, fused=True)
+    def __init__(
+        self,
+        strategy: Strategy,
+        config: TrainConfig,
+        shape: Shape,
+        steps: int,
+        device: torch.device,
+        loss: Loss | None = None,
+    ) -> None:
+        self._strategy, self._config, self._steps, self._device = strategy, config, steps, device
+        self._peak = config.peak_rate(shape.width)
+        self._loss = loss or Loss(config)
         self.step_index = 0
+        self._rank = dist.get_rank() if worker_count() > 1 else 0
 
-    def kl_weight(self) -> float:
-        """Weight of KL at this step of the curriculum: its first value at the first step, its last at the last."""
-        progress = self.step_index / max(1, self._steps - 1)
-        return linear(self._config.kl_start, self._config.kl_end, min(progress, 1.0))
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done: 0 at the first step, 1 at the last."""
+        return min(self.step_index / max(1, self._steps - 1), 1.0)
 
-    def step(self, batch: Batch, examples: int) -> tuple[Sums, dict[str, float]]:
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self._peak * cosine_annealing(self.step_index, self._steps, self._config.warmup)
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each term in the next step."""
+        return self._loss.weights(self.progress)
+
+    def step(self, parts: list[Batch], weight: float, sums: Sums) -> torch.Tensor:
         """One optimizer step.
 
         Args:
-            batch: this worker's share of the step.
-            examples: of all workers' shares together.
+            parts: this worker's share of the step, on its device, as it is run one after another.
+            weight: of all positions of all workers' shares, see `Examples.weight`.
+            sums: what the step's measures are added to.
 
         Returns:
-            The sums over all workers' positions, and the step's other metrics.
+            The norm of the whole gradient before clipping, [].
         """
-        started = time.perf_counter()
-        self._model.train()
-        rate = self._peak * cosine_annealing(self.step_index, self._steps, self._config.warmup)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        terms, sums = self._forward(batch)
-        positions = global_sum(torch.tensor(float(len(batch.targets)), device=self._device))
-        # Data parallelism averages gradients over workers; the mean wanted is over the positions of all of them.
-        (terms.loss.sum() * (worker_count() / positions)).backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        sums.values = global_sum(sums.values)
+        self._strategy.module.train()
+        self._seed()
+        for i, batch in enumerate(parts):
+            with self._strategy.part(last=i == len(parts) - 1):
+                terms, weights_M = self._forward(batch, sums, training=True)
+                self._strategy.backward((terms.loss * weights_M).sum() / weight)
+        norm = self._strategy.step(self.rate)
         self.step_index += 1
-        seconds = time.perf_counter() - started
-        weights = {f"{name}_weight": weight for name, weight in terms.weights.items()}
-        speed = {"examples_per_second": examples / seconds, "seconds_per_example": seconds / examples}
-        return sums, {"learning_rate": rate, "gradient_norm": float(norm), **weights, **speed}
+        return norm
 
-    @torch.inference_mode()
+    def _seed(self) -> None:
+        """Makes what is random in a step a function of its position: a resumed training draws what it would have drawn."""
+        place = f"{self._config.seed} {self.step_index} {self._rank}"
+        seed = int.from_bytes(hashlib.sha256(place.encode()).digest()[:7], "big")
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for every kind of device, at each step
+
+    @torch.no_grad()
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Means over a split, shared out among the workers; each has at least one batch, as all must join the sum."""
-        self._model.eval()
-        total = Sums.total([self._forward(batch)[1] for batch in batches])
-        total.values = global_sum(total.values)
-        return total.means()
+        self._strategy.module.eval()
+        sums = Sums()
+        for batch in batches:
+            self._forward(batch, sums, training=False)
+        return means(sums.totals())
 
-    def _forward(self, batch: Batch) -> tuple[Terms, Sums]:
-        batch = batch.to(self._device)
-        logits_MW = self._model(batch.tokens, batch.predict).float()
-        terms = self._objective(logits_MW, batch.teacher, batch.targets, self.kl_weight())
-        return terms, Sums.of(terms, logits_MW, batch)
+    def term_gradients(self, batch: Batch) -> dict[str, float]:
+        """How hard each term pulls: the norm of its weighted gradient with respect to the logits, by term.
 
+        What lies before the logits is the same for all terms, so these norms compare as those of the parameters' gradients
+        would. Of this worker's positions.
+        """
+        with torch.no_grad():
+            logits_MC = self._logits(batch)
+        logits_MC.requires_grad_()
+        terms, weights_M = self._terms(logits_MC, batch, training=True)
+        norms = {}
+        for name, part in terms.parts.items():
+            mean = terms.weights[name] * (part * weights_M).sum() / weights_M.sum()
+            (gradient,) = torch.autograd.grad(mean, logits_MC)
+            norms[f"{name}_gradient"] = float(gradient.norm())
+        return norms
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; norms and the embedding, most of whose rows a corpus never touches, do not."""
-    named = list(model.named_parameters())
-    decays = [p for name, p in named if p.ndim == 2 and "embedding" not in name]
-    others = [p for name, p in named if p.ndim != 2 or "embedding" in name]
-    return [{"params": decays, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    def _forward(self, batch: Batch, sums: Sums, training: bool) -> tuple[Terms, torch.Tensor]:
+        logits_MC = self._logits(batch)
+        terms, weights_M = self._terms(logits_MC, batch, training)
+        sums.add(terms, logits_MC, batch, weights_M)
+        return terms, weights_M
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        logits_MC: torch.Tensor = self._strategy.module(batch.tokens, batch.predict)
+        return logits_MC.float()
+
+    def _terms(self, logits_MC: torch.Tensor, batch: Batch, training: bool) -> tuple[Terms, torch.Tensor]:
+        terms = self._loss(logits_MC, batch.teacher.float(), batch.lse, batch.targets, self.progress, training)
+        return terms, torch.where(batch.choice, 1.0, self._config.forced_weight)

@@ -1,9 +1,9 @@
-"""Tiny tokenizers, one of each kind met in the wild, and the folder of shared material."""
+"""Tiny tokenizers, one of each kind met in the wild, the folder of shared material, and a cache to throw away."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -86,6 +86,15 @@ FACTORIES: dict[str, Callable[[], Tokenizer]] = {
     "byte_level": byte_level_tokenizer,
     "metaspace": metaspace_tokenizer,
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the tests' own: none touches the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETORT_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,19 @@ class Tracking:
         client.log_batch(run.info.run_id, params=params)
         return Tracking(uri, run.info.run_id)
 
+    @staticmethod
+    def reopen(uri: str, run_id: str) -> Tracking:
+        """Goes on with a run.
+
+        Raises:
+            UserError: the store does not have it, or cannot be reached.
+        """
+        try:
+            MlflowClient(uri).update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        except MlflowException as error:
+            raise UserError(f"MLflow at {uri} does not have run {run_id} any more: {error}") from error
+        return Tracking(uri, run_id)
+
     def log(self, rows: list[tuple[int, dict[str, float]]]) -> None:
         """Logs metrics of several steps at once."""
         now = int(time.time() * 1000)
@@ -68,9 +81,8 @@ class Tracking:
         for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
             self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 
-    def end(self, failed: bool) -> None:
+    def end(self, status: RunStatus = RunStatus.FINISHED) -> None:
         """Closes the run."""
-        status = RunStatus.FAILED if failed else RunStatus.FINISHED
         self._client.set_terminated(self.run_id, RunStatus.to_string(status))
 
 

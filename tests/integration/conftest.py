@@ -25,13 +25,16 @@ class Retort:
     def __call__(self, *arguments: str, ok: bool = True, timeout: float = 400) -> str:
         """Its output. Fails the test unless the exit code says what `ok` does."""
         command = [sys.executable, "-m", "pipeline.cli", *arguments]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RETORT_"))}
-        environment |= MALLOC | {"RETORT_CACHE": str(self.folder / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=timeout)
         output = done.stdout + done.stderr
         assert (done.returncode == 0) == ok, output
         assert ok or "Traceback" not in output, output
         return output
+
+    def environment(self) -> dict[str, str]:
+        """The command's: none of Ray's or Retort's own variables but a cache for the tests."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RETORT_"))}
+        return kept | MALLOC | {"RETORT_CACHE": str(self.folder / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 
     def refuses(self, *arguments: str) -> str:
         """What the command says when it refuses; in this process, which saves the imports."""

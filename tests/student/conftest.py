@@ -81,5 +81,6 @@ def shards(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def model(compiled: CompiledTask) -> Student:
     torch.manual_seed(0)
-    shape = Shape.of(DEBUG, compiled.tokenizer.size, compiled.watched.size, compiled.task.context)
-    return Student(shape).eval()
+    ids, context = compiled.tokenizer.size, compiled.task.context
+    shape = Shape(ids, ids, compiled.watched.size, context, **DEBUG.model_dump())
+    return Student(shape, np.arange(ids, dtype=np.int32)).eval()

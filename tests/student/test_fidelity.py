@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.manifest import Shards
-from student.data import TRAIN, load_examples
+from student.examples import open_examples
 from student.fidelity import agreement, calibration, step_measures
 from student.floors import majority, majority_by_field, tfidf_regression
 from student.model import Student
+from student.unpack import TRAIN
 from tests.tiny import tiny_task
 
 
@@ -36,7 +39,7 @@ def test_a_sure_and_right_student_is_calibrated() -> None:
 
 @torch.inference_mode()
 def test_step_measures_against_float64(model: Student, shards: Shards) -> None:
-    examples = load_examples(shards, TRAIN)
+    examples = open_examples(shards, TRAIN, "full")
     batch = examples.batch(np.arange(20))
     result = step_measures(model, [examples.batch(np.arange(7)), examples.batch(np.arange(7, 20))])
     student = model(batch.tokens, batch.predict).double().log_softmax(-1)
@@ -48,6 +51,19 @@ def test_step_measures_against_float64(model: Student, shards: Shards) -> None:
     assert result["choice_kl"] == pytest.approx(kl[batch.choice].mean().item(), rel=1e-5)
     assert result["accuracy"] == pytest.approx(right.double().mean().item())
     assert result["choice_accuracy"] == pytest.approx(right[batch.choice].double().mean().item())
+
+
+@torch.inference_mode()
+def test_the_tail_is_left_out_of_step_measures(model: Student, shards: Shards) -> None:
+    examples, W = open_examples(shards, TRAIN, "full"), shards.compiled.watched.size
+    torch.manual_seed(1)
+    tailed = Student(replace(model.shape, output_vocabulary=W + 1), model.rows.numpy()).eval()
+    wide = torch.cat([model.head.weight, 50 * torch.randn(1, model.shape.width)])
+    tailed.load_state_dict(model.state_dict() | {"head.weight": wide})
+    expected, found = (step_measures(student, [examples.batch(np.arange(20))]) for student in (model, tailed))
+    assert found["kl"] == pytest.approx(expected["kl"], rel=1e-5)
+    assert found["choice_accuracy"] == expected["choice_accuracy"]
+    assert found["calibration"]["ece"] == pytest.approx(expected["calibration"]["ece"], rel=1e-4)
 
 
 def test_floors() -> None:

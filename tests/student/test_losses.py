@@ -1,64 +1,69 @@
+"""What is left beside `tests/numerics/test_objectives.py`: how a training comes by its loss."""
+
 from __future__ import annotations
+
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from student.losses import OBJECTIVES, cross_entropy, curriculum, hard_label, kl_divergence
+from pipeline.manifest import Shards
+from student.config import TrainConfig
+from student.examples import columns_of, open_examples
+from student.loop import token_weights
+from student.losses import OBJECTIVES, Loss
+from student.unpack import TRAIN
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+def test_every_objective_can_be_configured_and_every_configured_one_is_there() -> None:
+    assert set(get_args(TrainConfig.model_fields["objective"].annotation)) == set(OBJECTIVES)
+    for name in OBJECTIVES:
+        Loss(TrainConfig(objective=name))
 
 
-def reference(name: str, student: np.ndarray, teacher: np.ndarray, targets: np.ndarray, a: float) -> tuple[float, np.ndarray]:
-    """Sum of the loss over positions and its gradient in the student's logits, float64, from the formulas."""
-    log_s, log_t = log_softmax(student), log_softmax(teacher)
-    p_s, p_t = np.exp(log_s), np.exp(log_t)
-    one_hot = np.eye(student.shape[1])[targets]
-    kl, ce = (p_t * (log_t - log_s)).sum(), -(one_hot * log_s).sum()
-    if name == "hard-label":
-        return ce, p_s - one_hot
-    return a * kl + (1 - a) * ce, a * (p_s - p_t) + (1 - a) * (p_s - one_hot)
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine", "step"])
+@given(progress=st.floats(0, 1))
+def test_the_curriculums_weights_add_up_to_one_all_along(shape: str, progress: float) -> None:
+    weights = Loss(TrainConfig(weights=shape)).weights(progress)
+    assert weights["kl"] + weights["ce"] == pytest.approx(1)
+    assert 0.2 <= weights["kl"] + 1e-9 <= 0.8 + 2e-9
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.1, 1.0, 20.0]), a=st.floats(0, 1))
-def test_objective_and_gradient_equal_float64_reference(name: str, seed: int, scale: float, a: float) -> None:
-    rng = np.random.default_rng(seed)
-    student, teacher = scale * rng.normal(size=(2, 5, 7))
-    targets = rng.integers(7, size=5)
-    logits = torch.tensor(student, dtype=torch.float32, requires_grad=True)
-    terms = OBJECTIVES[name](logits, torch.tensor(teacher, dtype=torch.float32), torch.tensor(targets), a)
-    terms.loss.sum().backward()
-    loss, gradient = reference(name, student, teacher, targets, a)
-    assert terms.loss.sum().item() == pytest.approx(loss, rel=2e-5, abs=2e-5)
-    np.testing.assert_allclose(logits.grad, gradient, atol=2e-6, rtol=2e-5)
+def test_weights_step_where_they_are_told_to() -> None:
+    loss = Loss(TrainConfig(weights="step", switch=0.3))
+    assert loss.weights(0.29) == pytest.approx({"kl": 0.8, "ce": 0.2})
+    assert loss.weights(0.3) == pytest.approx({"kl": 0.2, "ce": 0.8})
 
 
-def test_kl_is_zero_where_student_equals_teacher_up_to_a_constant() -> None:
-    logits = torch.randn(6, 9)
-    assert kl_divergence(logits, logits + 3.0).abs().max() < 1e-6
+def chosen_counts(shards: Shards) -> np.ndarray:
+    """How often the teacher chose each watched token in the training split, one answer at a time."""
+    examples, automaton = open_examples(shards, TRAIN, "full"), shards.compiled.automaton
+    counts = np.zeros(shards.compiled.watched.size)
+    for i in range(len(examples)):
+        answer = examples.answer(i)
+        for state, token in zip(automaton.walk(answer), answer, strict=False):
+            if automaton.allowed[state].sum() > 1:
+                counts[columns_of(shards.compiled, np.array([token]))] += 1
+    return counts
 
 
-def test_kl_survives_tokens_the_teacher_rules_out() -> None:
-    teacher = torch.tensor([[5.0, -60000.0, 0.0]])
-    assert torch.isfinite(kl_divergence(teacher, torch.zeros(1, 3))).all()
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+@pytest.mark.parametrize("sequence", ["full", "choices"])
+def test_token_weights_are_a_power_of_inverse_frequency_with_a_mean_of_one(
+    shards: Shards, balance: float, sequence: str
+) -> None:
+    counts = chosen_counts(shards)
+    weights = token_weights(open_examples(shards, TRAIN, sequence), balance, torch.device("cpu"))
+    assert weights is not None
+    found, seen = weights.double().numpy(), counts > 0
+    assert (found[~seen] == 1).all()
+    assert (found * counts).sum() / counts.sum() == pytest.approx(1)
+    scaled = found[seen] * counts[seen] ** balance
+    np.testing.assert_allclose(scaled, scaled[0], rtol=1e-5)
 
 
-def test_parts_and_weights_make_up_the_loss() -> None:
-    student, teacher, targets = torch.randn(4, 6), torch.randn(4, 6), torch.tensor([0, 1, 2, 3])
-    terms = curriculum(student, teacher, targets, 0.3)
-    total = sum(terms.weights[name] * part for name, part in terms.parts.items())
-    torch.testing.assert_close(terms.loss, total)
-    assert terms.weights == {"kl": 0.3, "ce": 0.7}
-
-
-def test_hard_label_ignores_the_teachers_distribution() -> None:
-    student, targets = torch.randn(4, 6), torch.tensor([0, 1, 2, 3])
-    a = hard_label(student, torch.randn(4, 6), targets, 0.9).loss
-    torch.testing.assert_close(a, cross_entropy(student, targets))
+def test_tokens_weigh_alike_without_balance(shards: Shards) -> None:
+    assert token_weights(open_examples(shards, TRAIN, "full"), 0.0, torch.device("cpu")) is None

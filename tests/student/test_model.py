@@ -2,17 +2,26 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
 
+from pipeline.compiled import CompiledTask
 from student.config import StudentConfig
-from student.losses import cross_entropy
-from student.model import KeyValueCache, Shape, Student, rotate, rotations
+from student.model import KeyValueCache, Shape, Student, embedding_rows, rotate, rotations
+from tests.student.conftest import DEBUG
+
+
+def true_size(embeddings: int = 262_144) -> Shape:
+    return Shape(262_144, embeddings, 310, 75, **StudentConfig().model_dump())
 
 
 def test_true_size_has_the_thesis_parameters() -> None:
     with torch.device("meta"):
-        student = Student(Shape.of(StudentConfig(), 262_144, 310, 75))
+        student = Student(true_size())
     layer = 4 * 1024**2 + 2 * 1024 * 4096 + 2 * 1024  # attention, feed-forward, two norms
     assert student.parameter_counts() == {"embedding": 262_144 * 1024, "rest": 16 * layer + 1024 + 310 * 1024}
     counts = student.parameter_counts()
@@ -21,19 +30,61 @@ def test_true_size_has_the_thesis_parameters() -> None:
 
 @pytest.mark.slow
 def test_true_size_takes_a_training_step() -> None:
-    student = Student(Shape.of(StudentConfig(), 262_144, 310, 75))
+    student = Student(true_size(), np.arange(262_144, dtype=np.int32))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
     tokens, predict = torch.randint(0, 262_144, (2, 75)), torch.arange(20, 70)
     targets = torch.randint(0, 310, (50,))
     losses = []
     for _ in range(2):
-        loss = cross_entropy(student(tokens, predict), targets).mean()
+        loss = F.cross_entropy(student(tokens, predict), targets)
         losses.append(loss.item())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     assert losses[0] == pytest.approx(math.log(310), rel=0.1)
     assert losses[1] < losses[0]
+
+
+@given(counts=st.lists(st.integers(0, 4), min_size=1, max_size=40), data=st.data())
+def test_ids_seen_twice_and_those_of_answers_have_rows_of_their_own(counts: list[int], data: st.DataObject) -> None:
+    always = data.draw(st.lists(st.integers(0, len(counts) - 1), unique=True))
+    rows = embedding_rows(np.array(counts), np.array(always, np.int32))
+    own = [i for i, count in enumerate(counts) if count >= 2 or i in always]
+    assert rows.dtype == np.int32
+    assert rows[own].tolist() == list(range(1, len(own) + 1))
+    assert {int(row) for i, row in enumerate(rows) if i not in own} <= {0}
+
+
+def test_ids_that_share_a_row_are_read_alike(compiled: CompiledTask) -> None:
+    ids = compiled.tokenizer.size
+    counts = np.zeros(ids, np.int64)
+    counts[[5, 9]] = 2
+    counts[7] = 1
+    rows = embedding_rows(counts, compiled.automaton.tokens)
+    shape = Shape(ids, int(rows.max()) + 1, compiled.watched.size, 90, **DEBUG.model_dump())
+    student = Student(shape, rows).eval()
+    assert student.parameter_counts()["embedding"] == len({5, 9, *compiled.automaton.tokens.tolist(), -1}) * DEBUG.width
+    unknown = [i for i in range(ids) if rows[i] == 0]
+    assert 7 in unknown
+    base, alike, other = (student(torch.tensor([[5, i, 9]])) for i in (7, unknown[-1], 5))
+    torch.testing.assert_close(base, alike)
+    assert not torch.allclose(base[:, 1:], other[:, 1:])
+
+
+def test_rows_are_kept_with_the_weights(model: Student) -> None:
+    rows = model.rows.flip(0)
+    student = Student(model.shape, rows.numpy())
+    loaded = Student(model.shape)
+    loaded.load_state_dict(student.state_dict())
+    assert torch.equal(loaded.rows, rows)
+
+
+def test_dropout_is_for_training_alone(compiled: CompiledTask) -> None:
+    ids = compiled.tokenizer.size
+    shape = Shape(ids, ids, compiled.watched.size, 90, **DEBUG.model_dump() | {"dropout": 0.5})
+    student, tokens = Student(shape, np.arange(ids, dtype=np.int32)), torch.randint(0, 300, (2, 20))
+    assert torch.equal(student.eval()(tokens), student(tokens))
+    assert not torch.equal(student.train()(tokens), student(tokens))
 
 
 def test_padding_and_later_tokens_change_nothing_before_them(model: Student) -> None:

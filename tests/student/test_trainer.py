@@ -1,75 +1,134 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from pipeline.manifest import Shards, open_shards
+from pipeline.manifest import Shards
 from student.config import TrainConfig
-from student.data import TRAIN, Order, load_examples
+from student.examples import Batch, Examples, columns_of, open_examples
+from student.loop import token_weights
+from student.losses import Loss
 from student.model import Student
-from student.trainer import Trainer
+from student.order import Order
+from student.strategy import make_strategy
+from student.trainer import Sums, Trainer, means
+from student.unpack import TRAIN
 
-CONFIG = TrainConfig(epochs=3, batch_size=16)
-
-
-def run_steps(model: Student, shards: Shards, order: Order, steps: int, wrap: bool = False) -> list[float]:
-    examples = load_examples(shards, TRAIN)
-    wrapped = torch.nn.parallel.DistributedDataParallel(model) if wrap else model
-    trainer = Trainer(wrapped, CONFIG, steps, 3e-3, torch.device("cpu"))
-    batches = [indices for epoch in range(1, 9) for indices in order.epoch(epoch)][:steps]
-    return [trainer.step(examples.batch(i), CONFIG.batch_size)[0].means()["loss"] for i in batches]
+CONFIG = TrainConfig(epochs=8, batch_size=16, learning_rate=3e-3)
+CPU = torch.device("cpu")
 
 
-def test_training_learns(model: Student, shards: Shards) -> None:
-    losses = run_steps(model, shards, Order(len(load_examples(shards, TRAIN)), 16, 0, 0, 1), 60)
+@pytest.fixture
+def examples(shards: Shards) -> Examples:
+    return open_examples(shards, TRAIN, "full")
+
+
+def make_trainer(model: Student, config: TrainConfig = CONFIG, steps: int = 60, loss: Loss | None = None) -> Trainer:
+    return Trainer(make_strategy(model, config, CPU), config, model.shape, steps, CPU, loss)
+
+
+def run_steps(model: Student, examples: Examples, steps: int, **changes: Any) -> list[float]:
+    config = CONFIG.model_copy(update=changes)
+    trainer, order, losses = make_trainer(model, config), Order(examples.lengths, config), []
+    batches: Iterator[Any] = (indices for epoch in range(1, 9) for indices in order.epoch(epoch))
+    for _, indices in zip(range(steps), batches, strict=False):
+        sums = Sums()
+        trainer.step([examples.batch(indices)], examples.weight(indices, config.forced_weight), sums)
+        losses.append(means(sums.totals())["loss"])
+    return losses
+
+
+def weights_of(model: Student) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def equal(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def test_training_learns(model: Student, examples: Examples) -> None:
+    losses = run_steps(model, examples, 60)
     assert losses[-1] < 0.4 * losses[0]
 
 
-def test_same_seed_same_weights(model: Student, shards: Shards) -> None:
+def test_same_seed_same_weights(model: Student, examples: Examples) -> None:
+    model = Student(dataclasses.replace(model.shape, dropout=0.1), model.rows.numpy())
+    twin, other = copy.deepcopy(model), copy.deepcopy(model)
+    assert run_steps(model, examples, 5) == run_steps(twin, examples, 5)
+    assert equal(weights_of(model), weights_of(twin))
+    run_steps(other, examples, 5, seed=1)
+    assert not equal(weights_of(model), weights_of(other))
+
+
+def test_a_step_draws_by_its_position_and_not_by_what_was_drawn_before(model: Student, examples: Examples) -> None:
+    model = Student(dataclasses.replace(model.shape, dropout=0.1), model.rows.numpy())
     twin = copy.deepcopy(model)
-    order = Order(len(load_examples(shards, TRAIN)), 16, 0, 0, 1)
-    assert run_steps(model, shards, order, 5) == run_steps(twin, shards, order, 5)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    run_steps(model, examples, 1)
+    torch.rand(7)
+    run_steps(twin, examples, 1)
+    assert equal(weights_of(model), weights_of(twin))
 
 
-def _worker(rank: int, folder: str, model: Student, shards_folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model = copy.deepcopy(model)  # what spawn hands over lies in memory both workers share
-    shards = open_shards(shards_folder)
-    losses = run_steps(model, shards, Order(len(load_examples(shards, TRAIN)), 16, 0, rank, 2), 4, wrap=True)
-    if rank == 0:
-        torch.save({"losses": losses, "weights": model.state_dict()}, f"{folder}/result.pt")
-    dist.destroy_process_group()
-
-
-def test_two_workers_equal_one(model: Student, shards: Shards, tmp_path: Path) -> None:
-    mp.spawn(_worker, (str(tmp_path), model, shards.folder), nprocs=2)
-    result = torch.load(tmp_path / "result.pt", weights_only=True)
-    losses = run_steps(model, shards, Order(len(load_examples(shards, TRAIN)), 16, 0, 0, 1), 4)
-    np.testing.assert_allclose(result["losses"], losses, rtol=1e-6)
-    ours, theirs = (torch.cat([w.flatten() for w in weights.values()]) for weights in (model.state_dict(), result["weights"]))
-    assert (ours - theirs).norm() / ours.norm() < 1e-6
-
-
-def test_the_curriculum_meets_both_ends(model: Student) -> None:
-    trainer = Trainer(model, CONFIG, 10, 3e-3, torch.device("cpu"))
-    assert trainer.kl_weight() == pytest.approx(0.8)
-    trainer.step_index = 9
-    assert trainer.kl_weight() == pytest.approx(0.2)
-
-
-def test_measuring_changes_nothing_and_does_not_depend_on_batches(model: Student, shards: Shards) -> None:
-    examples = load_examples(shards, TRAIN)
-    trainer = Trainer(model, CONFIG, 10, 3e-3, torch.device("cpu"))
-    before = copy.deepcopy(model.state_dict())
-    order = np.arange(30)
+def test_measuring_changes_nothing_and_does_not_depend_on_batches(model: Student, examples: Examples) -> None:
+    model = Student(dataclasses.replace(model.shape, dropout=0.5), model.rows.numpy())
+    trainer, before, order = make_trainer(model), weights_of(model), np.arange(30)
     one = trainer.measure([examples.batch(order)])
     three = trainer.measure(examples.batch(part) for part in np.split(order, [3, 11]))
     assert one == pytest.approx(three, rel=1e-5)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert equal(before, weights_of(model))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_measure_weighs_forced_steps_as_training_does(model: Student, examples: Examples) -> None:
+    measures = {}
+    for weight in (0.0, 0.3, 1.0):
+        trainer = make_trainer(model, CONFIG.model_copy(update={"forced_weight": weight}))
+        measures[weight] = trainer.measure([examples.batch(np.arange(30))])
+    choices, steps = (examples.weight(np.arange(30), weight) for weight in (0.0, 1.0))
+    assert 0 < choices < steps
+    sums = {0.0: choices * measures[0.0]["loss"], 1.0: steps * measures[1.0]["loss"]}
+    between = (0.7 * sums[0.0] + 0.3 * sums[1.0]) / examples.weight(np.arange(30), 0.3)
+    assert measures[0.3]["loss"] == pytest.approx(between, rel=1e-5)
+
+
+def test_each_term_pulls_with_a_finite_force(model: Student, examples: Examples) -> None:
+    batch = examples.batch(np.arange(8))
+    forces = make_trainer(model).term_gradients(batch)
+    assert set(forces) == {"kl_gradient", "ce_gradient"}
+    assert all(math.isfinite(force) and force > 1e-3 for force in forces.values())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_student_equal_to_its_teacher_feels_no_pull_of_the_divergence(model: Student, examples: Examples) -> None:
+    batch = examples.batch(np.arange(8))
+    trainer = make_trainer(model)
+    with torch.no_grad():
+        logits_MW = trainer._logits(batch)
+    twin = Batch(**{**vars(batch), "teacher": logits_MW.log_softmax(-1)})
+    forces = trainer.term_gradients(twin)
+    assert forces["kl_gradient"] < 1e-7
+    assert forces["ce_gradient"] > 1e-3
+
+
+def test_balanced_weights_of_tokens_have_a_mean_of_one_over_the_choices(examples: Examples) -> None:
+    assert token_weights(examples, 0.0, CPU) is None
+    automaton = examples.compiled.automaton
+    chosen = examples.columns["answer"][~automaton.forced[examples.columns["state"]]]
+    columns = columns_of(examples.compiled, chosen)
+    counts = np.bincount(columns, minlength=examples.compiled.watched.size)
+    for balance in (0.5, 1.0):
+        weights = token_weights(examples, balance, CPU)
+        assert weights is not None
+        assert weights.shape == (examples.compiled.watched.size,)
+        assert weights[columns].double().mean() == pytest.approx(1, rel=1e-6)
+        assert (weights[counts == 0] == 1).all()
+        shares = weights.numpy()[counts > 0] * counts[counts > 0] ** balance
+        np.testing.assert_allclose(shares, shares[0], rtol=1e-5)  # a power of the inverse frequency
+        assert len(set(counts[counts > 0])) > 1

@@ -1,0 +1,3 @@
+from tests.student.conftest import compiled, model, shards
+
+__all__ = ["compiled", "model", "shards"]
