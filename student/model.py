@@ -146,7 +146,7 @@ class Student(nn.Module):
         super().__init__()
         self.shape = shape
         self.bf16 = False  # of matrix products in whole sequences; DeepSpeed would switch off an autocast around it
-        rows = torch.zeros(shape.input_vocabulary, dtype=torch.int32) if rows_V is None else torch.from_numpy(rows_V)
+        rows = torch.zeros(shape.input_vocabulary, dtype=torch.int32) if rows_V is None else torch.tensor(rows_V)
         self.register_buffer("rows", rows)
         self.embedding = nn.Embedding(shape.embeddings, shape.width)
         self.dropout = nn.Dropout(shape.dropout)

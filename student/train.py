@@ -13,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 from mlflow.entities import RunStatus
+from mlflow.exceptions import MlflowException
 from pyarrow.fs import FileSelector, FileType
 
 from cluster.runtime import MALLOC, start_ray
@@ -25,6 +26,7 @@ from pipeline.manifest import Shards, open_shards
 from pipeline.stopping import Stopped, StopRequest
 from student.channel import Row, open_channel
 from student.checkpoint import POSITION, load_student, save_student
+from student.config import TrainConfig
 from student.examples import open_examples
 from student.loop import Training
 from student.model import Student
@@ -59,6 +61,7 @@ def train(config: RunConfig, shards_folder: str, student_folder: str) -> dict[st
     steps = Order(examples.lengths, config.train).steps
     _announce(training, len(examples), steps)
     start_ray()
+    _check_room(config.train)
     tracking = _track(config, identity, student_folder)
     try:
         result = _run(training, shards_folder, steps * config.train.epochs, tracking, student_folder)
@@ -126,9 +129,9 @@ def _run(training: Training, shards: str, steps: int, tracking: Tracking, folder
                 channel.stop.remote()
             rows: list[Row] = ray.get(channel.take.remote())
             if rows:
-                tracking.log(rows)
                 bar.update(task, completed=rows[-1][0], note=_note(rows[-1][1]))
                 _log_epochs(rows)
+                _track_rows(tracking, rows)
             thread.join(POLL)
     result = ended.result()
     if result.metrics["epoch"] < training.config.epochs:
@@ -180,6 +183,25 @@ def _ray_trainer(training: Training, shards: str, channel: Any, folder: str) -> 
             worker_runtime_env={"env_vars": environment},
         ),
     )
+
+
+def _check_room(config: TrainConfig) -> None:
+    """Says so where the cluster has no room for the fewest workers: it may grow, or the training waits for ever."""
+    fewest = config.workers if isinstance(config.workers, int) else config.workers[0]
+    room = ray.cluster_resources()
+    for name, each in {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}.items():
+        if fewest * each > room.get(name, 0):
+            log.warning(
+                "waiting for %g %ss: %d workers of %g, the cluster has %g", fewest * each, name, fewest, each, room.get(name, 0)
+            )
+
+
+def _track_rows(tracking: Tracking, rows: list[Row]) -> None:
+    """A store that cannot be reached must not end a training: the measures of its epochs are in train.json too."""
+    try:
+        tracking.log(rows)
+    except MlflowException as error:
+        log.warning("steps %s to %s are not in MLflow: %s", rows[0][0], rows[-1][0], error)
 
 
 def _note(row: dict[str, float]) -> str:

@@ -76,7 +76,7 @@ class _Worker:
         metrics = {"step": position.step, "epoch": len(position.history), SCORE: score}
         checkpoint = None
         if self.rank == 0:
-            student = assembled(self.training.shape, state.weights | {"rows": torch.from_numpy(self.training.rows)})
+            student = assembled(self.training.shape, state.weights | {"rows": torch.tensor(self.training.rows)})
             if score != UNSCORED:
                 position.history[-1]["samples"] = samples(
                     student, self.compiled, self.loop.validation, self.training.config.samples

@@ -82,7 +82,7 @@ def test_an_impossible_student_is_refused_before_the_extraction(retort: Retort, 
 
 def test_a_run_without_the_logits_of_forced_steps_is_refused_before_the_extraction(retort: Retort, place: Path) -> None:
     output = retort.refuses("run", *arguments(place), "--set=extract.capture=choices", "--set=student.width=64")
-    assert "set extract.capture to all" in output
+    assert "set student.sequence=choices, or extract.capture=all" in output
 
 
 @pytest.mark.parametrize(("comments", "message"), [("empty.jsonl", "is empty"), ("no-text.csv", "no column 'body'")])

@@ -45,7 +45,7 @@ def rows_of(out: Path) -> list[int]:
     return sorted(int(key[1]) for table in open_shards(str(out / "shards")).tables() for key in table.keys)
 
 
-def test_signals_finish_what_is_in_flight_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:
+def test_a_signal_finishes_what_is_in_flight_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "extract", *arguments(place, tmp_path / "out"), *SMALL]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RETORT_"))}
     environment |= MALLOC | {"RETORT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -72,7 +72,6 @@ def test_signals_finish_what_is_in_flight_and_the_same_command_goes_on(place: Pa
         assert before.items() <= committed().items()
 
     interrupted(lambda pid: os.killpg(pid, signal.SIGINT))  # a terminal's Ctrl-C reaches Ray's processes too
-    interrupted(lambda pid: os.kill(pid, signal.SIGTERM))
     done = committed()
     again = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr

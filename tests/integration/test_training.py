@@ -10,14 +10,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
-from safetensors.numpy import load_file
+from ray.cluster_utils import Cluster
 
 from pipeline.compiled import CompiledTask
+from pipeline.config import load_config
 from pipeline.manifest import Shards
+from student.checkpoint import load_position
+from student.config import StudentConfig
+from student.loop import Loop, Training
 from tests.integration.conftest import Retort
 from tests.student.conftest import compiled, made_up_shards
 from tests.tiny import ROOT
@@ -25,7 +31,7 @@ from tests.tiny import ROOT
 __all__ = ["compiled"]
 
 STUDENT = ["layers=2", "width=32", "heads=2", "mlp=64", "dropout=0.1"]
-TRAIN = ["epochs=12", "batch_size=16", "checkpoint_minutes=0.01", "log_every=7", "samples=1"]
+TRAIN = ["epochs=16", "batch_size=16", "checkpoint_minutes=0.01", "log_every=7", "samples=1"]
 SETTINGS = [*(f"--set=student.{one}" for one in STUDENT), *(f"--set=train.{one}" for one in TRAIN)]
 
 
@@ -34,21 +40,22 @@ def shards(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> 
     return made_up_shards(tmp_path_factory.mktemp("shards"), compiled, 3000)
 
 
-def weights(out: Path) -> dict[str, bytes]:
-    return {name: tensor.tobytes() for name, tensor in load_file(out / "student/model.safetensors").items()}
-
-
 def checkpoints(out: Path) -> list[Path]:
     return sorted((out / "student/checkpoints").glob("step-*/position.json"))
 
 
 @contextmanager
-def started(retort: Retort, shards: Shards, out: Path) -> Iterator[subprocess.Popen[str]]:
+def started(retort: Retort, shards: Shards, out: Path, *more: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """The command in a process of its own, from when it has saved a checkpoint that it did not find there."""
     known = checkpoints(out)
-    command = [sys.executable, "-m", "pipeline.cli", "train", f"--shards={shards.folder}", f"--out={out}", *SETTINGS]
+    command = [sys.executable, "-m", "pipeline.cli", "train", f"--shards={shards.folder}", f"--out={out}", *SETTINGS, *more]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=retort.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=retort.environment() | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     while not [path for path in checkpoints(out) if path not in known]:
         assert process.poll() is None, process.stdout and process.stdout.read()
@@ -65,48 +72,80 @@ def ray_worker(driver: subprocess.Popen[str]) -> psutil.Process:
     )
 
 
-@pytest.mark.timeout(400)
-def test_a_training_killed_in_every_way_ends_with_the_weights_of_an_undisturbed_one(
-    retort: Retort, shards: Shards, tmp_path: Path
-) -> None:
-    calm, rough = tmp_path / "calm", tmp_path / "rough"
-    retort("train", f"--shards={shards.folder}", f"--out={calm}", *SETTINGS)
-    with started(retort, shards, rough) as driver:
+def undisturbed(shards: Shards, **changes: dict[str, Any]) -> Loop:
+    """The same training in this process, without Ray, at its end."""
+    config = load_config(None, [one.removeprefix("--set=") for one in SETTINGS], {})
+    student = StudentConfig.model_validate(config.student.model_dump(exclude_none=True) | changes.get("student", {}))
+    loop = Loop(Training.of(student, config.train.model_copy(update=changes.get("train", {})), shards), shards)
+    for _ in loop.run():
+        pass
+    return loop
+
+
+def measures(epochs: list[dict[str, Any]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if "second" not in k and k != "samples"} for row in epochs]
+
+
+def test_a_training_killed_in_every_way_ends_as_an_undisturbed_one(retort: Retort, shards: Shards, tmp_path: Path) -> None:
+    with started(retort, shards, tmp_path) as driver:
         driver.send_signal(signal.SIGTERM)
         output, _ = driver.communicate(timeout=60)
         assert driver.returncode == 130, output
         assert "Run the same command again to go on" in output
-    assert not (rough / "student/train.json").exists()
-    with started(retort, shards, rough) as driver:
-        driver.kill()
-    with started(retort, shards, rough) as driver:
+    assert not (tmp_path / "student/train.json").exists()
+    with started(retort, shards, tmp_path) as driver:
+        known = checkpoints(tmp_path)
         ray_worker(driver).kill()
-        output, _ = driver.communicate(timeout=120)
-        assert driver.returncode == 0, output
-    assert weights(rough) == weights(calm)
-    about = [json.loads((out / "student/train.json").read_text()) for out in (calm, rough)]
-    measures = [[{k: v for k, v in row.items() if "second" not in k} for row in each["epochs"]] for each in about]
-    assert measures[0] == measures[1]
-    assert about[0]["best_epoch"] == about[1]["best_epoch"]
-    run = MlflowClient(about[1]["mlflow"]["uri"]).get_run(about[1]["mlflow"]["run"])
-    assert run.info.status == "FINISHED"
-    assert len(MlflowClient(about[1]["mlflow"]["uri"]).search_runs(["1"])) == 1
-    assert len(checkpoints(rough)) <= 2
+        while not [path for path in checkpoints(tmp_path) if path not in known]:
+            assert driver.poll() is None, driver.communicate()
+            time.sleep(0.02)
+        driver.kill()
+    assert not (tmp_path / "student/train.json").exists()
+    retort("train", f"--shards={shards.folder}", f"--out={tmp_path}", *SETTINGS)
+    calm, about = undisturbed(shards), json.loads((tmp_path / "student/train.json").read_text())
+    assert measures(about["epochs"]) == measures(calm.position.history)
+    last = max(checkpoints(tmp_path)).parent
+    state, _ = load_position(str(last))
+    assert all(torch.equal(state.weights[name], tensor) for name, tensor in calm.state().weights.items())
+    client = MlflowClient(about["mlflow"]["uri"])
+    assert client.get_run(about["mlflow"]["run"]).info.status == "FINISHED"
+    assert len(client.search_runs(["1"])) == 1
+    assert len(checkpoints(tmp_path)) <= 2
 
 
-def test_workers_train_what_one_does(retort: Retort, shards: Shards, tmp_path: Path) -> None:
+def test_workers_under_ray_train_what_one_does_without(retort: Retort, shards: Shards, tmp_path: Path) -> None:
     short = ["--set=train.epochs=2", "--set=student.sequence=choices", "--set=student.dropout=0"]
-    changes = {
-        "one": ["workers=1"],
-        "as many as there is room for": ["workers=[1,2]", "cpus_per_worker=1"],
-        "zero3": ["workers=2", "strategy=zero3", "accumulation=2"],
-    }
-    epochs = {}
-    for name, how in changes.items():
-        settings = [*SETTINGS, *short, *(f"--set=train.{one}" for one in how)]
-        retort("train", f"--shards={shards.folder}", f"--out={tmp_path / name}", *settings)
-        epochs[name] = json.loads((tmp_path / name / "student/train.json").read_text())["epochs"]
-    for name in changes:
-        for one, other in zip(epochs["one"], epochs[name], strict=True):
-            assert other["validation_loss"] == pytest.approx(one["validation_loss"], rel=2e-2), name
-            assert other["train_loss"] == pytest.approx(one["train_loss"], rel=2e-2), name
+    how = ["workers=[1,2]", "cpus_per_worker=1", "strategy=zero3", "accumulation=2"]
+    settings = [*SETTINGS, *short, *(f"--set=train.{one}" for one in how)]
+    retort("train", f"--shards={shards.folder}", f"--out={tmp_path}", *settings)
+    theirs = json.loads((tmp_path / "student/train.json").read_text())["epochs"]
+    ours = undisturbed(shards, student={"sequence": "choices", "dropout": 0}, train={"epochs": 2}).position.history
+    for one, other in zip(ours, theirs, strict=True):
+        assert other["validation_loss"] == pytest.approx(one["validation_loss"], rel=2e-2)
+        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=2e-2)
+
+
+NOTICE = """
+import sys, time, ray
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+ray.init(address=sys.argv[1], logging_level="ERROR")
+deadline = int(time.time() * 1000) + 60_000
+client = ray._private.worker.global_worker.gcs_client
+print(client.drain_node(sys.argv[2], DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "a test", deadline))
+"""
+
+
+@pytest.mark.slow
+def test_a_notice_that_the_machine_goes_saves_and_stops(retort: Retort, shards: Shards, tmp_path: Path) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        with started(retort, shards, tmp_path, "--set=train.epochs=400", RAY_ADDRESS=cluster.address) as driver:
+            subprocess.run([sys.executable, "-c", NOTICE, cluster.address, node.node_id], check=True, timeout=60)
+            output, _ = driver.communicate(timeout=60)
+            assert driver.returncode == 130, output
+            assert "Run the same command again to go on" in output
+    finally:
+        cluster.shutdown()
+    assert checkpoints(tmp_path)
+    assert not (tmp_path / "student/train.json").exists()
