@@ -177,11 +177,15 @@ class Loop:
                 yield current.result()
 
     def _held_out(self) -> Iterator[Batch]:
-        """This worker's share of the validation split; with fewer examples than workers, some are shared."""
+        """This worker's share of the validation split; with fewer examples than workers, some are shared.
+
+        Every worker has as many batches: under ZeRO-3 they gather weights together for each.
+        """
         mine = np.arange(self._rank % len(self.validation), len(self.validation), self._workers)
         mine = mine[np.argsort(self.validation.lengths[mine], kind="stable")]
-        for start in range(0, len(mine), MEASURE_BATCH):
-            yield self.validation.batch(mine[start : start + MEASURE_BATCH]).to(self.device)
+        count = -(-len(self.validation) // (self._workers * MEASURE_BATCH))
+        for part in np.array_split(mine, count):
+            yield self.validation.batch(part).to(self.device)
 
 
 class _Window:

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+
+import student.loop
+from pipeline.manifest import Shards
+from student.config import TrainConfig
+from student.loop import Loop, Training
+from tests.student.conftest import DEBUG
+
+
+@pytest.mark.parametrize(("workers", "batch"), [(1, 7), (2, 5), (2, 1000), (3, 2), (40, 4)])
+def test_workers_measure_the_whole_validation_split_in_equally_many_batches(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch, workers: int, batch: int
+) -> None:
+    monkeypatch.setattr(student.loop, "MEASURE_BATCH", batch)
+    training = Training.of(DEBUG, TrainConfig(batch_size=16), shards)
+    loops = [Loop(training, shards, rank, workers) for rank in range(workers)]
+    sizes = [[len(part.tokens) for part in loop._held_out()] for loop in loops]
+    assert len({len(share) for share in sizes}) == 1
+    assert all(0 < size <= batch for share in sizes for size in share)
+    assert sum(map(sum, sizes)) == max(len(loops[0].validation), workers)  # with more workers than examples, some are shared
