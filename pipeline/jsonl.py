@@ -24,7 +24,7 @@ from pipeline.manifest import FORMAT_VERSION, open_shards, write_manifest
 from pipeline.shards import ROW_COLUMNS, ShardTable, write_shard
 
 EXAMPLES = 128  # a file
-DERIVED = {"format_version", "units", "rows", "set_aside", "steps", "kept_steps", "bytes", "teacher_seconds", "codec"}
+DERIVED = {"format_version", "units", "rows", "set_aside", "steps", "kept_steps", "bytes", "teacher_seconds", "codec", "digest"}
 
 
 def export(shards_folder: str, folder: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.payload import Compact
 from pipeline.shards import METADATA, ShardTable, committed_units, read_shard, shard_path
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,14 @@ class _Totals:
         self._seconds = 0.0
         self._codecs: Counter[str] = Counter()
         self._errors: dict[str, ErrorSummary] = {}
+        self._digest = hashlib.blake2b(digest_size=8)
 
     def add(self, footer: Footer) -> None:
         facts = footer.facts
         self._sums.update(rows=footer.rows, set_aside=len(facts["set_aside"]), bytes=footer.bytes)
         self._sums.update(steps=facts["steps"], kept_steps=facts["kept_steps"])
         self._seconds += facts["seconds"]
+        self._digest.update(facts["digest"].encode())
         self._codecs[facts["codec"]] += 1
         for name, content in facts.get("error", {}).items():
             error = ErrorSummary.from_json(content)
@@ -104,7 +107,7 @@ class _Totals:
     def facts(self) -> dict[str, Any]:
         errors = {f"{name}_steps": _error_facts(error) for name, error in self._errors.items()}
         codec = {"shards": dict(self._codecs), "kl": errors}
-        return dict(self._sums) | {"teacher_seconds": self._seconds, "codec": codec}
+        return dict(self._sums) | {"digest": self._digest.hexdigest(), "teacher_seconds": self._seconds, "codec": codec}
 
 
 def _error_facts(error: ErrorSummary) -> dict[str, Any]:

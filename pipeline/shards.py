@@ -6,6 +6,7 @@ is finest near zero, where the probability is; the raw logit is that plus the st
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -81,7 +82,6 @@ def write_shard(
     states = _states(answers, captured.lengths, kept[inside], compact)
     payload = encode(logprobs, captured.lse[kept], kept.sum(1), states, compact)
     sizes = {"watched": logprobs.shape[1], "steps": int(inside.sum()), "kept_steps": int(kept.sum())}
-    facts = about | sizes | payload.facts | {"set_aside": list(set_aside)}
     table = pa.table(
         [
             *(rows[name] for name in ROW_COLUMNS),
@@ -89,8 +89,10 @@ def write_shard(
             lists(kept[inside], captured.lengths, pa.bool_()),
             *payload.columns,
         ],
-        schema=pa.schema(EXAMPLE + payload.fields, {METADATA: json.dumps(facts)}),
+        schema=pa.schema(EXAMPLE + payload.fields),
     )
+    facts = about | sizes | payload.facts | {"set_aside": list(set_aside), "digest": _digest(table)}
+    table = table.replace_schema_metadata({METADATA: json.dumps(facts)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", compression_level=1, use_dictionary=False)
     storage.write_bytes(shard_path(folder, unit), buffer.getbuffer())
@@ -157,6 +159,15 @@ def read_shard(path: str, compact: Compact | None = None) -> ShardTable:
         stored=stored_in(column, watched, compact),
         states=_states(answers, lengths, kept, compact),
     )
+
+
+def _digest(table: pa.Table) -> str:
+    """Tells two shards' contents apart."""
+    digest = hashlib.blake2b(digest_size=8)
+    for column in table.columns:
+        for buffer in column.combine_chunks().buffers():
+            digest.update(buffer or b"")
+    return digest.hexdigest()
 
 
 def _lengths(lists: pa.ListArray) -> np.ndarray[Any, np.dtype[np.int64]]:

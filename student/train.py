@@ -83,7 +83,7 @@ def _announce(training: Training, examples: int, steps: int) -> None:
 
 def _identity(training: Training, shards: Shards) -> dict[str, Any]:
     """What makes a training this one and no other."""
-    made_of = {key: shards.manifest[key] for key in ("task_name", "hashes", "teacher", "rows", "steps")}
+    made_of = {key: shards.manifest[key] for key in ("task_name", "hashes", "teacher", "rows", "steps", "digest")}
     return {"student": training.shape.as_dict(), "train": training.config.recipe(), "shards": made_of}
 
 

@@ -56,8 +56,8 @@ def split_of(text: str) -> str:
 
 def unpack(shards: Shards) -> dict[str, Columns]:
     """The columns of every split, memory-mapped; unpacks the shards first if no process of this machine has yet."""
-    content = json.dumps([LAYOUT, shards.manifest], sort_keys=True).encode()
-    folder = Path(cache_folder(), "shards", hashlib.sha256(content).hexdigest()[:16])
+    identity = json.dumps([LAYOUT, shards.manifest["digest"], shards.compiled.hashes])
+    folder = Path(cache_folder(), "shards", hashlib.sha256(identity.encode()).hexdigest()[:16])
     if not folder.exists():
         with _locked(folder.with_suffix(".lock")):
             if not folder.exists():

@@ -109,6 +109,7 @@ def test_rows_that_break_the_engine_or_its_logits_are_set_aside(retort: Retort, 
     assert rows_of(tmp_path / "out") == [i for i in range(40) if i not in (5, 21)]
 
 
+@pytest.mark.slow
 def test_another_teacher_at_the_same_place_and_edited_comments_are_refused(retort: Retort, place: Path, tmp_path: Path) -> None:
     import shutil
 

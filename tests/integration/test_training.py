@@ -113,6 +113,7 @@ def test_a_training_killed_in_every_way_ends_as_an_undisturbed_one(retort: Retor
     assert len(checkpoints(tmp_path)) <= 2
 
 
+@pytest.mark.slow
 def test_workers_under_ray_train_what_one_does_without(retort: Retort, shards: Shards, tmp_path: Path) -> None:
     short = ["--set=train.epochs=2", "--set=student.sequence=choices", "--set=student.dropout=0"]
     how = ["workers=[1,2]", "cpus_per_worker=1", "strategy=zero3", "accumulation=2"]

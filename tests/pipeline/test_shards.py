@@ -136,7 +136,7 @@ def test_the_manifest_adds_up_the_shards(tmp_path: Path) -> None:
     sizes = [write(tmp_path, unit, lengths) for unit, lengths in enumerate([(3, 1), (2,), (1, 1, 1)])]
     manifest = write_manifest(str(tmp_path), 3, MANIFEST | {"teacher": "x"})
     assert manifest == {
-        "format_version": 2,
+        "format_version": 3,
         "hashes": HASHES,
         "files": ["a.jsonl", "b.jsonl"],
         "teacher": "x",
@@ -146,10 +146,21 @@ def test_the_manifest_adds_up_the_shards(tmp_path: Path) -> None:
         "steps": 9,
         "kept_steps": 9,
         "bytes": sum(sizes),
+        "digest": manifest["digest"],
         "teacher_seconds": 1.5,
         "codec": {"shards": {"float16": 3}, "kl": {}},
     }
     assert storage.read_json(str(tmp_path / "manifest.json")) == manifest
+
+
+def test_the_manifest_tells_extractions_of_equal_sizes_apart(tmp_path: Path) -> None:
+    digests = []
+    for name, units in {"one": (0, 1), "same": (0, 1), "other": (0, 2)}.items():
+        for place, seed in enumerate(units):
+            rng = np.random.default_rng(seed)
+            write_shard(str(tmp_path / name), place, make_comments(2, rng), make_captured([3, 1], 5, rng), ABOUT)
+        digests.append(write_manifest(str(tmp_path / name), 2, MANIFEST)["digest"])
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_missing_unit_is_named(tmp_path: Path) -> None:
@@ -195,7 +206,7 @@ def test_without_a_manifest_nothing_opens(tmp_path: Path) -> None:
 def test_another_format_is_named(finished: tuple[Path, CompiledTask]) -> None:
     path = str(finished[0] / "manifest.json")
     storage.write_json(path, storage.read_json(path) | {"format_version": 1})
-    with pytest.raises(UserError, match="has format 1, this Retort reads 2"):
+    with pytest.raises(UserError, match="has format 1, this Retort reads 3"):
         open_shards(str(finished[0]))
 
 

@@ -15,7 +15,7 @@ from student.order import WINDOW, Order, parts
 
 def make_order(examples: int, batch: int, **options: Any) -> Order:
     lengths = np.random.default_rng(7).integers(20, 90, examples).astype(np.int32)
-    return Order(lengths, TrainConfig(batch_size=batch, **options))
+    return Order(lengths, TrainConfig(batch_size=batch, cpus_per_worker=1, **options))
 
 
 def drawn(order: Order, epoch: int) -> list[list[int]]:
