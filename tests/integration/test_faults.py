@@ -128,6 +128,7 @@ def test_another_teacher_at_the_same_place_and_edited_comments_are_refused(retor
     assert "holds another run (its files differ)" in retort.refuses("extract", *options)
 
 
+@pytest.mark.slow
 def test_answers_are_scored_sampled_and_stored_compactly(retort: Retort, place: Path, tmp_path: Path) -> None:
     given = [{"body": f"comment {i} here", "answer": {"mood": "bad", "loud": bool(i % 2)}} for i in range(30)]
     given[7]["answer"] = {"mood": "sad", "loud": True}

@@ -31,7 +31,7 @@ from tests.tiny import ROOT
 __all__ = ["compiled"]
 
 STUDENT = ["layers=2", "width=32", "heads=2", "mlp=64", "dropout=0.1"]
-TRAIN = ["epochs=16", "batch_size=16", "checkpoint_minutes=0.01", "log_every=7", "samples=1"]
+TRAIN = ["epochs=16", "batch_size=16", "checkpoint_minutes=0.01", "log_every=7", "samples=1", "threads=1"]
 SETTINGS = [*(f"--set=student.{one}" for one in STUDENT), *(f"--set=train.{one}" for one in TRAIN)]
 
 
@@ -73,12 +73,15 @@ def ray_worker(driver: subprocess.Popen[str]) -> psutil.Process:
 
 
 def undisturbed(shards: Shards, **changes: dict[str, Any]) -> Loop:
-    """The same training in this process, without Ray, at its end."""
+    """The same training in this process, without Ray, at its end. On one thread too, as these change the order of additions."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     config = load_config(None, [one.removeprefix("--set=") for one in SETTINGS], {})
     student = StudentConfig.model_validate(config.student.model_dump(exclude_none=True) | changes.get("student", {}))
     loop = Loop(Training.of(student, config.train.model_copy(update=changes.get("train", {})), shards), shards)
     for _ in loop.run():
         pass
+    torch.set_num_threads(threads)
     return loop
 
 
