@@ -55,7 +55,7 @@ CONTENDERS = {
     "KL, then CE (step)": Contender({"kl_start": 1, "ce_start": 0, "kl_end": 0.5, "ce_end": 0.5, "weights": "step"}),
     "KL alone": Contender({"kl_start": 1, "kl_end": 1, "ce_start": 0, "ce_end": 0}),
     "temperature 2": Contender({"objective": "temperature"}),
-    "temperature 2, 70 % of the steps": Contender({"objective": "temperature"}, steps=0.7),
+    "temperature 2, two thirds of the steps": Contender({"objective": "temperature"}, steps=2 / 3),
     "temperature 4": Contender({"objective": "temperature", "temperature": 4}),
     "topk 100": Contender({"objective": "topk"}),
     "slim 5 %": Contender({"objective": "slim"}),

@@ -156,8 +156,7 @@ class Loop:
         """The measures of the steps since the last report, which join the epoch's."""
         totals, trainer = window.sums.totals(), self._trainer
         self.position.totals = {name: self.position.totals.get(name, 0.0) + value for name, value in totals.items()}
-        row = means(totals) | {f"{name}_weight": weight for name, weight in trainer.weights().items()}
-        row |= {"learning_rate": trainer.rate, "gradient_norm": float(norm)} | window.speed()
+        row = means(totals) | trainer.schedule | {"gradient_norm": float(norm)} | window.speed()
         if self.position.step % GRADIENTS_EVERY < self._config.log_every:
             row |= trainer.term_gradients(batch)
         return row

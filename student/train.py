@@ -219,7 +219,7 @@ def _log_epochs(rows: list[tuple[int, dict[str, float]]]) -> None:
             )
 
 
-def _sweep(folder: str, kept: set[str]) -> None:
+def _delete_strays(folder: str, kept: set[str]) -> None:
     """Deletes the checkpoints that a killed run wrote and Ray Train does not know of."""
     fs, inner = storage.filesystem(folder)
     for info in fs.get_file_info(FileSelector(inner)):
@@ -230,7 +230,7 @@ def _sweep(folder: str, kept: set[str]) -> None:
 def _keep_best(result: ray.train.Result, folder: str, identity: dict[str, Any], tracking: Tracking) -> dict[str, Any]:
     """Copies the best checkpoint's student to the folder; train.json, written last, says it is whole."""
     best = result.get_best_checkpoint(SCORE, "min")
-    _sweep(storage.join(folder, CHECKPOINTS), {Path(kept.path).name for kept in (best, result.checkpoint)})
+    _delete_strays(storage.join(folder, CHECKPOINTS), {Path(kept.path).name for kept in (best, result.checkpoint)})
     with best.as_directory() as path:
         model, compiled = load_student(path)
         save_student(folder, model, compiled)

@@ -65,6 +65,10 @@ class Trainer:
         steps: of the whole training.
         device: where the student is.
         loss: the objective; by default the configuration's, all tokens weighing alike.
+
+    Attributes:
+        step_index: how many steps were taken.
+        schedule: the learning rate and the weight of each term in the last of them.
     """
 
     def __init__(
@@ -80,21 +84,13 @@ class Trainer:
         self._peak = config.peak_rate(shape.width)
         self._loss = loss or Loss(config)
         self.step_index = 0
+        self.schedule: dict[str, float] = {}
         self._rank = dist.get_rank() if worker_count() > 1 else 0
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done: 0 at the first step, 1 at the last."""
+        """Share of the training that is done at the next step: 0 at the first, 1 at the last."""
         return min(self.step_index / max(1, self._steps - 1), 1.0)
-
-    @property
-    def rate(self) -> float:
-        """The learning rate of the next step."""
-        return self._peak * cosine_annealing(self.step_index, self._steps, self._config.warmup)
-
-    def weights(self) -> dict[str, float]:
-        """The weight of each term in the next step."""
-        return self._loss.weights(self.progress)
 
     def step(self, parts: list[Batch], weight: float, sums: Sums) -> torch.Tensor:
         """One optimizer step.
@@ -113,7 +109,10 @@ class Trainer:
             with self._strategy.part(last=i == len(parts) - 1):
                 terms, weights_M = self._forward(batch, sums, training=True)
                 self._strategy.backward((terms.loss * weights_M).sum() / weight)
-        norm = self._strategy.step(self.rate)
+        rate = self._peak * cosine_annealing(self.step_index, self._steps, self._config.warmup)
+        norm = self._strategy.step(rate)
+        weights = {f"{name}_weight": weight for name, weight in self._loss.weights(self.progress).items()}
+        self.schedule = {"learning_rate": rate} | weights
         self.step_index += 1
         return norm
 

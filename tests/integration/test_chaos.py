@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import random
 import subprocess
 import sys
@@ -18,8 +17,8 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from cluster.runtime import MALLOC
 from pipeline.manifest import open_shards
+from tests.integration.conftest import Retort
 from tests.tiny import ROOT, save_teacher
 
 TASK = """
@@ -57,9 +56,7 @@ class Chaos:
         self.cluster.shutdown()
 
     def start(self) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RETORT_"))}
-        environment |= MALLOC | {"RETORT_CACHE": str(self.folder / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-        environment |= {"RAY_ADDRESS": self.cluster.address}
+        environment = Retort(self.folder).environment() | {"RAY_ADDRESS": self.cluster.address}
         command = [sys.executable, "-m", "pipeline.cli", "extract", *self.arguments, f"--out={self.folder / 'out'}"]
         with (self.folder / "log.txt").open("ab") as log:
             self.driver = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from cluster.runtime import MALLOC
 from pipeline.manifest import open_shards
 from tests.integration.conftest import Retort
 from tests.integration.test_chaos import TASK
@@ -45,10 +44,9 @@ def rows_of(out: Path) -> list[int]:
     return sorted(int(key[1]) for table in open_shards(str(out / "shards")).tables() for key in table.keys)
 
 
-def test_a_signal_finishes_what_is_in_flight_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:
+def test_a_signal_finishes_what_is_in_flight_and_the_same_command_goes_on(retort: Retort, place: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "extract", *arguments(place, tmp_path / "out"), *SMALL]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RETORT_"))}
-    environment |= MALLOC | {"RETORT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    environment = retort.environment()
     shards, log = tmp_path / "out/shards", tmp_path / "log"
 
     def committed() -> dict[str, int]:
