@@ -1,90 +1,19 @@
 from __future__ import annotations
 
-import csv
-import errno
 import gzip
-import io
-import itertools
 import json
-import random
-import time
 import tracemalloc
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import comments, storage
-from pipeline.comments import (
-    KEPT,
-    MALFORMED,
-    SCHEMA,
-    Columns,
-    Row,
-    _table,
-    file_format,
-    filter_rows,
-    read_file,
-    tokenize_answers,
-)
+from pipeline.comments import KEPT, MALFORMED, Columns, Row, file_format, read_file
 from pipeline.errors import UserError
-from pipeline.task import CommentRules, Task
-from pipeline.tokenization import TeacherTokenizer, TextTokenizer
-from tests.tiny import tiny_tokenizer
-
-COLUMNS = Columns(text="body", id="id")
-GOOD = [("a", "I love it"), ("b", 'quotes " and, commas'), ("", "two\nlines"), ("d", "é 日本 😀"), ("e", "x" * 100_000)]
-
-
-def compress(content: bytes, ending: str) -> bytes:
-    if not ending:
-        return content
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, {".gz": "gzip", ".zst": "zstd"}[ending]) as stream:
-        stream.write(content)
-    return bytes(sink.getvalue())
-
-
-def write(folder: Path, name: str, content: bytes) -> str:
-    path = folder / name
-    path.write_bytes(content)
-    return str(path)
-
-
-def jsonl(rows: list[tuple[str, str]]) -> bytes:
-    return b"".join(json.dumps({"id": id_, "body": body, "score": 1}).encode() + b"\n" for id_, body in rows)
-
-
-def as_csv(rows: list[tuple[str, str]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([("id", "score", "body"), *((id_, 1, body) for id_, body in rows)])
-    return text.getvalue().encode()
-
-
-def parquet(rows: list[tuple[str, str]]) -> bytes:
-    ids, bodies = zip(*rows, strict=True)
-    return table_bytes(pa.table({"id": ids, "score": [1] * len(rows), "body": bodies}))
-
-
-def table_bytes(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
-
-
-def rows_of(folder: Path, name: str, content: bytes, columns: Columns = COLUMNS) -> list[Row]:
-    return list(read_file(write(folder, name, content), columns))
-
-
-def reasons(rows: list[Row]) -> list[tuple[int, str]]:
-    return [(row.row, row.reason) for row in rows if row.status == MALFORMED]
+from tests.pipeline.comment_files import COLUMNS, GOOD, as_csv, compress, jsonl, parquet, reasons, rows_of, table_bytes, write
 
 
 def strings(values: list[bytes]) -> pa.Array:
@@ -183,38 +112,6 @@ def test_an_empty_file_has_no_good_rows(tmp_path: Path, ending: str, compression
             list(read_file(path, COLUMNS))
     else:
         assert all(row.status == MALFORMED for row in read_file(path, COLUMNS))
-
-
-@pytest.mark.parametrize(("ending", "encode"), [(".jsonl", jsonl), (".csv", as_csv), (".parquet", parquet)])
-@pytest.mark.parametrize("compression", [".gz", ".zst"])
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
-def test_the_rest_of_a_truncated_file_is_one_malformed_row(
-    tmp_path: Path, ending: str, compression: str, share: float, encode: Callable[[list[tuple[str, str]]], bytes]
-) -> None:
-    many = [(str(i), f"comment {i * i * 31 % 977} of {i * 7919 % 1009}") for i in range(20_000)]
-    whole = compress(encode(many), compression)
-    content = whole[: max(6, int(len(whole) * share))]
-    rows = rows_of(tmp_path, f"x{ending}{compression}", content)
-    good = [row for row in rows if row.status == KEPT]
-    assert [(row.id, row.text) for row in good[:-1]] == many[: max(0, len(good) - 1)]
-    assert len(good) < len(many)
-    assert rows[-1].status == MALFORMED
-    assert [row.row for row in rows] == list(range(len(rows)))
-
-
-@pytest.mark.parametrize("ending", [".jsonl.gz", ".csv.gz", ".csv.zst", ".parquet.gz", ".parquet"])
-def test_a_file_that_is_not_what_its_name_says_is_malformed(tmp_path: Path, ending: str) -> None:
-    (row,) = rows_of(tmp_path, f"x{ending}", b"neither compressed nor Parquet\n")
-    assert (row.row, row.status) == (0, MALFORMED)
-
-
-def test_a_corrupt_page_of_a_parquet_file_ends_it(tmp_path: Path) -> None:
-    rows = [(str(i), f"comment {i}") for i in range(5000)]
-    content = bytearray(parquet(rows))
-    content[len(content) // 3 : len(content) // 2] = b"\xff" * (len(content) // 2 - len(content) // 3)
-    found = rows_of(tmp_path, "x.parquet", bytes(content))
-    assert found[-1].status == MALFORMED
-    assert "cannot be read" in found[-1].reason
 
 
 def test_csv_rows_of_another_width_are_malformed(tmp_path: Path) -> None:
@@ -322,100 +219,6 @@ def test_a_broken_id_does_not_lose_a_parquet_file(tmp_path: Path) -> None:
     assert [(row.id, row.text) for row in rows] == [("a", "x"), ("?", "y")]
 
 
-class FaultyFile(io.BytesIO):
-    """A file in a store whose n-th read fails, and each after it."""
-
-    def __init__(self, content: bytes, nth: int, fault: Exception) -> None:
-        super().__init__(content)
-        self._left, self._fault = nth, fault
-
-    def read(self, size: int | None = -1) -> bytes:
-        self._left -= 1
-        if self._left <= 0:
-            raise self._fault
-        return super().read(size)
-
-
-class FaultyStore:
-    """A filesystem with one file."""
-
-    def __init__(self, content: bytes, nth: int, fault: Exception) -> None:
-        self.file = FaultyFile(content, nth, fault)
-
-    def open_input_file(self, _path: str) -> pa.NativeFile:
-        return pa.PythonFile(self.file, mode="r")
-
-    def open_input_stream(self, _path: str, compression: None) -> pa.NativeFile:
-        assert compression is None
-        return self.open_input_file(_path)
-
-
-def parquet_in_parts(rows: list[tuple[str, str]]) -> bytes:
-    """Row groups that are read one by one, as a column that nobody wants lies between."""
-    ids, bodies = zip(*rows, strict=True)
-    others = [random.Random(i).randbytes(40).hex() for i in range(len(rows))]
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"id": ids, "body": bodies, "other": others}), buffer, row_group_size=1000)
-    return buffer.getvalue()
-
-
-FAULTS = [
-    OSError(errno.EIO, "Input/output error"),
-    PermissionError(errno.EACCES, "denied"),
-    pa.ArrowInvalid("the bucket is odd"),
-]
-
-
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-@pytest.mark.parametrize(("ending", "encode"), [(".jsonl", jsonl), (".csv", as_csv), (".parquet", parquet_in_parts)])
-def test_a_fault_of_the_storage_ends_the_run_and_no_file(
-    monkeypatch: pytest.MonkeyPatch,
-    ending: str,
-    compression: str,
-    encode: Callable[[list[tuple[str, str]]], bytes],
-    fault: Exception,
-) -> None:
-    many = [(str(i), f"comment {i * i * 31 % 977} of {i * 7919 % 1009}") for i in range(3000)]
-    content, path = compress(encode(many), compression), f"s3://x{ending}{compression}"
-    monkeypatch.setattr(comments, "READ_BYTES", 4096)
-    for nth in itertools.count(1):
-        store, rows = FaultyStore(content, nth, fault), []
-        monkeypatch.setattr(storage, "filesystem", lambda path, store=store: (store, path))
-        try:
-            rows += read_file(path, COLUMNS)
-        except UserError as error:
-            assert str(error) == f"cannot read {path}: {fault}. Once it can be read, the same command goes on from there"  # noqa: PT017
-        else:
-            break
-    assert nth > 3
-    assert [(row.id, row.text) for row in rows] == many
-
-
-def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    for name in ("x.jsonl", "x.jsonl.gz", "x.parquet"):
-        with pytest.raises(UserError, match=f"cannot read {tmp_path}/{name}: .*the same command goes on from there"):
-            list(read_file(str(tmp_path / name), COLUMNS))
-
-
-@pytest.mark.parametrize("compression", [".gz", ".zst"])
-def test_bytes_overwritten_within_a_compressed_file_end_it(tmp_path: Path, compression: str) -> None:
-    many = [(str(i), f"comment {i * i * 31 % 977} of {i * 7919 % 1009}") for i in range(20_000)]
-    content = compress(jsonl(many), compression)
-    half = len(content) // 2
-    rows = rows_of(tmp_path, f"x.jsonl{compression}", content[:half] + b"\x00" * 200 + content[half + 200 :])
-    assert "the rest of the file cannot be read" in rows[-1].reason
-    assert rows[-1].row == len(rows) - 1
-
-
-def test_a_truncated_file_gives_nearly_all_that_it_holds(tmp_path: Path) -> None:
-    many = [(str(i), f"comment {i * i * 31 % 977} of {i * 7919 % 1009}") for i in range(40_000)]
-    content = compress(jsonl(many), ".gz")[:-40_000]
-    held = zlib.decompressobj(wbits=31).decompress(content).count(b"\n")
-    rows = rows_of(tmp_path, "x.jsonl.gz", content)
-    assert held - 500 < len(rows) <= held + 1
-
-
 @pytest.mark.parametrize(("ending", "encode"), [(".jsonl", jsonl), (".csv", as_csv), (".parquet", parquet)])
 def test_text_and_id_may_be_the_same_column(
     tmp_path: Path, ending: str, encode: Callable[[list[tuple[str, str]]], bytes]
@@ -428,6 +231,14 @@ def test_text_and_id_may_be_the_same_column(
 def test_a_missing_text_column_is_named(tmp_path: Path, ending: str, encode: Callable[[list[tuple[str, str]]], bytes]) -> None:
     with pytest.raises(UserError, match=r"no column 'text'; it has id, score, body\. Set comments\.text"):
         rows_of(tmp_path, f"x{ending}", encode(GOOD), Columns("text", "id"))
+
+
+def test_a_file_without_the_answers_column_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("id,body\n1,a\n")
+    with pytest.raises(UserError, match=r"no column 'label'; it has id, body\. Set comments\.answer"):
+        list(read_file(str(tmp_path / "x.csv"), Columns("body", "id", "label")))
+    (tmp_path / "x.jsonl").write_text('{"body": "a"}\n')
+    assert [row.reason for row in read_file(str(tmp_path / "x.jsonl"), Columns("body", "id", "label"))] == ["no key 'label'"]
 
 
 @pytest.mark.parametrize(("ending", "encode"), [(".jsonl", jsonl), (".csv", as_csv), (".parquet", parquet)])
@@ -472,108 +283,8 @@ def test_any_bytes_in_any_format_raise_nothing_but_a_missing_column(
         assert "no column" in str(error)  # noqa: PT017
 
 
-def filtered(tokenizer: TextTokenizer, texts: list[str], **rules: Any) -> list[Row]:
-    rows = [Row(i, str(i), text) for i, text in enumerate(texts)]
-    return filter_rows(rows, CommentRules.model_validate({"min_tokens": 1, "max_tokens": 25} | rules), tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("text", "status"),
-    [
-        ("I love it", KEPT),
-        ("", "too_short"),
-        ("positive " * 40, "too_long"),
-        ("see https://x.org", "urls"),
-        ("see HTTP://x.org", "urls"),
-        ("see www.x.org", "urls"),
-        ("awww.x", KEPT),
-        ("x <eos> y", "special_tokens"),
-        ("<end_of_turn> https://x.org " + "positive " * 40, "special_tokens"),
-        ("https://x.org " + "positive " * 40, "urls"),
-    ],
-)
-def test_rules_apply_in_order(tokenizer: TextTokenizer, text: str, status: str) -> None:
-    (row,) = filtered(tokenizer, [text])
-    assert row.status == status
-    if status == KEPT:
-        assert row.tokens == tokenizer.encode([text])[0]
-    else:
-        assert (row.text, row.tokens) == ("", [])
-    assert row.id == "0"
-
-
-def test_lengths_count_tokens_and_both_ends_are_kept(tokenizer: TextTokenizer) -> None:
-    texts = ["Ж" * n for n in range(1, 6)]  # two byte tokens each
-    statuses = [row.status for row in filtered(tokenizer, texts, min_tokens=4, max_tokens=8)]
-    assert statuses == ["too_short", KEPT, KEPT, KEPT, "too_long"]
-
-
-def test_rules_can_keep_urls_and_the_text_of_special_tokens(tokenizer: TextTokenizer) -> None:
-    rows = filtered(tokenizer, ["www.x.org", "a <eos> b"], urls=True, special_tokens=True, max_tokens=60)
-    assert [row.status for row in rows] == [KEPT, KEPT]
-    assert not any(tokenizer.has_control(row.tokens) for row in rows)
-
-
-def test_malformed_rows_pass_the_filter_as_they_are(tokenizer: TextTokenizer) -> None:
-    row = Row(3, "x", status=MALFORMED, reason="not UTF-8")
-    assert filter_rows([row], CommentRules(max_tokens=5), tokenizer) == [row]
-    assert filter_rows([], CommentRules(max_tokens=5), tokenizer) == []
-
-
-def test_large_comments_are_fast(bpe_tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    texts = ["x" * 100_000, "<" * 100_000, "ha " * 33_000, "é日" * 50_000, "\x00" * 100_000, "www" * 33_000]
-    content = b"".join(json.dumps({"body": text}).encode() + b"\n" for text in texts)
-    started = time.perf_counter()
-    rows = rows_of(tmp_path, "x.jsonl", content)
-    marked = filter_rows(rows, CommentRules(max_tokens=25), bpe_tokenizer)
-    assert time.perf_counter() - started < 6
-    assert {row.status for row in marked} == {"too_long"}
-
-
 def test_the_real_comments_read_without_a_malformed_row(shared: Path) -> None:
     path = shared / "data" / "reddit_comments" / "dev.jsonl.gz"
     rows = list(read_file(str(path), COLUMNS))
     assert len(rows) == len(gzip.decompress(path.read_bytes()).splitlines())
     assert {row.status for row in rows} == {KEPT}
-
-
-def test_rows_as_a_table(tokenizer: TextTokenizer) -> None:
-    rows = [*filtered(tokenizer, ["I love it", ""]), Row(2, status=MALFORMED, reason="why")]
-    table = _table(5, rows)
-    assert table.schema == SCHEMA
-    assert table["file"].to_pylist() == [5, 5, 5]
-    assert table["tokens"].to_pylist()[0] == tokenizer.encode(["I love it"])[0]
-    assert table["status"].to_pylist() == [KEPT, "too_short", MALFORMED]
-
-
-@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
-def test_given_answers_become_tokens_and_what_does_not_fit_is_set_aside(tmp_path: Path, ending: str) -> None:
-    task = Task.model_validate(
-        {"name": "t", "teacher": "t", "instruction": "J", "fields": {"a": ["x", "y"]}, "comments": {"max_tokens": 40}}
-    )
-    given = ['{"a": "x"}', '{"a":"y"}', '{"a": "z"}', ""]
-    table = pa.table({"body": ["a comment"] * 4, "label": given})
-    path = tmp_path / f"x{ending}"
-    if ending == ".parquet":
-        pq.write_table(table, path)
-    elif ending == ".csv":
-        pa_csv.write_csv(table, path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
-    tokenizer = TeacherTokenizer(tiny_tokenizer())
-    rows = list(read_file(str(path), Columns("body", "id", "label")))
-    marked = tokenize_answers(filter_rows(rows, task.comments, tokenizer), task, tokenizer)
-    ids = [[*tokenizer.encode([text])[0], tokenizer.end_id] for text in ('{"a": "x"}', '{"a": "y"}')]
-    assert [row.answer for row in marked] == [*ids, [], []]
-    assert [(row.status, row.reason) for row in marked[2:]] == [
-        (MALFORMED, """the answer does not fit the task: '{"a": "z"}'"""),
-        (MALFORMED, "no answer is given"),
-    ]
-
-
-def test_a_file_without_the_answers_column_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("id,body\n1,a\n")
-    with pytest.raises(UserError, match=r"no column 'label'; it has id, body\. Set comments\.answer"):
-        list(read_file(str(tmp_path / "x.csv"), Columns("body", "id", "label")))
-    (tmp_path / "x.jsonl").write_text('{"body": "a"}\n')
-    assert [row.reason for row in read_file(str(tmp_path / "x.jsonl"), Columns("body", "id", "label"))] == ["no key 'label'"]

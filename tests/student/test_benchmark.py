@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.training import EQUAL, Data, flops, gradient_error, passes, synthetic_data
+from benchmarks.students import Data, synthetic_data
+from benchmarks.thesis_loop import EQUAL, gradient_error, passes
+from benchmarks.training import flops
 from pipeline.manifest import Shards
 from student.config import StudentConfig, TrainConfig
 from student.examples import open_examples
