@@ -71,11 +71,13 @@ class Position:
         step: steps taken.
         history: the measures of each whole epoch.
         totals: of the epoch under way.
+        seconds: spent so far.
     """
 
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     totals: Totals = field(default_factory=dict)
+    seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -116,6 +118,7 @@ class Loop:
         steps = self._order.steps * config.epochs
         self._trainer = Trainer(self._strategy, config, training.shape, steps, self.device, loss)
         self.position = Position()
+        self._counted = time.perf_counter()
 
     def go_on_from(self, state: State, position: Position) -> None:
         """Takes up a training where it was saved."""
@@ -148,18 +151,26 @@ class Loop:
         speed = {"epoch_examples_per_second": (steps - done) * self._config.batch_size / (time.perf_counter() - started)}
         row = {"epoch": float(epoch)} | speed | {f"train_{name}": value for name, value in means(self.position.totals).items()}
         row |= {f"validation_{name}": value for name, value in self._trainer.measure(self._held_out()).items()}
+        row["seconds"] = self._count_seconds()
         self.position.history.append(dict(row))
         self.position.totals = {}
         yield Report(self.position.step, last | row, epoch_ended=True)
 
     def _window_ended(self, window: _Window, batch: Batch, norm: torch.Tensor) -> dict[str, float]:
         """The measures of the steps since the last report, which join the epoch's."""
+        self._count_seconds()
         totals, trainer = window.sums.totals(), self._trainer
         self.position.totals = {name: self.position.totals.get(name, 0.0) + value for name, value in totals.items()}
         row = means(totals) | trainer.schedule | {"gradient_norm": float(norm)} | window.speed()
         if self.position.step % GRADIENTS_EVERY < self._config.log_every:
             row |= trainer.term_gradients(batch)
         return row
+
+    def _count_seconds(self) -> float:
+        """What the training has taken so far."""
+        before, self._counted = self._counted, time.perf_counter()
+        self.position.seconds += self._counted - before
+        return self.position.seconds
 
     def _batches(self, epoch: int, done: int) -> Iterator[tuple[NDArray[np.int64], list[Batch]]]:
         """Each step's examples, and this worker's share of them; made and moved to the device while the step before runs."""

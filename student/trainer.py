@@ -39,6 +39,10 @@ class Sums:
         sums = {name: (part * weights_M).sum() for name, part in {"loss": terms.loss, **terms.parts}.items()}
         sums |= {"weight": weights_M.sum(), "positions": torch.ones_like(weights_M).sum(), "right": right.sum()}
         sums |= {"choices": batch.choice.sum(), "right_choices": (right & batch.choice).sum()}
+        sums |= {
+            "answers": torch.full((), len(batch.tokens), device=right.device),
+            "right_answers": _right_answers(right, batch),
+        }
         for name, value in sums.items():
             self._values[name] = self._values[name] + value.double() if name in self._values else value.double()
 
@@ -47,12 +51,24 @@ class Sums:
         return dict(zip(self._values, global_sum(torch.stack(list(self._values.values()))).tolist(), strict=True))
 
 
+def _right_answers(right_M: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """How many answers have every choice right, []: of a student that gives allowed tokens alone, those it decodes right."""
+    row_M = batch.predict // batch.tokens.shape[1]
+    wrong_B = torch.zeros(len(batch.tokens), device=right_M.device).index_add_(0, row_M, (batch.choice & ~right_M).float())
+    return (wrong_B == 0).sum()
+
+
+COUNTS = ("weight", "positions", "right", "choices", "right_choices", "answers", "right_answers")
+
+
 def means(totals: Totals) -> dict[str, float]:
-    """The loss and its parts, weighted by position as in training, and the share of steps and choice steps that are right."""
-    names = ("weight", "positions", "right", "choices", "right_choices")
-    weight, positions, right, choices, right_choices = (totals[name] for name in names)
-    measures = {name: value / weight for name, value in totals.items() if name not in names}
-    return measures | {"step_accuracy": right / positions, "choice_accuracy": right_choices / max(choices, 1)}
+    """The loss and its parts, weighted as in training, and the share of steps, choice steps and answers that are right."""
+    measures = {name: value / totals["weight"] for name, value in totals.items() if name not in COUNTS}
+    return measures | {
+        "step_accuracy": totals["right"] / totals["positions"],
+        "choice_accuracy": totals["right_choices"] / max(totals["choices"], 1),
+        "answer_accuracy": totals["right_answers"] / totals["answers"],
+    }
 
 
 class Trainer:

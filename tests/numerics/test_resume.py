@@ -41,7 +41,7 @@ def last_save(folder: Path) -> tuple[State, dict[str, Any]]:
     return state, position | {"history": [without_speeds(row) for row in position["history"]]}
 
 
-def without_speeds(row: dict[str, float]) -> dict[str, float]:
+def without_speeds(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if "second" not in name}
 
 
@@ -77,7 +77,7 @@ def test_killed_twice_a_training_ends_in_the_same_bits(shards: Shards, tmp_path:
     assert uninterrupted.wait(60) == 0
     (state, position), (expected_state, expected_position) = last_save(killed), last_save(whole)
     assert_same_bits(state, expected_state)
-    assert position == expected_position
+    assert without_speeds(position) == without_speeds(expected_position)
     expected, found = measures(whole), measures(killed)
     assert found.keys() == expected.keys()
     assert all(row == expected[key][0] for key, rows in found.items() for row in rows)

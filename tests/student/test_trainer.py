@@ -12,6 +12,7 @@ import torch
 
 from pipeline.manifest import Shards
 from student.config import TrainConfig
+from student.decode import Decoder
 from student.examples import Batch, Examples, columns_of, open_examples
 from student.loop import token_weights
 from student.losses import Loss
@@ -51,6 +52,15 @@ def weights_of(model: Student) -> list[torch.Tensor]:
 
 def equal(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def test_the_share_of_right_answers_is_that_of_decoding(model: Student, examples: Examples) -> None:
+    run_steps(model, examples, 80, learning_rate=2e-2)  # enough to give allowed tokens alone, too few to be always right
+    decoded = Decoder(model.eval(), examples.compiled).constrained([examples.prefix(i) for i in range(len(examples))])
+    same = [tokens == examples.answer(i).tolist() for i, tokens in enumerate(decoded.tokens)]
+    measured = make_trainer(model).measure(examples.batch(part) for part in np.array_split(np.arange(len(examples)), 3))
+    assert 0.1 < measured["answer_accuracy"] < 0.9
+    assert measured["answer_accuracy"] == pytest.approx(np.mean(same))
 
 
 def test_training_learns(model: Student, examples: Examples) -> None:
