@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.manifest import open_shards
+from student.answers import parse_all
 from student.checkpoint import assembled
 from student.config import StudentConfig, TrainConfig
 from student.decode import Decoder
-from student.evaluate import parse_all
 from student.examples import open_examples
 from student.fidelity import agreement, step_measures
 from student.loop import Loop, Training
@@ -161,7 +161,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             axes.plot(whole, [place] * len(whole), "o", color="#1f5fa8", ms=5)
         axes.set_yticks(range(len(groups)), list(reversed(groups)))
         axes.grid(axis="x", color="#e6e6e6")
-        axes.set_xlabel("whole answers equal to the teacher's on unseen comments, %; a dot is a seed")
+        axes.set_xlabel("whole answers equal to the teacher's, %; a dot is a seed")
         figure.savefig(path, dpi=130)
 
 

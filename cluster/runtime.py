@@ -18,14 +18,18 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_TOP_PAD_": "268435456",
 }
+RAY_TRAIN = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how often workers may report; 2 seconds otherwise
+}
 
 
 def start_ray() -> None:
     """Joins the cluster of this job or of RAY_ADDRESS; without one, starts Ray on this machine. Once per process."""
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how often workers may report; 2 seconds otherwise
+    for name, value in RAY_TRAIN.items():
+        os.environ.setdefault(name, value)
     ray.init(
         address=os.environ.get("RAY_ADDRESS", "local"),  # not whatever cluster happens to run on this machine
         runtime_env={"env_vars": _worker_environment()},
@@ -33,7 +37,7 @@ def start_ray() -> None:
         log_to_driver=log.isEnabledFor(logging.DEBUG),  # engines are talkative; what fails reaches the driver anyway
     )
 
-    for name in ("ray.data", "ray.train"):  # Ray sets its own levels when it starts
+    for name in ("ray.data", "ray.train", "ray.tune"):  # Ray sets its own levels when it starts
         logging.getLogger(name).setLevel(logging.DEBUG if log.isEnabledFor(logging.DEBUG) else logging.ERROR)
 
 
@@ -41,4 +45,4 @@ def _worker_environment() -> dict[str, str]:
     """Variables of every worker process: the driver's code version, and where its packages are when not installed."""
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {VARIABLE: code_version(), "PYTHONPATH": path, "RAY_TRAIN_V2_ENABLED": "1"}
+    return {VARIABLE: code_version(), "PYTHONPATH": path} | RAY_TRAIN

@@ -22,6 +22,15 @@ def code_version() -> str:
     return digest.hexdigest()[:12]
 
 
+@cache
+def git_commit() -> str | None:
+    """The commit this code is checked out from; None where it is not a checkout."""
+    from mlflow.utils.git_utils import get_git_commit  # slow to import, and workers have no use for it
+
+    root = Path(__file__).resolve().parent.parent
+    return get_git_commit(str(root)) if (root / ".git").exists() else None
+
+
 def check_code_version() -> None:
     """To be called first in every worker.
 

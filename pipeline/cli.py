@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
@@ -16,6 +16,9 @@ from pipeline.console import console, set_up_logging
 from pipeline.errors import UserError
 from pipeline.stopping import Stopped
 from pipeline.task import load_task
+
+if TYPE_CHECKING:
+    from tune.compare import Comparison
 
 # Each stage imports what it runs on when it is asked for: `retort --help` answers at once, and a student's machine
 # needs no vLLM.
@@ -50,26 +53,26 @@ def _options(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
+KEYS = {
+    "task": "task",
+    "teacher": "teacher.model",
+    "comments": "comments.paths",
+    "limit": "comments.limit",
+    "out": "out",
+    "space": "tune.space",
+    "trials": "tune.trials",
+    "max_params": "tune.max_params",
+    "max_latency_ms": "tune.max_latency_ms",
+}  # of the configuration, by option
+
+
 def _configure(
-    overrides: tuple[str, ...],
-    config: str | None = None,
-    verbose: bool = False,
-    task: str | None = None,
-    teacher: str | None = None,
-    comments: tuple[str, ...] = (),
-    limit: int | None = None,
-    out: str | None = None,
+    overrides: tuple[str, ...], config: str | None = None, verbose: bool = False, **options: Any
 ) -> tuple[RunConfig, str]:
     """The configuration and the run's folder; sets up logging."""
     set_up_logging(verbose)
-    options = {
-        "task": task,
-        "teacher.model": teacher,
-        "comments.paths": list(comments) or None,
-        "comments.limit": limit,
-        "out": out,
-    }
-    settings = load_config(config, list(overrides), options)
+    given = {KEYS[name]: list(value) if isinstance(value, tuple) else value for name, value in options.items() if value}
+    settings = load_config(config, list(overrides), given)
     if settings.out is None:
         raise UserError("no folder given: say where the run lives with --out")
     return settings, storage.absolute(settings.out)
@@ -103,7 +106,7 @@ def _plain(error: UserError | OSError) -> str:
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="retort")
 def main() -> None:
-    r"""Distil one narrow job of a large language model into a small model of its own.
+    """Distil one narrow job of a large language model into a small model of its own.
 
     \b
       retort run --task tasks/goemotions.yaml --teacher MODEL --comments FILES --out DIR
@@ -114,7 +117,7 @@ def main() -> None:
 
     A task is one YAML file: the instruction, the output fields with their values, and which comments take part. Copy one
     under tasks/ to write your own.
-    """
+    """  # noqa: D301 (\b is click's mark, as a character)
 
 
 @main.command()
@@ -170,7 +173,7 @@ def score(answer: str, **options: Any) -> None:
 @click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
 @_options()
 def train(shards: str | None, **options: Any) -> None:
-    r"""Logit shards to a student, in OUT/student.
+    """Logit shards to a student, in OUT/student.
 
     Every choice is a key of the configuration. Some, with --set:
 
@@ -182,11 +185,46 @@ def train(shards: str | None, **options: Any) -> None:
       train.workers=4 train.strategy=zero2 train.precision=bf16 train.accumulation=2
 
     Ctrl-C saves and stops; the same command goes on, as it does after a crash.
-    """
+    """  # noqa: D301 (\b is click's mark, as a character)
     from student.train import train as stage
 
     config, out = _configure(**options)
     stage(config, _folder(shards, out, "shards"), _folder(None, out, "student"))
+
+
+@main.command()
+@click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
+@click.option("--space", metavar="YAML", help="The search space; by default tune/space.yaml, a good one to copy.")
+@click.option("--trials", type=click.IntRange(1), help="How many students to try.")
+@click.option("--max-params", type=click.IntRange(1), help="The most parameters a student may have, embedding included.")
+@click.option("--max-latency-ms", type=float, help="The longest it may take for one comment, where it trains.")
+@click.option("--resume", is_flag=True, help="Go on with the search in OUT, under the settings it was begun with.")
+@_options()
+def tune(shards: str | None, resume: bool, **options: Any) -> None:
+    """A search for the smallest student that is faithful enough, in OUT/search.
+
+    Trains many students on the same shards, each with another depth, width and schedule; stops early those that fall
+    behind; evaluates the others on test comments; and shows what there is to choose from: agreement with the teacher
+    against size and speed. Every trial is a run in MLflow under the search's own, and the best one is registered there.
+
+    \b
+      retort tune --out DIR --trials 30 --max-params 5000000
+      retort tune --out DIR --space my-space.yaml --set train.epochs=10 --set train.workers=4
+      retort tune --out DIR --resume
+
+    Ctrl-C saves the trials under way; --resume goes on, as it does after a crash. With more --trials it goes on further.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from tune.search import CONFIG, search
+
+    if resume:
+        options["config"] = storage.join(storage.absolute(options["out"] or "."), "search", CONFIG)
+        if not storage.exists(options["config"]):
+            raise UserError(
+                f"no search to go on with: {options['config']} does not exist. --out must be the folder it was begun in"
+            )
+    config, out = _configure(**options)
+    folder = _folder(None, out, "search")
+    _show(search(config, _folder(shards, out, "shards"), folder), folder)
 
 
 @main.command()
@@ -214,6 +252,34 @@ def predict(student: str | None, answers: str | None, **options: Any) -> None:
     place = answers or storage.join(out, "answers.jsonl")
     counts = stage(config.comments, _folder(student, out, "student"), place)
     console.print(f"{counts['kept']:,} answers in {place}", highlight=False)
+
+
+@main.command()
+@click.option("--uri", metavar="URI", help="The MLflow store; by default tracking.uri, else OUT/mlflow.db.")
+@click.option("--experiment", metavar="NAME", help="The experiment in it; by default tracking.experiment.")
+@click.option("--search", metavar="RUN", help="Id or name of a search's run: compare its trials alone.")
+@click.option("--by", multiple=True, metavar="KEY", help="A param to name students by, as objective; may be repeated.")
+@_options()
+def compare(uri: str | None, experiment: str | None, search: str | None, by: tuple[str, ...], **options: Any) -> None:
+    """Students side by side, from their runs in MLflow, in OUT/compare.
+
+    \b
+      retort compare --out runs/first
+      retort compare --out runs/all --uri http://mlflow:5000 --experiment goemotions --by objective --by layers
+
+    The table and the page show how closely each student follows the teacher, how large and how fast it is, and which are on
+    the Pareto front: no other is as small and as faithful. Runs that differ in nothing but train.seed are one student, with
+    the spread over its seeds; train with other seeds before believing a small difference.
+
+    Students are named by what they differ in; --by names other params, in full or by their last part.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from tune.compare import compare_runs
+    from tune.tracking import tracking_uri
+
+    config, out = _configure(**options)
+    store, folder = tracking_uri(uri or config.tracking.uri, out), storage.join(out, "compare")
+    comparison = compare_runs(store, experiment or config.tracking.experiment, folder, search, by)
+    _show(comparison, folder)
 
 
 @main.command()
@@ -253,6 +319,17 @@ def import_jsonl(folder: str, shards: str) -> None:
 
     set_up_logging(verbose=False)
     console.print(f"{import_(folder, storage.absolute(shards))['rows']:,} examples in {shards}", highlight=False)
+
+
+def _show(comparison: Comparison, folder: str) -> None:
+    """The table of students, what is to be said of it, and where the page is."""
+    from tune.compare import PAGE, notes, table
+
+    if comparison.groups:
+        console.print(table(comparison))
+    for line in notes(comparison):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"page     {storage.join(folder, PAGE)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _summary(figures: dict[str, Any], out: str, mlflow: str | None) -> None:

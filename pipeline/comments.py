@@ -11,17 +11,19 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 
 from cluster.version import check_code_version
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.task import CommentRules, Task
 from pipeline.tokenization import TextTokenizer
+
+if TYPE_CHECKING:
+    import ray.data
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 FORMATS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
@@ -220,14 +222,19 @@ def _require_columns(path: str, columns: Columns, names: Iterable[str]) -> None:
 
 
 def _checked(row: int, record: dict[str, Any], columns: Columns) -> Row:
-    """A row whose text is a string of whole characters, or a malformed one."""
-    text, id_ = _decoded(record[columns.text]), _decoded(record.get(columns.id))
+    id_ = _decoded(record.get(columns.id))
     name = "" if id_ is None else str(id_).encode("utf-8", "replace").decode()
+    checked = replace(text_row(row, _decoded(record[columns.text])), id=name)
+    return replace(checked, given=_decoded(record[columns.answer])) if columns.answer and checked.status == KEPT else checked
+
+
+def text_row(row: int, text: Any) -> Row:
+    """The row of a comment: a string of whole characters, without the white space around it; anything else is malformed."""
     if not isinstance(text, str):
-        return replace(_malformed(row, "the text is null" if text is None else f"the text is {type(text).__name__}"), id=name)
+        return _malformed(row, "the text is null" if text is None else f"the text is {type(text).__name__}")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        return replace(_malformed(row, "not UTF-8"), id=name)
-    return Row(row, name, text.strip(), given=_decoded(record[columns.answer]) if columns.answer else None)
+        return _malformed(row, "not UTF-8")
+    return Row(row, text=text.strip())
 
 
 def _decoded(value: Any) -> Any:
@@ -286,6 +293,8 @@ def _misfit(given: Any) -> str:
 
 def comment_dataset(paths: list[str], columns: Columns, task: Task, tokenizer: TextTokenizer) -> ray.data.Dataset:
     """All rows of all files in order, as a Ray Dataset with the columns of `SCHEMA`. Files are read in parallel."""
+    import ray.data  # a second to import, and predicting does without it
+
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from pipeline.errors import UserError
 from pipeline.task import Task, describe, read_yaml
 from student.config import Strict, StudentChanges, StudentConfig, TrainConfig
+from tune.config import TuneConfig
 
 
 class TeacherConfig(Strict):
@@ -85,10 +86,11 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
+    tune: TuneConfig = TuneConfig()
 
 
 def load_config(path: str | None, overrides: list[str], options: dict[str, Any]) -> RunConfig:
-    """Configuration from a YAML file, then `key.path=value` overrides, then the command's own options (None: not given).
+    """Configuration from a YAML file, then `key.path=value` overrides, then the command's own options, by key.
 
     Raises:
         UserError: an unknown key or a value of the wrong kind, by name.
@@ -100,8 +102,7 @@ def load_config(path: str | None, overrides: list[str], options: dict[str, Any])
             raise UserError(f"--set takes key.path=value, not {override!r}")
         _put(content, key, _parse(override, value))
     for key, value in options.items():
-        if value is not None:
-            _put(content, key, value)
+        _put(content, key, value)
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:

@@ -76,7 +76,9 @@ def extract(config: RunConfig) -> dict[str, Any]:
     log.info("comments: %s", plan.summary())
     compiled = prepare(extraction, plan, config.extract, task, tokenizer, automaton)
     uri = tracking_uri(config.tracking.uri, out)
-    run_units(extraction, plan, lambda: Tracking.start(uri, config.tracking.experiment, "extract", describe_run(config)))
+    run_units(
+        extraction, plan, lambda: Tracking.start(uri, config.tracking.experiment, "extract", describe_run(config), "extraction")
+    )
     return finish(extraction, compiled, plan)
 
 

@@ -271,6 +271,13 @@ def sweep(folder: str) -> None:
                 os.unlink(os.path.join(inner, name))
 
 
+def delete(folder: str) -> None:
+    """Deletes a folder with all it holds, where there is one."""
+    fs, inner = filesystem(folder)
+    if fs.get_file_info(inner).type == pafs.FileType.Directory:
+        fs.delete_dir(inner)
+
+
 def write_bytes(path: str, content: bytes | memoryview) -> None:
     """Writes a file whole."""
     with writing(path) as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -138,6 +139,21 @@ class TrainConfig(Strict):
     def most_workers(self) -> int:
         """How many workers there may be."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def fewest_workers(self) -> int:
+        """How many workers there must be."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray reserves for a worker."""
+        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+
+    @property
+    def threads_per_worker(self) -> int:
+        """CPU threads of a worker, by default its share of this machine's."""
+        return self.threads or max(1, (os.cpu_count() or 1) // self.most_workers)
 
     def peak_rate(self, width: int) -> float:
         """The learning rate, by default falling with the student's width (Yang et al., "Tensor Programs V", 2022)."""

@@ -16,24 +16,40 @@ from pipeline import storage
 from pipeline.compiled import CompiledTask, require_same
 from pipeline.config import EvaluateConfig
 from pipeline.console import progress
-from pipeline.errors import UserError
 from pipeline.manifest import Shards, open_shards
-from pipeline.task import Values
+from student.answers import parse_all, teacher_answers
 from student.checkpoint import load_student
 from student.decode import Decoded, Decoder
 from student.examples import Batch, Examples, open_examples
 from student.fidelity import agreement, step_measures
-from student.floors import majority, tfidf_regression
+from student.floors import floors
 from student.model import Student
 from student.report import render
+from student.speed import latency_ms
 from student.unpack import TEST, TRAIN
+from tune.model import log_report
 from tune.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(config: EvaluateConfig, shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
-    """Measures a student against its teacher and writes the report; returns what fidelity.json holds.
+    """Measures a student against its teacher, writes the report, and tells MLflow; returns what fidelity.json holds.
+
+    Raises:
+        UserError: student and shards do not fit, or the test split is empty.
+    """
+    figures = measure(config, shards_folder, student_folder, report_folder)
+    try:
+        track(figures, report_folder)
+    except MlflowException as error:
+        uri = figures["training"]["mlflow"]["uri"]
+        log.warning("the figures are not in MLflow: its run at %s cannot be reached (%s)", uri, error)
+    return figures
+
+
+def measure(config: EvaluateConfig, shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
+    """Measures a student against its teacher and writes the report.
 
     Raises:
         UserError: student and shards do not fit, or the test split is empty.
@@ -43,65 +59,51 @@ def evaluate(config: EvaluateConfig, shards_folder: str, student_folder: str, re
     require_same(compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
     test = open_examples(shards, TEST, model.shape.sequence).first(config.limit)
     log.info("evaluating on %s test comments", f"{len(test):,}")
-    texts, teacher = _texts_and_answers(test)
-    if any(answer is None for answer in teacher):
-        raise UserError(f"{shards_folder} holds teacher answers that do not fit its own task")
-    truth = [answer for answer in teacher if answer is not None]
+    truth = teacher_answers(test)
     constrained, seconds = _decode_all(model, compiled, test, config.batch_size, free=False)
     free, _ = _decode_all(model, compiled, test, config.batch_size, free=True)
-    known, answers = _texts_and_answers(open_examples(shards, TRAIN, model.shape.sequence))
-    train = [answer for answer in answers if answer is not None]
-    log.info("fitting the floors on %s training comments", f"{len(train):,}")
-    task = compiled.task
+    task, train = compiled.task, open_examples(shards, TRAIN, model.shape.sequence)
     figures = {
         "task": task.name,
         "examples": {"test": len(test), "train": len(train)},
         "student": agreement(task, truth, parse_all(compiled, constrained.tokens)),
         "unconstrained": agreement(task, truth, parse_all(compiled, free.tokens)),
-        "floors": {
-            "majority": agreement(task, truth, list(majority(train, len(test)))),
-            "tfidf_regression": agreement(task, truth, list(tfidf_regression(known, train, texts))),
-        },
+        "floors": floors(shards, train, test),
         "steps": step_measures(model, _batches(test, config.batch_size)),
         "sizes": _sizes(model, shards),
-        "speed": _speed(shards, len(test), seconds, constrained.calls),
+        "speed": _speed(shards, len(test), seconds, constrained.calls) | {"latency_ms": latency_ms(model, compiled, test)},
         "training": storage.read_json(storage.join(student_folder, "train.json")),
     }
     storage.write_json(storage.join(report_folder, "fidelity.json"), figures)
     storage.write_text(storage.join(report_folder, "fidelity.html"), render(figures))
-    track(figures)
     return figures
 
 
-def track(figures: dict[str, Any]) -> None:
-    """Puts the headline figures beside the training's metrics in MLflow, where its run can be reached."""
-    agreements = {name: figures[name] for name in ("student", "unconstrained")} | figures["floors"]
-    rows = {f"fidelity.{name}.{key}": row[key] for name, row in agreements.items() for key in ("valid", "whole")}
-    rows |= {f"fidelity.student.{field}": share for field, share in figures["student"]["fields"].items()}
-    rows |= {f"fidelity.{name}": figures["steps"][name] for name in ("accuracy", "choice_accuracy", "kl", "choice_kl")}
-    rows["fidelity.ece"] = figures["steps"]["calibration"]["ece"]
-    run = figures["training"]["mlflow"]
-    try:
-        Tracking(run["uri"], run["run"]).log([(0, rows)])
-    except MlflowException as error:
-        log.warning("the figures are not in MLflow: its run at %s cannot be reached (%s)", run["uri"], error)
+def track(figures: dict[str, Any], report_folder: str) -> None:
+    """Puts the figures and the report beside the training's metrics in MLflow.
 
-
-def _texts_and_answers(examples: Examples) -> tuple[list[str], list[Values | None]]:
-    """The comments and the teacher's answers to them."""
-    rows = range(len(examples))
-    answers = parse_all(examples.compiled, [examples.answer(i).tolist() for i in rows])
-    return [examples.text(i) for i in rows], answers
-
-
-def parse_all(compiled: CompiledTask, answers: list[list[int]]) -> list[Values | None]:
-    """The values of each answer's tokens; None where they are not a valid answer."""
-    known: dict[tuple[int, ...], Values | None] = {}  # answers are many, different ones few
-    for answer in map(tuple, answers):
-        if answer not in known:
-            ended = answer[-1:] == (compiled.tokenizer.end_id,)
-            known[answer] = compiled.task.parse(compiled.tokenizer.decode(list(answer))) if ended else None
-    return [known[tuple(answer)] for answer in answers]
+    Raises:
+        MlflowException: the run cannot be reached.
+    """
+    training, student, speed = figures["training"], figures["student"], figures["speed"]
+    parameters = figures["sizes"]["student_parts"]
+    rows = {
+        "parameters": sum(parameters.values()),
+        "parameters_without_embedding": parameters["rest"],
+        "test/whole": student["whole"],
+        **{f"test/field/{name}": share for name, share in student["fields"].items()},
+        "test/valid_unconstrained": figures["unconstrained"]["valid"],
+        "test/choice_accuracy": figures["steps"]["choice_accuracy"],
+        "test/choice_kl": figures["steps"]["choice_kl"],
+        "test/ece": figures["steps"]["calibration"]["ece"],
+        **{f"floor/{name}": floor["whole"] for name, floor in figures["floors"].items()},
+        "speed/answers_per_second": speed["student_answers_per_second"],
+        "speed/latency_ms": speed["latency_ms"],
+        **{f"cost/{name}": seconds for name, seconds in training["cost"].items()},
+    }
+    uri, run_id = training["mlflow"]["uri"], training["mlflow"]["run"]
+    Tracking(uri, run_id).log([(0, {name: float(value) for name, value in rows.items()})])
+    log_report(uri, run_id, report_folder)
 
 
 def _decode_all(model: Student, compiled: CompiledTask, examples: Examples, size: int, free: bool) -> tuple[Decoded, float]:

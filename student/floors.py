@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from typing import Any
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from pipeline import storage
+from pipeline.manifest import Shards
 from pipeline.task import Values
+from student.answers import teacher_answers
+from student.examples import Examples
+from student.fidelity import agreement
+from student.unpack import cache_of
+
+log = logging.getLogger(__name__)
+
+
+def floors(shards: Shards, train: Examples, test: Examples) -> dict[str, Any]:
+    """How far each floor agrees with the teacher on the test examples; fitted once and kept with the unpacked shards."""
+    path = str(cache_of(shards) / f"floors-{len(test)}.json")
+    if not storage.exists(path):
+        log.info("fitting the floors on %s training comments", f"{len(train):,}")
+        storage.write_json(path, _floors(train, test))
+    found: dict[str, Any] = storage.read_json(path)
+    return found
+
+
+def _floors(train: Examples, test: Examples) -> dict[str, Any]:
+    task, known, truth = test.compiled.task, teacher_answers(train), teacher_answers(test)
+    texts = [[examples.text(i) for i in range(len(examples))] for examples in (train, test)]
+    return {
+        "majority": agreement(task, truth, list(majority(known, len(test)))),
+        "tfidf_regression": agreement(task, truth, list(tfidf_regression(texts[0], known, texts[1]))),
+    }
 
 
 def majority(train: list[Values], count: int) -> list[Values]:

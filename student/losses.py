@@ -101,6 +101,9 @@ class Terms:
     weights: dict[str, float]
 
 
+ENDS = ("start", "end")
+
+
 class Loss:
     """An objective with a training's options.
 
@@ -124,6 +127,14 @@ class Loss:
             del self._spans["kl"]
         if config.tail and self._temperature not in TEMPERATURES:
             raise UserError(f"train.tail needs a train.temperature of {TEMPERATURES}: the shards know the tail's mass at those")
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The options that the objective has values of its own for, as they are: temperature, `kl_start` and so on."""
+        spans = {
+            f"{name}_{place}": value for name, span in self._spans.items() for place, value in zip(ENDS, span, strict=True)
+        }
+        return {"temperature": self._temperature} | spans
 
     def weights(self, progress: float) -> dict[str, float]:
         """The weight of each term when this share of the training is done."""

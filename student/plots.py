@@ -28,15 +28,16 @@ STYLE: Any = {
 }
 
 
-class _Drawing:
+class Drawing:
     """A figure that becomes a data URI when its block ends."""
 
     uri = ""
 
 
 @contextmanager
-def _drawing(columns: int, width: float, height: float) -> Iterator[tuple[_Drawing, list[Axes]]]:
-    drawing = _Drawing()
+def svg(columns: int, width: float, height: float) -> Iterator[tuple[Drawing, list[Axes]]]:
+    """A drawing and its axes, side by side; width and height in inches."""
+    drawing = Drawing()
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield drawing, [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
@@ -53,7 +54,7 @@ def agreement_bars(figures: dict[str, Any]) -> str:
         ("TF-IDF + logistic regression", figures["floors"]["tfidf_regression"], FLOOR),
         ("majority answer", figures["floors"]["majority"], MAJORITY),
     ]
-    with _drawing(1, 8.4, 3.2) as (drawing, (axes,)):
+    with svg(1, 8.4, 3.2) as (drawing, (axes,)):
         for i, (label, result, colour) in enumerate(series):
             heights = [result["whole"], *result["fields"].values()]
             bars = axes.bar([x + (i - 1) * 0.27 for x in range(len(names))], heights, 0.25, label=label, color=colour)
@@ -69,7 +70,7 @@ def agreement_bars(figures: dict[str, Any]) -> str:
 def learning_curves(epochs: list[dict[str, Any]]) -> str:
     """Loss and choice-step accuracy by epoch, training against held-out."""
     x = [row["epoch"] for row in epochs]
-    with _drawing(2, 8.4, 2.9) as (drawing, (loss, accuracy)):
+    with svg(2, 8.4, 2.9) as (drawing, (loss, accuracy)):
         for axes, name, title in (
             (loss, "loss", "Loss (nats a step)"),
             (accuracy, "choice_accuracy", "Accuracy at choice steps"),
@@ -88,7 +89,7 @@ def reliability(calibration: dict[str, Any]) -> str:
     """Accuracy by confidence at choice steps, beside the diagonal of a calibrated student; dots grow with their count."""
     bins = calibration["bins"]
     total = sum(b["count"] for b in bins) or 1
-    with _drawing(1, 4.0, 3.2) as (drawing, (axes,)):
+    with svg(1, 4.0, 3.2) as (drawing, (axes,)):
         axes.plot([0, 1], [0, 1], "--", lw=1, color=MAJORITY)
         axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "-", lw=1.2, color=STUDENT)
         sizes = [20 + 300 * b["count"] / total for b in bins]

@@ -9,21 +9,17 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline import storage
 from pipeline.comments import KEPT, Columns, Row, filter_rows, read_file
-from pipeline.compiled import CompiledTask
 from pipeline.config import CommentsConfig
 from pipeline.errors import UserError
 from pipeline.plan import find_comments
+from student.answerer import BATCH, Answerer
 from student.checkpoint import load_student
-from student.decode import Decoder
 
 log = logging.getLogger(__name__)
-
-BATCH = 128
 
 
 def predict(config: CommentsConfig, student_folder: str, out: str) -> Counter[str]:
@@ -41,12 +37,12 @@ def predict(config: CommentsConfig, student_folder: str, out: str) -> Counter[st
     """
     paths = find_comments(config)
     model, compiled = load_student(student_folder, "cuda" if torch.cuda.is_available() else "cpu")
-    decoder, counts = Decoder(model, compiled), Counter[str]()
+    answerer, counts = Answerer(model, compiled), Counter[str]()
     with storage.writing(out) as answers, storage.writing(out + ".set_aside") as set_aside:
         for path, rows in _batches(paths, config):
             marked = filter_rows(rows, compiled.task.comments, compiled.tokenizer)
             kept = [row for row in marked if row.status == KEPT][: _room(config, counts)]
-            _write(answers, _answers(path, kept, decoder, compiled, config.text))
+            _write(answers, _answers(path, kept, answerer, config.text))
             _write(set_aside, (_reason(path, row) for row in marked if row.status != KEPT))
             counts.update(row.status for row in marked if row.status != KEPT)
             counts[KEPT] += len(kept)
@@ -69,18 +65,10 @@ def _room(config: CommentsConfig, counts: Counter[str]) -> int | None:
     return None if config.limit is None else config.limit - counts[KEPT]
 
 
-def _answers(path: str, rows: list[Row], decoder: Decoder, compiled: CompiledTask, column: str) -> Iterator[dict[str, Any]]:
-    if not rows:
-        return
-    separator = compiled.tokenizer.encode([compiled.task.separator])[0]
-    decoded = decoder.constrained([np.array(row.tokens + separator, np.int32) for row in rows])
-    for row, tokens, confidence in zip(rows, decoded.tokens, decoded.confidence, strict=True):
-        values = compiled.task.parse(compiled.tokenizer.decode(tokens))
-        if values is None:
-            raise AssertionError("an answer decoded under the automaton does not fit the task")
-        answer = dict(zip(compiled.task.fields, values, strict=True))
+def _answers(path: str, rows: list[Row], answerer: Answerer, column: str) -> Iterator[dict[str, Any]]:
+    for row, answer in zip(rows, answerer.answer(rows), strict=True):
         place = {"file": path, "line": row.row + 1, "id": row.id, column: row.text}
-        yield place | {"answer": answer, "confidence": round(float(confidence), 6)}
+        yield place | {"answer": answer.values, "confidence": answer.confidence}
 
 
 def _reason(path: str, row: Row) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 from pyarrow.fs import FileSelector, FileType
 
+from cluster.room import require_room
 from cluster.runtime import MALLOC, start_ray
 from cluster.version import VARIABLE, code_version
 from pipeline import storage
@@ -29,6 +31,7 @@ from student.checkpoint import POSITION, load_student, save_student
 from student.config import TrainConfig
 from student.examples import open_examples
 from student.loop import Training
+from student.losses import Loss
 from student.model import Student
 from student.order import Order
 from student.unpack import TRAIN
@@ -37,18 +40,42 @@ from tune.tracking import Tracking, tracking_uri
 
 log = logging.getLogger(__name__)
 
+BEGUN = "begun.json"  # in the student's folder: which training it is, and its run in MLflow
 CHECKPOINTS = "checkpoints"  # in the student's folder: the best epoch's and the last, to go on from
 POLL = 0.3  # seconds between two looks for metrics
 
 
-def train(config: RunConfig, shards_folder: str, student_folder: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Watcher:
+    """A search that watches one of its trainings.
+
+    Attributes:
+        name: of its run in MLflow.
+        parent: the search's run in MLflow.
+        stop: set when the training has to stop.
+        on_epoch: gets the measures of each epoch.
+    """
+
+    name: str
+    parent: str
+    stop: threading.Event
+    on_epoch: Callable[[dict[str, Any]], None]
+
+
+def train(config: RunConfig, shards_folder: str, student_folder: str, watcher: Watcher | None = None) -> dict[str, Any]:
     """Trains the configured student and writes the best epoch's to `student_folder`; returns what train.json holds.
 
     A folder that already holds this very training is left as it is; one that holds a part of it is gone on with.
 
+    Args:
+        config: of the run.
+        shards_folder: what to train on.
+        student_folder: where the student goes.
+        watcher: for a training that is part of a search.
+
     Raises:
         UserError: the shards are unusable, or the folder holds another training.
-        Stopped: a signal ended it early.
+        Stopped: a signal, or the search, ended it early.
     """
     shards = open_shards(shards_folder)
     training = Training.of(student_shape(shards.compiled.task, config.student), config.train, shards)
@@ -61,14 +88,15 @@ def train(config: RunConfig, shards_folder: str, student_folder: str) -> dict[st
     steps = Order(examples.lengths, config.train).steps
     _announce(training, len(examples), steps)
     start_ray()
-    _check_room(config.train)
-    tracking = _track(config, identity, student_folder)
+    require_room("training", config.train.fewest_workers, config.train.resources)
+    tracking = _track(config, identity, student_folder, watcher)
     try:
-        result = _run(training, shards_folder, steps * config.train.epochs, tracking, student_folder)
+        result = _run(training, shards_folder, steps * config.train.epochs, tracking, student_folder, watcher)
     except BaseException as error:
-        tracking.end(RunStatus.KILLED if isinstance(error, Stopped | KeyboardInterrupt) else RunStatus.FAILED)
+        if not watcher:  # who knows better what it means
+            tracking.end(RunStatus.KILLED if isinstance(error, Stopped | KeyboardInterrupt) else RunStatus.FAILED)
         raise
-    return _keep_best(result, student_folder, identity, tracking)
+    return _keep_best(training.config, result, student_folder, identity, tracking)
 
 
 def _announce(training: Training, examples: int, steps: int) -> None:
@@ -98,24 +126,37 @@ def _found(path: str, identity: dict[str, Any], folder: str) -> dict[str, Any] |
     return found
 
 
-def _track(config: RunConfig, identity: dict[str, Any], folder: str) -> Tracking:
+def _track(config: RunConfig, identity: dict[str, Any], folder: str, watcher: Watcher | None) -> Tracking:
     """The training's MLflow run: a new one, or the one it was begun under."""
-    path = storage.join(folder, "begun.json")
+    path = storage.join(folder, BEGUN)
     begun = _found(path, identity, folder)
     if begun:
         return Tracking.reopen(**begun["mlflow"])
     uri = tracking_uri(config.tracking.uri, config.out or ".")
-    name = f"{identity['shards']['task_name']}-{identity['student']['layers']}x{identity['student']['width']}"
-    tracking = Tracking.start(uri, config.tracking.experiment, name, identity)
+    name = watcher.name if watcher else f"{identity['shards']['task_name']}-{shape_name(identity['student'])}"
+    parameters = identity | {"train": identity["train"] | _chosen(config.train, identity["student"]["width"])}
+    tracking = Tracking.start(uri, config.tracking.experiment, name, parameters, "student", watcher.parent if watcher else None)
     storage.write_json(path, identity | {"mlflow": {"uri": tracking.uri, "run_id": tracking.run_id}})
     return tracking
 
 
-def _run(training: Training, shards: str, steps: int, tracking: Tracking, folder: str) -> ray.train.Result:
+def _chosen(config: TrainConfig, width: int) -> dict[str, float]:
+    """What stands for the settings that were left open, so that runs compare."""
+    return Loss(config).settings | {"learning_rate": config.peak_rate(width)}
+
+
+def shape_name(student: dict[str, Any]) -> str:
+    """Layers × width, for people."""
+    return f"{student['layers']}x{student['width']}"
+
+
+def _run(
+    training: Training, shards: str, steps: int, tracking: Tracking, folder: str, watcher: Watcher | None
+) -> ray.train.Result:
     """Runs the Ray Train job in a thread of its own, as signals come to the main one.
 
     Raises:
-        Stopped: a signal ended it early.
+        Stopped: a signal, or the search, ended it early.
     """
     channel, ended = open_channel(), _Outcome()
     trainer = _ray_trainer(training, shards, channel, folder)
@@ -125,13 +166,16 @@ def _run(training: Training, shards: str, steps: int, tracking: Tracking, folder
         running = True
         while running:
             running = thread.is_alive()  # before the last look
-            if stop:
+            if stop or (watcher and watcher.stop.is_set()):
                 channel.stop.remote()
             rows: list[Row] = ray.get(channel.take.remote())
             if rows:
                 bar.update(task, completed=rows[-1][0], note=_note(rows[-1][1]))
                 _log_epochs(rows)
                 _track_rows(tracking, rows)
+                for _, row in rows:
+                    if watcher and "epoch" in row:
+                        watcher.on_epoch(row)
             thread.join(POLL)
     result = ended.result()
     if result.metrics["epoch"] < training.config.epochs:
@@ -163,15 +207,14 @@ class _Outcome:
 def _ray_trainer(training: Training, shards: str, channel: Any, folder: str) -> ray.train.torch.TorchTrainer:
     """The job. Under the same folder it goes on from its last checkpoint: Ray Train finds it by the name."""
     config = training.config
-    threads = config.threads or max(1, (os.cpu_count() or 1) // config.most_workers)
-    environment = MALLOC | {VARIABLE: code_version(), "OMP_NUM_THREADS": str(threads)}
+    environment = MALLOC | {VARIABLE: code_version(), "OMP_NUM_THREADS": str(config.threads_per_worker)}
     return ray.train.torch.TorchTrainer(
         work,
         train_loop_config={"training": training, "shards": shards, "channel": channel},
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.workers,
             use_gpu=config.gpus_per_worker > 0,
-            resources_per_worker={"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker},
+            resources_per_worker=config.resources,
         ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
@@ -183,17 +226,6 @@ def _ray_trainer(training: Training, shards: str, channel: Any, folder: str) -> 
             worker_runtime_env={"env_vars": environment},
         ),
     )
-
-
-def _check_room(config: TrainConfig) -> None:
-    """Says so where the cluster has no room for the fewest workers: it may grow, or the training waits for ever."""
-    fewest = config.workers if isinstance(config.workers, int) else config.workers[0]
-    room = ray.cluster_resources()
-    for name, each in {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}.items():
-        if fewest * each > room.get(name, 0):
-            log.warning(
-                "waiting for %g %ss: %d workers of %g, the cluster has %g", fewest * each, name, fewest, each, room.get(name, 0)
-            )
 
 
 def _track_rows(tracking: Tracking, rows: list[Row]) -> None:
@@ -227,7 +259,14 @@ def _delete_strays(folder: str, kept: set[str]) -> None:
             fs.delete_dir(info.path)
 
 
-def _keep_best(result: ray.train.Result, folder: str, identity: dict[str, Any], tracking: Tracking) -> dict[str, Any]:
+def _cost(config: TrainConfig, seconds: float) -> dict[str, float]:
+    workers = config.most_workers
+    return {"worker_seconds": seconds * workers, "gpu_seconds": seconds * workers * config.gpus_per_worker}
+
+
+def _keep_best(
+    config: TrainConfig, result: ray.train.Result, folder: str, identity: dict[str, Any], tracking: Tracking
+) -> dict[str, Any]:
     """Copies the best checkpoint's student to the folder; train.json, written last, says it is whole."""
     best = result.get_best_checkpoint(SCORE, "min")
     _delete_strays(storage.join(folder, CHECKPOINTS), {Path(kept.path).name for kept in (best, result.checkpoint)})
@@ -241,6 +280,7 @@ def _keep_best(result: ray.train.Result, folder: str, identity: dict[str, Any], 
         "best_epoch": best_epoch,
         "parameters": model.parameter_counts(),
         "epochs": history,
+        "cost": _cost(config, history[-1]["seconds"]),
         "mlflow": {"uri": tracking.uri, "run": tracking.run_id},
         "code_version": code_version(),
     }

@@ -56,13 +56,18 @@ def split_of(text: str) -> str:
 
 def unpack(shards: Shards) -> dict[str, Columns]:
     """The columns of every split, memory-mapped; unpacks the shards first if no process of this machine has yet."""
-    identity = json.dumps([LAYOUT, shards.manifest["digest"], shards.compiled.hashes])
-    folder = Path(cache_folder(), "shards", hashlib.sha256(identity.encode()).hexdigest()[:16])
+    folder = cache_of(shards)
     if not folder.exists():
         with _locked(folder.with_suffix(".lock")):
             if not folder.exists():
                 _unpack(shards, folder)
     return {split: _map(folder / split) for split in SPLIT_TENTHS}
+
+
+def cache_of(shards: Shards) -> Path:
+    """This machine's folder for what can be made again from the shards."""
+    identity = json.dumps([LAYOUT, shards.manifest["digest"], shards.compiled.hashes])
+    return Path(cache_folder(), "shards", hashlib.sha256(identity.encode()).hexdigest()[:16])
 
 
 @contextmanager

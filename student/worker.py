@@ -20,6 +20,7 @@ from student.checkpoint import assembled, load_position, save_position, save_stu
 from student.decode import Decoder
 from student.examples import Examples
 from student.loop import Loop, Position, Training
+from student.machine import Machine
 from student.model import Student
 from student.trainer import global_sum
 
@@ -49,12 +50,13 @@ class _Worker:
     compiled: CompiledTask
     sender: Sender
     rank: int
+    machine: Machine = field(default_factory=Machine)
     saved: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
         """Trains to the end, or until it is asked to stop; what was reached is saved in either case."""
         for report in self.loop.run():
-            self.sender.add(report.step, report.row)
+            self.sender.add(report.step, report.row | self.machine.measures())
             if report.epoch_ended:
                 self.sender.send()
             stop, due = self._agree()

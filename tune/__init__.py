@@ -1,1 +1,1 @@
-"""Comparing trainings: MLflow tracking."""
+"""Comparing trainings: MLflow tracking, and the best student as an MLflow model."""

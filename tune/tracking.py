@@ -1,15 +1,17 @@
-"""MLflow: one run a training. Only the driver writes to it, so SQLite will do and workers need no way to the server."""
+"""MLflow: one run a training, those of a search under the search's own. Only drivers write, so workers need no way to it."""
 
 from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import Any, Literal
 
-from mlflow.entities import Metric, Param, RunStatus
+from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 
+from cluster.version import git_commit
 from pipeline import storage
 from pipeline.errors import UserError
 
@@ -28,6 +30,11 @@ def tracking_uri(configured: str | None, out: str) -> str:
     return f"sqlite:///{os.path.abspath(out)}/mlflow.db"
 
 
+KIND, STATE, REASON = "retort.kind", "retort.state", "retort.reason"  # tags
+ENDS = {RunStatus.FINISHED: "finished", RunStatus.KILLED: "interrupted", RunStatus.FAILED: "failed"}
+MOST_METRICS, MOST_PARAMS = 1000, 100  # MLflow's limits for one call
+
+
 class Tracking:
     """One MLflow run."""
 
@@ -36,7 +43,14 @@ class Tracking:
         self._client = MlflowClient(uri)
 
     @staticmethod
-    def start(uri: str, experiment: str, name: str, parameters: dict[str, Any]) -> Tracking:
+    def start(
+        uri: str,
+        experiment: str,
+        name: str,
+        parameters: dict[str, Any],
+        kind: Literal["extraction", "student", "search"],
+        parent: str | None = None,
+    ) -> Tracking:
         """Starts a run, in a new experiment if need be.
 
         Args:
@@ -44,6 +58,8 @@ class Tracking:
             experiment: its name.
             name: of the run.
             parameters: nested mappings become dotted names.
+            kind: what the run is of.
+            parent: the run it belongs to.
 
         Raises:
             UserError: the store cannot be reached.
@@ -54,11 +70,12 @@ class Tracking:
             client = MlflowClient(uri)
             found = client.get_experiment_by_name(experiment)
             id_ = found.experiment_id if found else client.create_experiment(experiment, _artifacts(uri))
-            run = client.create_run(id_, run_name=name)
+            run = client.create_run(id_, run_name=name, tags=_tags(kind, parent))
         except MlflowException as error:
             raise UserError(f"MLflow at {uri} cannot be used: {error}") from error
         params = [Param(key, str(value)) for key, value in _flatten(parameters).items()]
-        client.log_batch(run.info.run_id, params=params)
+        for start in range(0, len(params), MOST_PARAMS):
+            client.log_batch(run.info.run_id, params=params[start : start + MOST_PARAMS])
         return Tracking(uri, run.info.run_id)
 
     @staticmethod
@@ -78,12 +95,25 @@ class Tracking:
         """Logs metrics of several steps at once."""
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, step) for step, row in rows for key, value in row.items()]
-        for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        for start in range(0, len(metrics), MOST_METRICS):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + MOST_METRICS])
 
-    def end(self, status: RunStatus = RunStatus.FINISHED) -> None:
-        """Closes the run."""
+    def end(self, status: RunStatus = RunStatus.FINISHED, state: str | None = None, reason: str | None = None) -> None:
+        """Closes the run.
+
+        Args:
+            status: MLflow's.
+            state: the same in more detail.
+            reason: of the state.
+        """
+        tags = [RunTag(STATE, state or ENDS[status])] + ([RunTag(REASON, reason)] if reason else [])
+        self._client.log_batch(self.run_id, tags=tags)
         self._client.set_terminated(self.run_id, RunStatus.to_string(status))
+
+
+def _tags(kind: str, parent: str | None) -> dict[str, str]:
+    tags = {KIND: kind, MLFLOW_SOURCE_NAME: "retort", MLFLOW_GIT_COMMIT: git_commit(), MLFLOW_PARENT_RUN_ID: parent}
+    return {name: value for name, value in tags.items() if value}
 
 
 def _artifacts(uri: str) -> str | None:

@@ -22,7 +22,7 @@ def test_without_anything_all_is_default() -> None:
 
 def test_the_file_then_overrides_then_options(tmp_path: Path) -> None:
     path = write(tmp_path, "task: a\nteacher: {actors: 2, engine: transformers}\ncomments: {limit: 5}\n")
-    config = load_config(path, ["teacher.actors=3", "comments.limit=6"], {"comments.limit": 7, "task": None, "out": "runs/x"})
+    config = load_config(path, ["teacher.actors=3", "comments.limit=6"], {"comments.limit": 7, "out": "runs/x"})
     assert (config.task, config.out) == ("a", "runs/x")
     assert (config.teacher.actors, config.teacher.engine) == (3, "transformers")
     assert config.comments.limit == 7

@@ -11,7 +11,7 @@ from tune.tracking import Tracking, tracking_uri
 
 def test_a_run_keeps_parameters_every_step_and_its_end(tmp_path: Path) -> None:
     uri = tracking_uri(None, str(tmp_path / "run"))
-    tracking = Tracking.start(uri, "tests", "a run", {"student": {"layers": 2}, "seed": 0})
+    tracking = Tracking.start(uri, "tests", "a run", {"student": {"layers": 2}, "seed": 0}, "student")
     tracking.log([(step, {"loss": 1 / step, "kl": 0.5}) for step in range(1, 701)])
     tracking.end()
     client = MlflowClient(uri)

@@ -1,0 +1,93 @@
+"""Typed configuration of a search, and the space it searches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, RootModel, ValidationError, model_validator
+
+from pipeline.errors import UserError
+from pipeline.task import describe, read_yaml
+from student.config import HOW, Strict, StudentConfig, TrainConfig
+
+DEFAULT_SPACE = Path(__file__).parent / "space.yaml"
+RATIOS = {"student.mlp_ratio": float, "student.head_width": int}  # of `mlp` to the width, and of the width to `heads`
+SAME = [("student.mlp", "student.mlp_ratio"), ("student.heads", "student.head_width")]
+
+Scalar = bool | int | float | str | None
+
+
+class Range(Strict):
+    """Numbers from `low` to `high`, both among them."""
+
+    low: float
+    high: float
+    log: bool = Field(False, description="draw the logarithm evenly")
+    step: float | None = Field(None, gt=0, description="distance between two values")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low > self.high or (self.log and self.low <= 0):
+            raise ValueError(f"a range goes up from low to high, and from above 0 with log, not {self.low:g} to {self.high:g}")
+        if self.log and self.step:
+            raise ValueError("a range takes log or step, not both")
+        return self
+
+
+class Space(RootModel[dict[str, list[Scalar] | Range]]):
+    """What a search may choose: for each key of the configuration a list of values, or a range.
+
+    Keys are those of `student` and `train` that change what is trained, and two ratios that go with the width:
+    `student.mlp_ratio` and `student.head_width`.
+    """
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        unknown = sorted(set(self.root) - set(key_types()))
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: no such key; a space may have {', '.join(sorted(key_types()))}")
+        if empty := [key for key, values in self.root.items() if values == []]:
+            raise ValueError(f"{', '.join(empty)}: no values")
+        if both := [pair for pair in SAME if set(pair) <= set(self.root)]:
+            raise ValueError(f"{' and '.join(both[0])} say the same: choose one")
+        return self
+
+
+def key_types() -> dict[str, Any]:
+    """The type of each key a space may have."""
+    student = {f"student.{name}": field.annotation for name, field in StudentConfig.model_fields.items()}
+    fixed = HOW | {"epochs"}  # what trials are stopped early in
+    train = {f"train.{name}": field.annotation for name, field in TrainConfig.model_fields.items() if name not in fixed}
+    return student | train | RATIOS
+
+
+def read_space(path: str | None) -> Space:
+    """A space from its YAML file; the default one without.
+
+    Raises:
+        UserError: it cannot be read, or says what no space can.
+    """
+    try:
+        return Space.model_validate(read_yaml(path or str(DEFAULT_SPACE)))
+    except ValidationError as error:
+        raise UserError(f"{path}: the search space is wrong:\n{describe(error)}") from error
+
+
+class TuneConfig(Strict):
+    """A search."""
+
+    space: str | None = Field(None, description="YAML file of the search space; null takes tune/space.yaml")
+    trials: int = Field(16, ge=1, description="how many students to try")
+    concurrent: int | None = Field(None, ge=1, description="trials at once; null takes as many as the cluster has room for")
+    algorithm: Literal["tpe", "random"] = Field("tpe", description="Optuna's multi-objective TPE, or chance")
+    seed: int = 0
+    early_stopping: bool = Field(True, description="stop trials that fall behind (ASHA)")
+    grace_epochs: int = Field(1, ge=1, description="epochs before a trial may be stopped")
+    reduction: int = Field(3, ge=2, description="one trial in so many goes on, each time")
+    points_per_halving: float = Field(
+        0.5, ge=0, description="points of agreement that a student of half the parameters may lose and still count as good"
+    )
+    max_params: int | None = Field(None, ge=1, description="parameters a student may have, its embedding included")
+    max_latency_ms: float | None = Field(None, gt=0, description="milliseconds it may take for one comment where it trains")
+    warm_start: list[str] = Field([], description="folders of earlier searches to learn from")

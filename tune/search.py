@@ -1,0 +1,295 @@
+"""`retort tune`: many trainings on the same shards, proposed, stopped early and compared. What runs here is the driver.
+
+Every trial has a folder, and its record there is written before it starts, after each epoch and at its end. A search that
+was killed begins anew with what these records say: nothing of Ray Tune's own state is read back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+import torch
+import yaml
+from mlflow.entities import RunStatus
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.stopper import NoopStopper, Stopper
+
+from cluster.room import require_room
+from cluster.runtime import start_ray
+from pipeline import storage
+from pipeline.config import RunConfig, student_shape
+from pipeline.errors import UserError
+from pipeline.manifest import Shards, open_shards
+from pipeline.stopping import Stopped, StopRequest
+from student.config import TrainConfig
+from student.loop import Training
+from student.model import Student
+from student.train import BEGUN
+from tune.compare import Comparison, compare_runs
+from tune.config import Space, TuneConfig, read_space
+from tune.model import log_report, register_best
+from tune.proposals import Proposals
+from tune.space import Point, configure, distributions
+from tune.tracking import Tracking, tracking_uri
+from tune.trial import Search, TrialActor
+from tune.trials import Trial, folder_of, read_trials, save
+
+log = logging.getLogger(__name__)
+
+CONFIG, FILE = "config.yaml", "search.json"
+STATUS = {
+    "finished": RunStatus.FINISHED,
+    "stopped": RunStatus.KILLED,
+    "refused": RunStatus.KILLED,
+    "failed": RunStatus.FAILED,
+}
+LITTLE = 0.001  # of a CPU: a trial's own actor only waits, its workers have their own
+
+
+def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
+    """Runs a search, or what is left of it, and writes its page; returns what the page shows.
+
+    Args:
+        config: of the search, and of what its space leaves alone.
+        shards_folder: what all students train on.
+        folder: of the search; each trial has a folder inside.
+
+    Raises:
+        UserError: the shards or the space are unusable, or the folder holds another search.
+        Stopped: a signal ended it early.
+    """
+    shards, space = open_shards(shards_folder), read_space(config.tune.space)
+    identity = _identity(config, shards, space)
+    found = _found(folder, identity)
+    known = read_trials(folder)
+    if found and len(_ended(known)) >= config.tune.trials:
+        log.info("%s already holds this search", folder)
+        return _compare(Tracking(**found["mlflow"]), config, folder)
+    start_ray()
+    require_room("a trial", config.train.fewest_workers, config.train.resources)
+    tracking = _track(config, identity, found, folder)
+    job = Search(_with_threads(config), shards_folder, folder, tracking.run_id)
+    proposals = _proposals(job, shards, space, known, tracking)
+    try:
+        _run(job, proposals, _scheduler(config, known))
+    except BaseException as error:
+        status = RunStatus.KILLED if isinstance(error, Stopped | KeyboardInterrupt) else RunStatus.FAILED
+        for run in (_begun(job, trial) for trial in proposals.trials.values() if trial.state == "running"):
+            if run:
+                run.end(RunStatus.KILLED)
+        tracking.end(status)
+        raise
+    comparison = _compare(tracking, config, folder)
+    _register_best(list(proposals.trials.values()), config.tune, tracking, identity["shards"]["task_name"])
+    log_report(tracking.uri, tracking.run_id, folder, "search")
+    tracking.end()
+    return comparison
+
+
+def _compare(tracking: Tracking, config: RunConfig, folder: str) -> Comparison:
+    return compare_runs(tracking.uri, config.tracking.experiment, folder, tracking.run_id)
+
+
+def _register_best(trials: list[Trial], config: TuneConfig, tracking: Tracking, task: str) -> None:
+    """Registers the finished student with the best score, as the newest version that the alias `best` stands for."""
+    finished = [trial for trial in trials if trial.state == "finished" and trial.model]
+    if not finished:
+        log.warning("no trial finished: there is no student to register")
+        return
+    best = max(finished, key=lambda trial: trial.score(config.points_per_halving))
+    name, about = f"retort-{task}", f"{best.name} of the search {tracking.run_id}"
+    register_best(tracking.uri, str(best.model), name, description=about)
+    log.info("best: %s, models:/%s@best in MLflow", best.name, name)
+
+
+def _identity(config: RunConfig, shards: Shards, space: Space) -> dict[str, Any]:
+    """What makes a search this one and no other. How many trials it has may change from call to call."""
+    settings = config.tune.model_dump(mode="json", include={"max_params", "max_latency_ms", "points_per_halving"})
+    return {
+        "space": space.model_dump(mode="json"),
+        "tune": settings,
+        "student": student_shape(shards.compiled.task, config.student).model_dump(mode="json"),
+        "train": config.train.recipe(),
+        "shards": {name: shards.manifest[name] for name in ("task_name", "rows", "digest")},
+    }
+
+
+def _found(folder: str, identity: dict[str, Any]) -> dict[str, Any] | None:
+    path = storage.join(folder, FILE)
+    if not storage.exists(path):
+        return None
+    found: dict[str, Any] = storage.read_json(path)
+    if differ := [name for name in identity if found[name] != identity[name]]:
+        raise UserError(f"{folder} holds another search (its {', '.join(differ)} differ): choose another --out, or delete it")
+    return found
+
+
+def _ended(trials: list[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.state != "running"]
+
+
+def _track(config: RunConfig, identity: dict[str, Any], found: dict[str, Any] | None, folder: str) -> Tracking:
+    """The search's MLflow run: a new one, or the one it was begun under."""
+    if found:
+        return Tracking.reopen(**found["mlflow"])
+    uri = tracking_uri(config.tracking.uri, config.out or ".")
+    name = f"search-{identity['shards']['task_name']}"
+    tracking = Tracking.start(uri, config.tracking.experiment, name, identity, "search")
+    storage.write_text(storage.join(folder, CONFIG), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    storage.write_json(storage.join(folder, FILE), identity | {"mlflow": {"uri": tracking.uri, "run_id": tracking.run_id}})
+    return tracking
+
+
+def _with_threads(config: RunConfig) -> RunConfig:
+    """A machine's CPUs shared out among all workers of all trials, unless the configuration says otherwise."""
+    if config.train.threads:
+        return config
+    workers = concurrent_trials(config.tune, config.train) * config.train.most_workers
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    return config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
+
+
+def concurrent_trials(config: TuneConfig, train: TrainConfig) -> int:
+    """How many trials run at once: as many as the cluster has room for, a CPU at least for each worker."""
+    room = ray.cluster_resources()
+    each = {"CPU": max(train.cpus_per_worker, 1.0), "GPU": train.gpus_per_worker}
+    fit = [int(room.get(name, 0.0) / (train.most_workers * amount)) for name, amount in each.items() if amount]
+    return config.concurrent or max(1, min([*fit, config.trials]))
+
+
+def _proposals(job: Search, shards: Shards, space: Space, known: list[Trial], tracking: Tracking) -> Proposals:
+    task, config = shards.compiled.task, job.base
+
+    def size(point: Point) -> int:
+        changed = configure(config, task.student, point)
+        shape = Training.of(student_shape(task, changed.student), changed.train, shards).shape
+        with torch.device("meta"):
+            parameters = sum(Student(shape).parameter_counts().values())
+        if config.tune.max_params and parameters > config.tune.max_params:
+            raise UserError(f"{parameters:,} parameters, {config.tune.max_params:,} allowed")
+        return parameters
+
+    def ended(trial: Trial) -> None:
+        _close(job, trial, tracking)
+
+    others = [trial for folder in config.tune.warm_start for trial in _earlier(folder)]
+    return Proposals(config.tune, distributions(space), size, job.folder, known, others, ended)
+
+
+def _earlier(folder: str) -> list[Trial]:
+    trials = read_trials(storage.absolute(folder))
+    if not trials:
+        raise UserError(f"no search in {folder} to learn from: give the folder that holds its {FILE}")
+    return trials
+
+
+def _scheduler(config: RunConfig, known: list[Trial]) -> TrialScheduler:
+    """ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020) by score, or no early stopping."""
+    if not config.tune.early_stopping:
+        return FIFOScheduler()
+    scheduler = ASHAScheduler(
+        time_attr="epoch",
+        metric="score",
+        mode="max",
+        max_t=config.train.epochs + 1,  # a trial's end is its own to tell
+        grace_period=config.tune.grace_epochs,
+        reduction_factor=config.tune.reduction,
+    )
+    for trial in _ended(known):
+        for count in range(1, len(trial.epochs) + 1):
+            upto = trial.model_copy(update={"epochs": trial.epochs[:count]})
+            seen = SimpleNamespace(trial_id=trial.name)
+            scheduler._brackets[0].on_result(seen, trial.epochs[count - 1]["epoch"], upto.score(config.tune.points_per_halving))
+    return scheduler
+
+
+class _Stopper(Stopper):
+    """Ends all trials when a signal has asked for it."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return bool(self._stop)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NoopStopper, ()  # in Ray Tune's own files, which nobody reads
+
+
+def _run(job: Search, proposals: Proposals, scheduler: TrialScheduler) -> None:
+    """Runs Ray Tune in a thread of its own, as signals come to the main one.
+
+    Raises:
+        Stopped: a signal ended it early.
+    """
+    errors: list[BaseException] = []
+    with StopRequest("saving the trials under way") as stop, tempfile.TemporaryDirectory(prefix="retort-tune-") as scratch:
+        tuner = _tuner(job, proposals, scheduler, _Stopper(stop), scratch)
+
+        def fit() -> None:
+            try:
+                tuner.fit()
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=fit, daemon=True, name="Ray Tune")
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.3)
+    if errors:
+        raise errors[0]
+    ended, trials = len(_ended(list(proposals.trials.values()))), job.base.tune.trials
+    if ended < trials:
+        raise Stopped(f"the search stopped after {ended} of {trials} trials, saved in {job.folder}")
+
+
+def _tuner(job: Search, proposals: Proposals, scheduler: TrialScheduler, stopper: Stopper, scratch: str) -> tune.Tuner:
+    config = job.base
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial has nothing to say before its first epoch
+    here = f"node:{ray.util.get_node_ip_address()}"  # where MLflow's database may lie
+    trainable = tune.with_parameters(TrialActor, search=job)
+    return tune.Tuner(
+        tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": LITTLE, here: LITTLE}])),
+        tune_config=tune.TuneConfig(
+            search_alg=proposals,
+            scheduler=scheduler,
+            num_samples=config.tune.trials - len(_ended(list(proposals.trials.values()))),
+            max_concurrent_trials=concurrent_trials(config.tune, config.train),
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=scratch,  # for files of its own, of no use afterwards
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            stop=stopper,
+            verbose=0,
+        ),
+    )
+
+
+def _begun(job: Search, trial: Trial) -> Tracking | None:
+    """A trial's run in MLflow, once its training has begun."""
+    begun = storage.join(folder_of(job.folder, trial.number), "student", BEGUN)
+    return Tracking(**storage.read_json(begun)["mlflow"]) if storage.exists(begun) else None
+
+
+def _close(job: Search, trial: Trial, tracking: Tracking) -> None:
+    """Writes down how a trial ended: in its folder, in MLflow, where it has a run even if it never began, and in the log."""
+    run = _begun(job, trial)
+    if run is None:
+        run = Tracking.start(tracking.uri, job.base.tracking.experiment, trial.name, trial.point, "student", tracking.run_id)
+    run.end(STATUS[trial.state], trial.state, trial.reason)
+    trial.run_id = run.run_id
+    save(job.folder, trial)
+    reached = "" if trial.agreement is None else f", agreement {100 * trial.agreement:.1f} %"
+    why = f": {trial.reason}" if trial.reason else ""
+    log.info("%s %s%s, %.2f M parameters%s", trial.name, trial.state, reached, trial.parameters / 1e6, why)
