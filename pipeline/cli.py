@@ -214,14 +214,11 @@ def tune(shards: str | None, resume: bool, **options: Any) -> None:
 
     Ctrl-C saves the trials under way; --resume goes on, as it does after a crash. With more --trials it goes on further.
     """  # noqa: D301 (\b is click's mark, as a character)
-    from tune.search import CONFIG, search
+    from tune.search import begun, search
 
     if resume:
-        options["config"] = storage.join(storage.absolute(options["out"] or "."), "search", CONFIG)
-        if not storage.exists(options["config"]):
-            raise UserError(
-                f"no search to go on with: {options['config']} does not exist. --out must be the folder it was begun in"
-            )
+        options["config"], began_on = begun(_folder(None, storage.absolute(options["out"] or "."), "search"))
+        shards = shards or began_on
     config, out = _configure(**options)
     folder = _folder(None, out, "search")
     _show(search(config, _folder(shards, out, "shards"), folder), folder)

@@ -25,6 +25,7 @@ from student.model import Student
 from student.trainer import global_sum
 
 SCORE = "validation_ce"  # picks the best epoch: of all measures the one whose meaning no schedule changes
+LOOK_EVERY = 2.0  # seconds between two looks for a notice that a machine goes
 UNSCORED = 1e30  # of a checkpoint within an epoch: Ray Train would take one without a score for the best
 
 
@@ -52,6 +53,8 @@ class _Worker:
     rank: int
     machine: Machine = field(default_factory=Machine)
     saved: float = field(default_factory=time.monotonic)
+    looked: float = field(default_factory=time.monotonic)
+    look: bool = False
 
     def run(self) -> None:
         """Trains to the end, or until it is asked to stop; what was reached is saved in either case."""
@@ -66,11 +69,18 @@ class _Worker:
                 return
 
     def _agree(self) -> tuple[bool, bool]:
-        """Whether to stop, and whether to save: what the driver or any machine about to go wants, and the clock."""
-        leaving = self.sender.stopping or ray.train.get_preemption_info() is not None
-        due = self.rank == 0 and time.monotonic() - self.saved > 60 * self.training.config.checkpoint_minutes
-        stop, save = global_sum(torch.tensor([float(leaving), float(due)], device=self.loop.device)).tolist()
-        return stop > 0, save > 0
+        """Whether to stop, and whether to save: what the driver or any machine about to go wants, and the clock.
+
+        Looking for a notice waits for all workers. So all look or none does, once in a while by the first one's clock.
+        """
+        noticed = self.look and ray.train.get_preemption_info() is not None
+        now, first = time.monotonic(), self.rank == 0
+        due = first and now - self.saved > 60 * self.training.config.checkpoint_minutes
+        look = first and now - self.looked > LOOK_EVERY
+        wishes = [float(self.sender.stopping or noticed), float(due), float(look)]
+        stop, save, self.look = (wish > 0 for wish in global_sum(torch.tensor(wishes, device=self.loop.device)).tolist())
+        self.looked = now if self.look else self.looked
+        return stop, save
 
     def _save(self, score: float) -> None:
         """Hands Ray Train a checkpoint, which it uploads while the training goes on."""

@@ -50,7 +50,7 @@ STATUS = {
     "refused": RunStatus.KILLED,
     "failed": RunStatus.FAILED,
 }
-LITTLE = 0.001  # of a CPU: a trial's own actor only waits, its workers have their own
+LITTLE = 0.001  # of this machine: a trial's own actor takes no CPU, as its workers may need them all
 
 
 def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
@@ -74,9 +74,11 @@ def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
         return _compare(Tracking(**found["mlflow"]), config, folder)
     start_ray()
     require_room("a trial", config.train.fewest_workers, config.train.resources)
-    tracking = _track(config, identity, found, folder)
+    tracking = _track(config, identity, found, folder, shards_folder)
     job = Search(_with_threads(config), shards_folder, folder, tracking.run_id)
     proposals = _proposals(job, shards, space, known, tracking)
+    at_once, left = concurrent_trials(config.tune, config.train), config.tune.trials - len(_ended(known))
+    log.info("%s trials to run, %s at once, of up to %s epochs each", left, min(at_once, left), config.train.epochs)
     try:
         _run(job, proposals, _scheduler(config, known))
     except BaseException as error:
@@ -109,6 +111,18 @@ def _register_best(trials: list[Trial], config: TuneConfig, tracking: Tracking, 
     log.info("best: %s, models:/%s@best in MLflow", best.name, name)
 
 
+def begun(folder: str) -> tuple[str, str]:
+    """What a search was begun with: the file of its configuration, and the folder of its shards.
+
+    Raises:
+        UserError: there is no search in the folder.
+    """
+    path = storage.join(folder, FILE)
+    if not storage.exists(path):
+        raise UserError(f"no search in {folder} to go on with: --out must be the folder it was begun in")
+    return storage.join(folder, CONFIG), storage.read_json(path)["shards_folder"]
+
+
 def _identity(config: RunConfig, shards: Shards, space: Space) -> dict[str, Any]:
     """What makes a search this one and no other. How many trials it has may change from call to call."""
     settings = config.tune.model_dump(mode="json", include={"max_params", "max_latency_ms", "points_per_halving"})
@@ -135,7 +149,7 @@ def _ended(trials: list[Trial]) -> list[Trial]:
     return [trial for trial in trials if trial.state != "running"]
 
 
-def _track(config: RunConfig, identity: dict[str, Any], found: dict[str, Any] | None, folder: str) -> Tracking:
+def _track(config: RunConfig, identity: dict[str, Any], found: dict[str, Any] | None, folder: str, shards: str) -> Tracking:
     """The search's MLflow run: a new one, or the one it was begun under."""
     if found:
         return Tracking.reopen(**found["mlflow"])
@@ -143,7 +157,8 @@ def _track(config: RunConfig, identity: dict[str, Any], found: dict[str, Any] | 
     name = f"search-{identity['shards']['task_name']}"
     tracking = Tracking.start(uri, config.tracking.experiment, name, identity, "search")
     storage.write_text(storage.join(folder, CONFIG), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    storage.write_json(storage.join(folder, FILE), identity | {"mlflow": {"uri": tracking.uri, "run_id": tracking.run_id}})
+    about = {"shards_folder": shards, "mlflow": {"uri": tracking.uri, "run_id": tracking.run_id}}
+    storage.write_json(storage.join(folder, FILE), identity | about)
     return tracking
 
 
@@ -256,10 +271,11 @@ def _run(job: Search, proposals: Proposals, scheduler: TrialScheduler) -> None:
 def _tuner(job: Search, proposals: Proposals, scheduler: TrialScheduler, stopper: Stopper, scratch: str) -> tune.Tuner:
     config = job.base
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial has nothing to say before its first epoch
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints what `verbose=0` should hide
     here = f"node:{ray.util.get_node_ip_address()}"  # where MLflow's database may lie
     trainable = tune.with_parameters(TrialActor, search=job)
     return tune.Tuner(
-        tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": LITTLE, here: LITTLE}])),
+        tune.with_resources(trainable, tune.PlacementGroupFactory([{here: LITTLE}])),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
             scheduler=scheduler,

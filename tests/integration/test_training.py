@@ -121,6 +121,9 @@ def test_workers_under_ray_train_what_one_does_without(retort: Retort, shards: S
     short = ["--set=train.epochs=2", "--set=student.sequence=choices", "--set=student.dropout=0"]
     how = ["workers=[1,2]", "cpus_per_worker=1", "strategy=zero3", "accumulation=2"]
     settings = [*SETTINGS, *short, *(f"--set=train.{one}" for one in how)]
+    with started(retort, shards, tmp_path, *settings) as driver:
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait(60) == 130
     retort("train", f"--shards={shards.folder}", f"--out={tmp_path}", *settings)
     theirs = json.loads((tmp_path / "student/train.json").read_text())["epochs"]
     ours = undisturbed(shards, student={"sequence": "choices", "dropout": 0}, train={"epochs": 2}).position.history
