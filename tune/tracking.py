@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any, Literal
 
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
@@ -59,7 +59,7 @@ class Tracking:
             name: of the run.
             parameters: nested mappings become dotted names.
             kind: what the run is of.
-            parent: the run it belongs to.
+            parent: the run it belongs to. It has one run of a name: what a killed process began is gone on with.
 
         Raises:
             UserError: the store cannot be reached.
@@ -70,7 +70,7 @@ class Tracking:
             client = MlflowClient(uri)
             found = client.get_experiment_by_name(experiment)
             id_ = found.experiment_id if found else client.create_experiment(experiment, _artifacts(uri))
-            run = client.create_run(id_, run_name=name, tags=_tags(kind, parent))
+            run = _child(client, id_, parent, name) or client.create_run(id_, run_name=name, tags=_tags(kind, parent))
         except MlflowException as error:
             raise UserError(f"MLflow at {uri} cannot be used: {error}") from error
         params = [Param(key, str(value)) for key, value in _flatten(parameters).items()]
@@ -109,6 +109,13 @@ class Tracking:
         tags = [RunTag(STATE, state or ENDS[status])] + ([RunTag(REASON, reason)] if reason else [])
         self._client.log_batch(self.run_id, tags=tags)
         self._client.set_terminated(self.run_id, RunStatus.to_string(status))
+
+
+def _child(client: MlflowClient, experiment_id: str, parent: str | None, name: str) -> Run | None:
+    if parent is None:
+        return None
+    runs = client.search_runs([experiment_id], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' and attributes.run_name = '{name}'")
+    return runs[0] if runs else None
 
 
 def _tags(kind: str, parent: str | None) -> dict[str, str]:
