@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RETORT := $(VENV)/bin/retort
+RUN ?= runs/local
 # PyPI's torch for Linux is built for CUDA; the build for CPU has an index of its own.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -10,7 +11,7 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: help setup local test test-slow lint format lock clean
+.PHONY: help setup local ui test test-slow lint format lock clean
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -24,9 +25,13 @@ $(VENV)/.installed: requirements-cpu.lock pyproject.toml
 	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-local: setup  ## the whole job on this machine, from comments to report
+local: setup  ## the whole job on this machine, from comments to report, and a small search
 	$(RETORT) demo --out runs/demo
 	$(RETORT) run --config pipeline/demo/run.yaml --out runs/local
+	$(RETORT) tune --config pipeline/demo/run.yaml --out runs/local --set train.workers=1 --set train.epochs=8
+
+ui: setup  ## open MLflow on the runs of RUN (runs/local), at http://127.0.0.1:5000
+	$(VENV)/bin/mlflow server --backend-store-uri sqlite:///$(abspath $(RUN))/mlflow.db --host 127.0.0.1 --port 5000
 
 test: setup  ## the tests, some minutes
 	$(VENV)/bin/python -m pytest -m "not slow"

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
@@ -102,6 +103,8 @@ def register_best(
 ) -> str:
     """Registers a logged student as the next version of a registered model, new if need be, and points an alias at it.
 
+    One that already has the alias is left as it is.
+
     Args:
         uri: of the store.
         model_uri: as `log_student` returns it.
@@ -119,6 +122,9 @@ def register_best(
     with _store(uri) as client:
         model = client.get_logged_model(model_uri.removeprefix("models:/"))
         _ensure_registered(client, name)
+        held = _held(client, name, alias)
+        if held and held.model_id == model.model_id:
+            return str(held.version)
         # The source is the place itself: a database store would look `models:/m-…` up under the process's tracking URI.
         source, run, id_ = model.artifact_location, model.source_run_id, model.model_id
         created = client.create_model_version(name, source, run, tags, description=description, model_id=id_)
@@ -144,6 +150,14 @@ def log_report(uri: str, run_id: str, folder: str, name: str = "report") -> None
         for file in storage.list_files(folder):
             storage.write_bytes(f"{scratch}/{file}", storage.read_bytes(storage.join(folder, file)))
         client.log_artifacts(run_id, scratch, name)
+
+
+def _held(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version that has the alias."""
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException:
+        return None
 
 
 @contextmanager

@@ -78,13 +78,14 @@ class Proposals(Searcher):
         """Notes what a trial has reached."""
         trial = self._asked[trial_id][0]
         trial.note(result)
-        save(self._folder, trial)
+        if "epoch" in result:
+            save(self._folder, trial)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Learns from a trial that has ended. One without a result is to go on another time."""
         trial, asked = self._asked.pop(trial_id)
         if error:
-            trial.state, trial.reason = "failed", "its process died"
+            trial.state, trial.reason = "failed", "its process died; --verbose shows its log"
         elif result:
             trial.note(result)
             trial.state = result.get("state", "stopped")
@@ -128,7 +129,7 @@ class Proposals(Searcher):
     def _learn(self, trial: Trial) -> None:
         """From a trial of the past, where it lies in the space."""
         values = objectives(trial)
-        if values is None or trial.state == "running":
+        if values is None or trial.state not in ("finished", "stopped"):
             return
         with suppress(ValueError):  # of another space
             self._study.add_trial(optuna.trial.create_trial(values=values, params=trial.point, distributions=self._space))

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
-import threading
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
-import ray
 import torch
 import yaml
 from mlflow.entities import RunStatus
-from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.stopper import NoopStopper, Stopper
 
 from cluster.room import require_room
 from cluster.runtime import start_ray
@@ -27,8 +21,7 @@ from pipeline import storage
 from pipeline.config import RunConfig, student_shape
 from pipeline.errors import UserError
 from pipeline.manifest import Shards, open_shards
-from pipeline.stopping import Stopped, StopRequest
-from student.config import TrainConfig
+from pipeline.stopping import Stopped
 from student.loop import Training
 from student.model import Student
 from student.train import BEGUN
@@ -38,8 +31,9 @@ from tune.model import log_report, register_best
 from tune.proposals import Proposals
 from tune.space import Point, configure, distributions
 from tune.tracking import Tracking, tracking_uri
-from tune.trial import Search, TrialActor
-from tune.trials import Trial, folder_of, read_trials, save
+from tune.trial import Search
+from tune.trials import Trial, ended, folder_of, read_trials, save
+from tune.tuner import asha, concurrent_trials, run_tuner
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +44,6 @@ STATUS = {
     "refused": RunStatus.KILLED,
     "failed": RunStatus.FAILED,
 }
-LITTLE = 0.001  # of this machine: a trial's own actor takes no CPU, as its workers may need them all
 
 
 def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
@@ -69,7 +62,7 @@ def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
     identity = _identity(config, shards, space)
     found = _found(folder, identity)
     known = read_trials(folder)
-    if found and len(_ended(known)) >= config.tune.trials:
+    if found and len(ended(known)) >= config.tune.trials:
         log.info("%s already holds this search", folder)
         return _compare(Tracking(**found["mlflow"]), config, folder)
     start_ray()
@@ -77,10 +70,10 @@ def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
     tracking = _track(config, identity, found, folder, shards_folder)
     job = Search(_with_threads(config), shards_folder, folder, tracking.run_id)
     proposals = _proposals(job, shards, space, known, tracking)
-    at_once, left = concurrent_trials(config.tune, config.train), config.tune.trials - len(_ended(known))
+    at_once, left = concurrent_trials(config.tune, config.train), config.tune.trials - len(ended(known))
     log.info("%s trials to run, %s at once, of up to %s epochs each", left, min(at_once, left), config.train.epochs)
     try:
-        _run(job, proposals, _scheduler(config, known))
+        run_tuner(job, proposals, asha(config, known))
     except BaseException as error:
         status = RunStatus.KILLED if isinstance(error, Stopped | KeyboardInterrupt) else RunStatus.FAILED
         for run in (_begun(job, trial) for trial in proposals.trials.values() if trial.state == "running"):
@@ -145,10 +138,6 @@ def _found(folder: str, identity: dict[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def _ended(trials: list[Trial]) -> list[Trial]:
-    return [trial for trial in trials if trial.state != "running"]
-
-
 def _track(config: RunConfig, identity: dict[str, Any], found: dict[str, Any] | None, folder: str, shards: str) -> Tracking:
     """The search's MLflow run: a new one, or the one it was begun under."""
     if found:
@@ -171,14 +160,6 @@ def _with_threads(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
 
 
-def concurrent_trials(config: TuneConfig, train: TrainConfig) -> int:
-    """How many trials run at once: as many as the cluster has room for, a CPU at least for each worker."""
-    room = ray.cluster_resources()
-    each = {"CPU": max(train.cpus_per_worker, 1.0), "GPU": train.gpus_per_worker}
-    fit = [int(room.get(name, 0.0) / (train.most_workers * amount)) for name, amount in each.items() if amount]
-    return config.concurrent or max(1, min([*fit, config.trials]))
-
-
 def _proposals(job: Search, shards: Shards, space: Space, known: list[Trial], tracking: Tracking) -> Proposals:
     task, config = shards.compiled.task, job.base
 
@@ -191,11 +172,8 @@ def _proposals(job: Search, shards: Shards, space: Space, known: list[Trial], tr
             raise UserError(f"{parameters:,} parameters, {config.tune.max_params:,} allowed")
         return parameters
 
-    def ended(trial: Trial) -> None:
-        _close(job, trial, tracking)
-
     others = [trial for folder in config.tune.warm_start for trial in _earlier(folder)]
-    return Proposals(config.tune, distributions(space), size, job.folder, known, others, ended)
+    return Proposals(config.tune, distributions(space), size, job.folder, known, others, partial(_close, job, tracking))
 
 
 def _earlier(folder: str) -> list[Trial]:
@@ -205,100 +183,13 @@ def _earlier(folder: str) -> list[Trial]:
     return trials
 
 
-def _scheduler(config: RunConfig, known: list[Trial]) -> TrialScheduler:
-    """ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020) by score, or no early stopping."""
-    if not config.tune.early_stopping:
-        return FIFOScheduler()
-    scheduler = ASHAScheduler(
-        time_attr="epoch",
-        metric="score",
-        mode="max",
-        max_t=config.train.epochs + 1,  # a trial's end is its own to tell
-        grace_period=config.tune.grace_epochs,
-        reduction_factor=config.tune.reduction,
-    )
-    for trial in _ended(known):
-        for count in range(1, len(trial.epochs) + 1):
-            upto = trial.model_copy(update={"epochs": trial.epochs[:count]})
-            seen = SimpleNamespace(trial_id=trial.name)
-            scheduler._brackets[0].on_result(seen, trial.epochs[count - 1]["epoch"], upto.score(config.tune.points_per_halving))
-    return scheduler
-
-
-class _Stopper(Stopper):
-    """Ends all trials when a signal has asked for it."""
-
-    def __init__(self, stop: StopRequest) -> None:
-        self._stop = stop
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return bool(self._stop)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return NoopStopper, ()  # in Ray Tune's own files, which nobody reads
-
-
-def _run(job: Search, proposals: Proposals, scheduler: TrialScheduler) -> None:
-    """Runs Ray Tune in a thread of its own, as signals come to the main one.
-
-    Raises:
-        Stopped: a signal ended it early.
-    """
-    errors: list[BaseException] = []
-    with StopRequest("saving the trials under way") as stop, tempfile.TemporaryDirectory(prefix="retort-tune-") as scratch:
-        tuner = _tuner(job, proposals, scheduler, _Stopper(stop), scratch)
-
-        def fit() -> None:
-            try:
-                tuner.fit()
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=fit, daemon=True, name="Ray Tune")
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.3)
-    if errors:
-        raise errors[0]
-    ended, trials = len(_ended(list(proposals.trials.values()))), job.base.tune.trials
-    if ended < trials:
-        raise Stopped(f"the search stopped after {ended} of {trials} trials, saved in {job.folder}")
-
-
-def _tuner(job: Search, proposals: Proposals, scheduler: TrialScheduler, stopper: Stopper, scratch: str) -> tune.Tuner:
-    config = job.base
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial has nothing to say before its first epoch
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints what `verbose=0` should hide
-    here = f"node:{ray.util.get_node_ip_address()}"  # where MLflow's database may lie
-    trainable = tune.with_parameters(TrialActor, search=job)
-    return tune.Tuner(
-        tune.with_resources(trainable, tune.PlacementGroupFactory([{here: LITTLE}])),
-        tune_config=tune.TuneConfig(
-            search_alg=proposals,
-            scheduler=scheduler,
-            num_samples=config.tune.trials - len(_ended(list(proposals.trials.values()))),
-            max_concurrent_trials=concurrent_trials(config.tune, config.train),
-        ),
-        run_config=tune.RunConfig(
-            name="search",
-            storage_path=scratch,  # for files of its own, of no use afterwards
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            stop=stopper,
-            verbose=0,
-        ),
-    )
-
-
 def _begun(job: Search, trial: Trial) -> Tracking | None:
     """A trial's run in MLflow, once its training has begun."""
     begun = storage.join(folder_of(job.folder, trial.number), "student", BEGUN)
     return Tracking(**storage.read_json(begun)["mlflow"]) if storage.exists(begun) else None
 
 
-def _close(job: Search, trial: Trial, tracking: Tracking) -> None:
+def _close(job: Search, tracking: Tracking, trial: Trial) -> None:
     """Writes down how a trial ended: in its folder, in MLflow, where it has a run even if it never began, and in the log."""
     run = _begun(job, trial)
     if run is None:

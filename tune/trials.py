@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pyarrow.fs import FileSelector, FileType
@@ -65,6 +66,11 @@ class Trial(BaseModel):
     def score(self, points_per_halving: float) -> float:
         """What one number must say for all objectives: percent of agreement, less some for each doubling of the student."""
         return 100 * (self.agreement or 0.0) - points_per_halving * math.log2(self.parameters)
+
+
+def ended(trials: Iterable[Trial]) -> list[Trial]:
+    """Those that are not to go on."""
+    return [trial for trial in trials if trial.state != "running"]
 
 
 def folder_of(search: str, number: int) -> str:

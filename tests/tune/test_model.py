@@ -92,7 +92,7 @@ def logged(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> 
     save_student(str(folder / "student"), student, compiled)
     (folder / "student" / "optimizer.safetensors").write_bytes(b"not the model's")
     uri = f"sqlite:///{folder}/mlflow.db"
-    run = Tracking.start(uri, "tests", "a run", {"seed": 1}).run_id
+    run = Tracking.start(uri, "tests", "a run", {"seed": 1}, "student").run_id
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(standing)
         model_uri = log_student(uri, run, (folder / "student").as_uri())
@@ -173,8 +173,9 @@ def test_the_run_names_its_model_and_no_other_store_is_touched(logged: Logged) -
 def test_the_alias_moves_to_the_newest_version(logged: Logged) -> None:
     first = logged.client.get_model_version(NAME, "1")
     assert (first.description, first.tags, first.run_id) == ("the best of two", {"choice_kl": "0.25"}, logged.run_id)
-    for expected_version in ("1", "2"):
-        assert register_best(logged.uri, logged.model_uri, "another", alias="champion") == expected_version
+    newer = log_student(logged.uri, logged.run_id, logged.folder)
+    for model_uri, expected_version in ((logged.model_uri, "1"), (logged.model_uri, "1"), (newer, "2")):
+        assert register_best(logged.uri, model_uri, "another", alias="champion") == expected_version
         assert str(logged.client.get_model_version_by_alias("another", "champion").version) == expected_version
 
 
@@ -187,7 +188,7 @@ def test_a_model_whose_upload_fails_is_marked_so(logged: Logged, monkeypatch: py
         log_student(logged.uri, logged.run_id, logged.folder)
     experiment = logged.client.get_run(logged.run_id).info.experiment_id
     statuses = [model.status.name for model in logged.client.search_logged_models([experiment])]
-    assert sorted(statuses) == ["FAILED", "READY"]
+    assert statuses.count("FAILED") == 1
 
 
 def test_what_cannot_be_logged(logged: Logged, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from tune.config import TuneConfig
 from tune.proposals import Proposals
-from tune.search import _scheduler
 from tune.space import Point
 from tune.trials import Trial, read_trial, read_trials, save
+from tune.tuner import asha
 
 SPACE: dict[str, BaseDistribution] = {"student.layers": IntDistribution(1, 9)}
 
@@ -64,7 +64,7 @@ def test_how_a_trial_ends_is_noted_and_learnt_from(tmp_path: Path) -> None:
     proposals.on_trial_complete("d", error=True)
     proposals.on_trial_complete("e")
     assert [(trial.number, trial.state) for trial in ended] == [(0, "finished"), (1, "stopped"), (2, "refused"), (3, "failed")]
-    assert [trial.reason for trial in ended] == [None, None, "9 ms a comment", "its process died"]
+    assert [trial.reason for trial in ended] == [None, None, "9 ms a comment", "its process died; --verbose shows its log"]
     assert proposals.trials[4].state == "running"
     complete = [trial for trial in proposals._study.trials if trial.state == TrialState.COMPLETE]
     sizes = [float(proposals.trials[i].parameters) for i in range(2)]
@@ -107,7 +107,7 @@ def test_early_stopping_remembers_the_trials_of_before_a_kill(tmp_path: Path) ->
         Trial(number=i, point={}, state="finished", parameters=1000, epochs=[epoch(1, share), epoch(2, share)])
         for i, share in enumerate((0.5, 0.6, 0.7))
     ]
-    rungs = dict(_scheduler(config, known)._brackets[0]._rungs)
+    rungs = dict(asha(config, known)._brackets[0]._rungs)
     assert sorted(rungs[1].values()) == pytest.approx([50, 60, 70])
     assert sorted(rungs[2].values()) == pytest.approx([50, 60, 70])
     save(str(tmp_path), known[0])
