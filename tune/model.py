@@ -123,7 +123,7 @@ def register_best(
         model = client.get_logged_model(model_uri.removeprefix("models:/"))
         _ensure_registered(client, name)
         held = _held(client, name, alias)
-        if held and held.model_id == model.model_id:
+        if held and held.source == model.artifact_location:
             return str(held.version)
         # The source is the place itself: a database store would look `models:/m-…` up under the process's tracking URI.
         source, run, id_ = model.artifact_location, model.source_run_id, model.model_id
