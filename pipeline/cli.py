@@ -63,6 +63,9 @@ KEYS = {
     "trials": "tune.trials",
     "max_params": "tune.max_params",
     "max_latency_ms": "tune.max_latency_ms",
+    "workers": "scale.workers",
+    "stage": "scale.stage",
+    "price_per_hour": "scale.price_per_hour",
 }  # of the configuration, by option
 
 
@@ -277,6 +280,36 @@ def compare(uri: str | None, experiment: str | None, search: str | None, by: tup
     store, folder = tracking_uri(uri or config.tracking.uri, out), storage.join(out, "compare")
     comparison = compare_runs(store, experiment or config.tracking.experiment, folder, search, by)
     _show(comparison, folder)
+
+
+@main.command()
+@click.option("--workers", multiple=True, type=click.IntRange(1), help="A count to measure; by default 1, 2, 4, … with room.")
+@click.option("--stage", type=click.Choice(["extract", "train", "both"]), help="What to measure; by default both.")
+@click.option("--shards", metavar="DIR", help="Folder of logit shards to train on; by default OUT/shards.")
+@click.option("--price-per-hour", type=float, metavar="PRICE", help="Of one worker's share of a machine, for the cost.")
+@_options("task", "teacher", "comments")
+def scale(shards: str | None, **options: Any) -> None:
+    """Throughput with 1, 2, 4, … workers, and what a cluster would add, in OUT/scale.
+
+    \b
+      retort scale --config run.yaml --out runs/first
+      retort scale --config run.yaml --out runs/first --stage train --workers 8 --workers 16 --price-per-hour 2.5
+
+    Runs short extractions and trainings for each count. A model fitted to them says what 8, 64 and 512 workers would do,
+    where that stops being linear, and why; the page tells what was measured from what is assumed. Run it where the work is
+    to be done. What is already measured is not measured again.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from tune.scale import PAGE, measure_scaling
+    from tune.scale_page import notes, tables
+
+    config, out = _configure(**options)
+    folder = storage.join(out, "scale")
+    result = measure_scaling(config, _folder(shards, out, "shards"), folder)
+    for table in tables(result):
+        console.print(table)
+    for line in notes(result):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"page     {storage.join(folder, PAGE)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @main.command()

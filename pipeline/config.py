@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from pipeline.errors import UserError
 from pipeline.task import Task, describe, read_yaml
 from student.config import Strict, StudentChanges, StudentConfig, TrainConfig
-from tune.config import TuneConfig
+from tune.config import ScaleConfig, TuneConfig
 
 
 class TeacherConfig(Strict):
@@ -87,6 +87,7 @@ class RunConfig(Strict):
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
     tune: TuneConfig = TuneConfig()
+    scale: ScaleConfig = ScaleConfig()
 
 
 def load_config(path: str | None, overrides: list[str], options: dict[str, Any]) -> RunConfig:

@@ -22,7 +22,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.extractor import SKIPPED, Extraction, UnitExtractor
 from pipeline.manifest import write_manifest
-from pipeline.monitor import Monitor
+from pipeline.monitor import Commit, open_monitor
 from pipeline.plan import Plan, describe_source, find_comments, find_plan, make_plan
 from pipeline.prepare import prepare, resources
 from pipeline.progress import Watch
@@ -40,6 +40,21 @@ MAX_BLOCKS = 4096  # of Ray Data: units beyond this number share blocks
 
 def extract(config: RunConfig) -> dict[str, Any]:
     """Runs the whole stage in `config.out` and returns the manifest. What is already there is not done again.
+
+    Raises:
+        UserError: see `settle`.
+        Stopped: a signal ended it early.
+    """
+    extraction, plan, compiled = settle(config)
+    uri = tracking_uri(config.tracking.uri, config.out or ".")
+    run_units(
+        extraction, plan, lambda: Tracking.start(uri, config.tracking.experiment, "extract", describe_run(config), "extraction")
+    )
+    return finish(extraction, compiled, plan)
+
+
+def settle(config: RunConfig) -> tuple[Extraction, Plan, CompiledTask]:
+    """Settles all that comes before the first unit: the plan, the calibration, the watched tokens.
 
     Raises:
         UserError: anything the user can mend; all that can be known before an engine starts is checked first.
@@ -74,12 +89,7 @@ def extract(config: RunConfig) -> dict[str, Any]:
     if plan is None:
         plan = make_plan(extraction.comments, source, config.comments, task, tokenizer)
     log.info("comments: %s", plan.summary())
-    compiled = prepare(extraction, plan, config.extract, task, tokenizer, automaton)
-    uri = tracking_uri(config.tracking.uri, out)
-    run_units(
-        extraction, plan, lambda: Tracking.start(uri, config.tracking.experiment, "extract", describe_run(config), "extraction")
-    )
-    return finish(extraction, compiled, plan)
+    return extraction, plan, prepare(extraction, plan, config.extract, task, tokenizer, automaton)
 
 
 def describe_run(config: RunConfig) -> dict[str, Any]:
@@ -150,8 +160,19 @@ def check_same_teacher(extraction: Extraction) -> None:
         require_same(storage.read_json(path)["teacher"], extraction.identity, extraction.shards, "this extraction")
 
 
-def run_units(extraction: Extraction, plan: Plan, track: Callable[[], Tracking]) -> None:
-    """Maps the units that have no shard yet over a pool of teacher actors.
+def run_units(
+    extraction: Extraction,
+    plan: Plan,
+    track: Callable[[], Tracking],
+    open_monitor: Callable[[NodeAffinitySchedulingStrategy], Any] = open_monitor,
+) -> list[Commit]:
+    """Maps the units that have no shard yet over a pool of teacher actors; returns who committed what when.
+
+    Args:
+        extraction: where to read and write, and whom to ask.
+        plan: of the units.
+        track: starts the MLflow run.
+        open_monitor: starts the monitor that the actors report to, on this machine.
 
     Raises:
         Stopped: a signal asked for it; the units in flight are committed.
@@ -160,11 +181,11 @@ def run_units(extraction: Extraction, plan: Plan, track: Callable[[], Tracking])
     todo = sorted(set(range(plan.units)) - set(committed_units(extraction.shards)))
     if not todo:
         log.info("all %s units have their shards", plan.units)
-        return
+        return []
     actors = min(extraction.teacher.actors, len(todo))
     log.info("extracting %s of %s units with %s teacher actor(s)", len(todo), plan.units, actors)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    monitor = Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    monitor = open_monitor(here)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = False
     dataset = ray.data.from_items(
@@ -190,6 +211,7 @@ def run_units(extraction: Extraction, plan: Plan, track: Callable[[], Tracking])
     if done < len(todo):
         raise Stopped(f"stopped with {plan.units - len(todo) + done} of {plan.units} units committed")
     log.info("extracted %s answers in %.0f s, engine start included", f"{watch.rows:,}", watch.seconds)
+    return ray.get(monitor.commits.remote())
 
 
 def finish(extraction: Extraction, compiled: CompiledTask, plan: Plan) -> dict[str, Any]:

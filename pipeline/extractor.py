@@ -22,7 +22,7 @@ from pipeline.engine import EngineProcess
 from pipeline.errors import UserError
 from pipeline.isolation import isolate
 from pipeline.manifest import read_footer
-from pipeline.monitor import Report
+from pipeline.monitor import IDLE, Report
 from pipeline.payload import Compact
 from pipeline.plan import read_unit
 from pipeline.shards import shard_exists, write_shard
@@ -84,7 +84,7 @@ class UnitExtractor:
         except UserError as error:  # Ray Data wraps it past recognition
             self._report("failed", failure=str(error))
             raise
-        self._report("idle", rows=rows, set_aside=aside)
+        self._report(IDLE, rows=rows, set_aside=aside)
         return rows
 
     def _report(self, state: str, rows: int = 0, set_aside: int = 0, failure: str = "") -> bool:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+IDLE = "idle"  # the state of an actor that has committed a unit
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,28 @@ class Status:
     failure: str = ""
 
 
-@ray.remote(num_cpus=0)
-class Monitor:
-    """A Ray actor beside the driver."""
+@dataclass(frozen=True)
+class Commit:
+    """A unit that has its shard.
+
+    Attributes:
+        actor: the name of the actor that wrote it; what is before the slash is its machine's.
+        time: when the monitor heard of it, in seconds of its own clock since the epoch.
+    """
+
+    actor: str
+    time: float
+
+
+class PlainMonitor:
+    """What a Ray actor beside the driver keeps."""
 
     def __init__(self) -> None:
         self._rows = self._set_aside = 0
         self._actors: dict[str, tuple[str, float]] = {}
         self._stopping = False
         self._failure = ""
+        self._commits: list[Commit] = []
 
     def report(self, report: Report) -> bool:
         """Takes a report; true where the actor shall begin nothing more."""
@@ -60,6 +77,8 @@ class Monitor:
         self._set_aside += report.set_aside
         self._actors[report.actor] = report.state, time.time()
         self._failure = self._failure or report.failure
+        if report.state == IDLE:
+            self._commits.append(Commit(report.actor, time.time()))
         return self._stopping
 
     def stop(self) -> None:
@@ -71,3 +90,15 @@ class Monitor:
         now = time.time()
         actors = [(name, state, now - since) for name, (state, since) in self._actors.items()]
         return Status(self._rows, self._set_aside, actors, self._failure)
+
+    def commits(self) -> list[Commit]:
+        """The units committed so far, in the order they were."""
+        return self._commits
+
+
+Monitor = ray.remote(num_cpus=0)(PlainMonitor)
+
+
+def open_monitor(here: NodeAffinitySchedulingStrategy) -> Any:
+    """A new monitor on the driver's machine, as the handle of an actor."""
+    return Monitor.options(scheduling_strategy=here).remote()

@@ -271,11 +271,14 @@ def sweep(folder: str) -> None:
                 os.unlink(os.path.join(inner, name))
 
 
-def delete(folder: str) -> None:
-    """Deletes a folder with all it holds, where there is one."""
-    fs, inner = filesystem(folder)
-    if fs.get_file_info(inner).type == pafs.FileType.Directory:
+def delete(path: str) -> None:
+    """Deletes a file, or a folder with all it holds, where there is one."""
+    fs, inner = filesystem(path)
+    kind = fs.get_file_info(inner).type
+    if kind == pafs.FileType.Directory:
         fs.delete_dir(inner)
+    elif kind == pafs.FileType.File:
+        fs.delete_file(inner)
 
 
 def write_bytes(path: str, content: bytes | memoryview) -> None:

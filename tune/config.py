@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, RootModel, ValidationError, model_validator
+from pydantic import Field, RootModel, ValidationError, field_validator, model_validator
 
 from pipeline.errors import UserError
 from pipeline.task import describe, read_yaml
@@ -91,3 +91,27 @@ class TuneConfig(Strict):
     max_params: int | None = Field(None, ge=1, description="parameters a student may have, its embedding included")
     max_latency_ms: float | None = Field(None, gt=0, description="milliseconds it may take for one comment where it trains")
     warm_start: list[str] = Field([], description="folders of earlier searches to learn from")
+
+
+class ScaleConfig(Strict):
+    """How scaling is measured, and what its model assumes where nothing was measured."""
+
+    workers: list[int] = Field([], description="counts to measure beside 1; empty takes 2, 4, … as far as the cluster has room")
+    stage: Literal["extract", "train", "both"] = "both"
+    units_per_worker: int = Field(6, ge=5, description="units each teacher actor extracts; its first one starts it up")
+    steps: int = Field(12, ge=1, description="training steps timed of each kind")
+    rows: int = Field(500_000, ge=1, description="comments of the extraction that the model extrapolates")
+    link_gbit: float = Field(
+        100, gt=0, description="Gbit/s of a machine's network, where no measurement spans two: a GPU machine's, cautiously"
+    )
+    link_latency_us: float = Field(
+        10, gt=0, description="microseconds of a hop between machines, likewise: NCCL's tuning table has 9.6 for a ring's"
+    )
+    price_per_hour: float | None = Field(None, gt=0, description="of one worker's share of a machine, in any currency")
+
+    @field_validator("workers")
+    @classmethod
+    def _counts(cls, workers: list[int]) -> list[int]:
+        if any(count < 1 for count in workers):
+            raise ValueError("workers takes counts from 1")
+        return workers
