@@ -18,7 +18,7 @@ from pipeline.stopping import Stopped
 from pipeline.task import load_task
 
 if TYPE_CHECKING:
-    from tune.compare import Comparison
+    from tune.compare.page import Comparison
 
 # Each stage imports what it runs on when it is asked for: `retort --help` answers at once, and a student's machine
 # needs no vLLM.
@@ -273,7 +273,7 @@ def compare(uri: str | None, experiment: str | None, search: str | None, by: tup
 
     Students are named by what they differ in; --by names other params, in full or by their last part.
     """  # noqa: D301 (\b is click's mark, as a character)
-    from tune.compare import compare_runs
+    from tune.compare.page import compare_runs
     from tune.tracking import tracking_uri
 
     config, out = _configure(**options)
@@ -299,8 +299,8 @@ def scale(shards: str | None, **options: Any) -> None:
     where that stops being linear, and why; the page tells what was measured from what is assumed. Run it where the work is
     to be done. What is already measured is not measured again.
     """  # noqa: D301 (\b is click's mark, as a character)
-    from tune.scale import PAGE, measure_scaling
-    from tune.scale_page import notes, tables
+    from tune.scale.measure import PAGE, measure_scaling
+    from tune.scale.page import notes, tables
 
     config, out = _configure(**options)
     folder = storage.join(out, "scale")
@@ -353,7 +353,7 @@ def import_jsonl(folder: str, shards: str) -> None:
 
 def _show(comparison: Comparison, folder: str) -> None:
     """The table of students, what is to be said of it, and where the page is."""
-    from tune.compare import PAGE, notes, table
+    from tune.compare.page import PAGE, notes, table
 
     if comparison.groups:
         console.print(table(comparison))

@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.compiled import CompiledTask, require_same
 from pipeline.config import EvaluateConfig
 from pipeline.console import progress
+from pipeline.errors import UserError
 from pipeline.manifest import Shards, open_shards
 from student.answers import parse_all, teacher_answers
 from student.checkpoint import load_student
@@ -27,7 +28,7 @@ from student.model import Student
 from student.report import render
 from student.speed import latency_ms
 from student.unpack import TEST, TRAIN
-from tune.model import log_report
+from tune.model import log_report, log_student
 from tune.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,8 @@ def evaluate(config: EvaluateConfig, shards_folder: str, student_folder: str, re
     """
     figures = measure(config, shards_folder, student_folder, report_folder)
     try:
-        track(figures, report_folder)
-    except MlflowException as error:
+        track(figures, student_folder, report_folder)
+    except (MlflowException, UserError) as error:
         uri = figures["training"]["mlflow"]["uri"]
         log.warning("the figures are not in MLflow: its run at %s cannot be reached (%s)", uri, error)
     return figures
@@ -79,17 +80,19 @@ def measure(config: EvaluateConfig, shards_folder: str, student_folder: str, rep
     return figures
 
 
-def track(figures: dict[str, Any], report_folder: str) -> None:
-    """Puts the figures and the report beside the training's metrics in MLflow.
+def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> str:
+    """Puts the figures, the report and the student beside the training's metrics in MLflow; returns the model's URI there.
 
     Raises:
         MlflowException: the run cannot be reached.
+        UserError: its artifacts cannot.
     """
     training, student, speed = figures["training"], figures["student"], figures["speed"]
     parameters = figures["sizes"]["student_parts"]
     rows = {
         "parameters": sum(parameters.values()),
         "parameters_without_embedding": parameters["rest"],
+        "test/comments": figures["examples"]["test"],
         "test/whole": student["whole"],
         **{f"test/field/{name}": share for name, share in student["fields"].items()},
         "test/valid_unconstrained": figures["unconstrained"]["valid"],
@@ -104,6 +107,7 @@ def track(figures: dict[str, Any], report_folder: str) -> None:
     uri, run_id = training["mlflow"]["uri"], training["mlflow"]["run"]
     Tracking(uri, run_id).log([(0, {name: float(value) for name, value in rows.items()})])
     log_report(uri, run_id, report_folder)
+    return log_student(uri, run_id, student_folder)
 
 
 def _decode_all(model: Student, compiled: CompiledTask, examples: Examples, size: int, free: bool) -> tuple[Decoded, float]:

@@ -1,1 +1,1 @@
-"""Comparing trainings: MLflow tracking, and the best student as an MLflow model."""
+"""Searching for a student, comparing students, and MLflow, which keeps them."""

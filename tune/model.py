@@ -50,6 +50,8 @@ SIGNATURE = ModelSignature(
 def log_student(uri: str, run_id: str, student_folder: str) -> str:
     """Logs a student as the model `student` of a run. It loads wherever its requirements are installed, without Retort.
 
+    A run has one: it is not logged again.
+
     Args:
         uri: of the store.
         run_id: the run it came from.
@@ -65,6 +67,8 @@ def log_student(uri: str, run_id: str, student_folder: str) -> str:
         student, path = f"{scratch}/student", f"{scratch}/model"
         save_student(student, *load_student(student_folder))
         run = client.get_run(run_id)
+        if run.outputs and run.outputs.model_outputs:
+            return f"models:/{run.outputs.model_outputs[0].model_id}"
         logged = client.create_logged_model(run.info.experiment_id, NAME, run_id, params=run.data.params)
         try:
             _save(path, student, logged)

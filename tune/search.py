@@ -25,7 +25,7 @@ from pipeline.stopping import Stopped
 from student.loop import Training
 from student.model import Student
 from student.train import BEGUN
-from tune.compare import Comparison, compare_runs
+from tune.compare.page import Comparison, compare_runs
 from tune.config import Space, TuneConfig, read_space
 from tune.model import log_report, register_best
 from tune.proposals import Proposals
@@ -60,36 +60,41 @@ def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
     """
     shards, space = open_shards(shards_folder), read_space(config.tune.space)
     identity = _identity(config, shards, space)
-    found = _found(folder, identity)
-    known = read_trials(folder)
-    if found and len(ended(known)) >= config.tune.trials:
+    found, known = _found(folder, identity), read_trials(folder)
+    left = config.tune.trials - len(ended(known))
+    if left > 0:
+        start_ray()
+        require_room("a trial", config.train.fewest_workers, config.train.resources)
+    else:
         log.info("%s already holds this search", folder)
-        return _compare(Tracking(**found["mlflow"]), config, folder)
-    start_ray()
-    require_room("a trial", config.train.fewest_workers, config.train.resources)
     tracking = _track(config, identity, found, folder, shards_folder)
-    job = Search(_with_threads(config), shards_folder, folder, tracking.run_id)
-    proposals = _proposals(job, shards, space, known, tracking)
-    at_once, left = concurrent_trials(config.tune, config.train), config.tune.trials - len(ended(known))
-    log.info("%s trials to run, %s at once, of up to %s epochs each", left, min(at_once, left), config.train.epochs)
     try:
-        run_tuner(job, proposals, asha(config, known))
+        if left > 0:
+            job = Search(_with_threads(config), shards_folder, folder, tracking.run_id)
+            known = _run(job, _proposals(job, shards, space, known, tracking), left)
+        comparison = compare_runs(tracking.uri, config.tracking.experiment, folder, tracking.run_id)
+        _register_best(known, config.tune, tracking, identity["shards"]["task_name"])
+        log_report(tracking.uri, tracking.run_id, folder, "search")
     except BaseException as error:
-        status = RunStatus.KILLED if isinstance(error, Stopped | KeyboardInterrupt) else RunStatus.FAILED
-        for run in (_begun(job, trial) for trial in proposals.trials.values() if trial.state == "running"):
-            if run:
-                run.end(RunStatus.KILLED)
-        tracking.end(status)
+        tracking.end(RunStatus.KILLED if isinstance(error, Stopped | KeyboardInterrupt) else RunStatus.FAILED)
         raise
-    comparison = _compare(tracking, config, folder)
-    _register_best(list(proposals.trials.values()), config.tune, tracking, identity["shards"]["task_name"])
-    log_report(tracking.uri, tracking.run_id, folder, "search")
     tracking.end()
     return comparison
 
 
-def _compare(tracking: Tracking, config: RunConfig, folder: str) -> Comparison:
-    return compare_runs(tracking.uri, config.tracking.experiment, folder, tracking.run_id)
+def _run(job: Search, proposals: Proposals, left: int) -> list[Trial]:
+    """Runs what is left of a search; returns all its trials."""
+    config, trials = job.base, proposals.trials
+    at_once = concurrent_trials(config.tune, config.train)
+    log.info("%s trials to run, %s at once, of up to %s epochs each", left, min(at_once, left), config.train.epochs)
+    try:
+        run_tuner(job, proposals, asha(config, list(trials.values())))
+    except BaseException:
+        for run in (_begun(job, trial) for trial in trials.values() if trial.state == "running"):
+            if run:
+                run.end(RunStatus.KILLED)
+        raise
+    return list(trials.values())
 
 
 def _register_best(trials: list[Trial], config: TuneConfig, tracking: Tracking, task: str) -> None:
@@ -143,8 +148,7 @@ def _track(config: RunConfig, identity: dict[str, Any], found: dict[str, Any] | 
     if found:
         return Tracking.reopen(**found["mlflow"])
     uri = tracking_uri(config.tracking.uri, config.out or ".")
-    name = f"search-{identity['shards']['task_name']}"
-    tracking = Tracking.start(uri, config.tracking.experiment, name, identity, "search")
+    tracking = Tracking.start(uri, config.tracking.experiment, identity["shards"]["task_name"], identity, "search")
     storage.write_text(storage.join(folder, CONFIG), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     about = {"shards_folder": shards, "mlflow": {"uri": tracking.uri, "run_id": tracking.run_id}}
     storage.write_json(storage.join(folder, FILE), identity | about)

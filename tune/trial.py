@@ -22,7 +22,6 @@ from student.evaluate import measure, track
 from student.loop import Training
 from student.speed import latency_before_training
 from student.train import CHECKPOINTS, Watcher, train
-from tune.model import log_student
 from tune.space import configure
 from tune.trials import Trial, folder_of, read_trial
 
@@ -106,8 +105,8 @@ class _Job:
         student, report = storage.join(self._folder, "student"), storage.join(self._folder, "report")
         watcher = Watcher(self._trial.name, self._search.run_id, self.stop, self._epoch_ended)
         trained = train(self._config, self._search.shards, student, watcher)
-        track(self._on_worker(measure, self._config.evaluate, self._search.shards, student, report), report)
-        model = log_student(trained["mlflow"]["uri"], trained["mlflow"]["run"], student)
+        figures = self._on_worker(measure, self._config.evaluate, self._search.shards, student, report)
+        model = track(figures, student, report)
         return self._put(epoch_result(trained["epochs"][-1]) | {"state": "finished", "model": model, "done": True})
 
     def _epoch_ended(self, row: dict[str, Any]) -> None:

@@ -91,17 +91,17 @@ def measures(epochs: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 def test_a_training_killed_in_every_way_ends_as_an_undisturbed_one(retort: Retort, shards: Shards, tmp_path: Path) -> None:
     with started(retort, shards, tmp_path) as driver:
+        known = checkpoints(tmp_path)
+        ray_worker(driver).kill()
+        while not [path for path in checkpoints(tmp_path) if path not in known]:
+            assert driver.poll() is None, driver.communicate()
+            time.sleep(0.02)
         driver.send_signal(signal.SIGTERM)
         output, _ = driver.communicate(timeout=60)
         assert driver.returncode == 130, output
         assert "Run the same command again to go on" in output
     assert not (tmp_path / "student/train.json").exists()
     with started(retort, shards, tmp_path) as driver:
-        known = checkpoints(tmp_path)
-        ray_worker(driver).kill()
-        while not [path for path in checkpoints(tmp_path) if path not in known]:
-            assert driver.poll() is None, driver.communicate()
-            time.sleep(0.02)
         driver.kill()
     assert not (tmp_path / "student/train.json").exists()
     retort("train", f"--shards={shards.folder}", f"--out={tmp_path}", *SETTINGS)

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.errors import UserError
 from tests.tune.store import HOSTILE, Store, measures, parameters, params
-from tune import compare, runs
-from tune.compare import Comparison, compare_runs
-from tune.parallel import ABSENT, coordinate
+from tune.compare import page as compare
+from tune.compare import runs
+from tune.compare.page import Comparison, compare_runs
+from tune.compare.parallel import ABSENT, coordinate
 
 
 @pytest.fixture(scope="module")

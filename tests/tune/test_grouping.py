@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.errors import UserError
 from tests.tune.store import measures, params
-from tune.grouping import Group, group_runs, short_value
-from tune.runs import StudentRun
-from tune.verdict import count, verdict
+from tune.compare.grouping import Group, group_runs, short_value
+from tune.compare.runs import StudentRun
+from tune.compare.verdict import count, verdict
 
 
 def student(params: dict[str, Any], metrics: dict[str, float], state: str = "finished", name: str = "a run") -> StudentRun:

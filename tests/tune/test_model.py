@@ -78,6 +78,9 @@ class Logged:
     def client(self) -> MlflowClient:
         return MlflowClient(self.uri)
 
+    def another_run(self) -> str:
+        return Tracking.start(self.uri, "tests", "another run", {}, "student").run_id
+
     @property
     def model_id(self) -> str:
         return self.model_uri.removeprefix("models:/")
@@ -170,10 +173,14 @@ def test_the_run_names_its_model_and_no_other_store_is_touched(logged: Logged) -
     assert sorted(path.name for path in logged.standing.iterdir()) == ["pyproject.toml", "uv.lock"]
 
 
+def test_a_run_has_one_model(logged: Logged) -> None:
+    assert log_student(logged.uri, logged.run_id, logged.folder) == logged.model_uri
+
+
 def test_the_alias_moves_to_the_newest_version(logged: Logged) -> None:
     first = logged.client.get_model_version(NAME, "1")
     assert (first.description, first.tags, first.run_id) == ("the best of two", {"choice_kl": "0.25"}, logged.run_id)
-    newer = log_student(logged.uri, logged.run_id, logged.folder)
+    newer = log_student(logged.uri, logged.another_run(), logged.folder)
     for model_uri, expected_version in ((logged.model_uri, "1"), (logged.model_uri, "1"), (newer, "2")):
         assert register_best(logged.uri, model_uri, "another", alias="champion") == expected_version
         assert str(logged.client.get_model_version_by_alias("another", "champion").version) == expected_version
@@ -185,7 +192,7 @@ def test_a_model_whose_upload_fails_is_marked_so(logged: Logged, monkeypatch: py
 
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", fail)
     with pytest.raises(UserError, match="the disk is full"):
-        log_student(logged.uri, logged.run_id, logged.folder)
+        log_student(logged.uri, logged.another_run(), logged.folder)
     experiment = logged.client.get_run(logged.run_id).info.experiment_id
     statuses = [model.status.name for model in logged.client.search_logged_models([experiment])]
     assert statuses.count("FAILED") == 1

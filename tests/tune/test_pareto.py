@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from tune.pareto import Direction, front
+from tune.compare.pareto import Direction, front
 
 few = st.sampled_from([0.0, 1.0, 2.0, 3.0, float("inf"), float("nan")])  # few, so that equal ones are common
 

@@ -26,11 +26,11 @@ from student.config import TrainConfig
 from tests.integration.conftest import Retort, demo
 from tests.student.conftest import made_up_shards
 from tests.tune.test_scaling import LINK, ONE_AND_TWO, extract_row
-from tune.scale import busy_share
-from tune.scale_extract import Gate, row_of
-from tune.scale_page import notes, render, tables
-from tune.scale_results import Result, extract_stage, train_stage
-from tune.scale_train import _Alone, _batches
+from tune.scale.extraction import Gate, row_of
+from tune.scale.measure import busy_share
+from tune.scale.page import notes, render, tables
+from tune.scale.results import Result, extract_stage, train_stage
+from tune.scale.training import _Alone, _batches
 
 __all__ = ["demo"]
 

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from student.plots import INK, STUDENT, svg
-from tune.plots import GRID, QUIET, short_number
-from tune.scale_results import TARGETS, Line, Stage, targets
+from tune.compare.plots import GRID, QUIET, short_number
+from tune.scale.results import TARGETS, Line, Stage, targets
 
 COLOURS = (STUDENT, "#c07a2c")  # of a stage's lines
 TERMS = {

@@ -46,7 +46,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tune.scale_rows import ExtractRow, TrainRow
+from tune.scale.rows import ExtractRow, TrainRow
 
 BUCKET = 25 << 20  # bytes DistributedDataParallel exchanges at once
 BACKWARD = 2 / 3  # of a step's arithmetic (Kaplan et al., "Scaling Laws for Neural Language Models", 2020)

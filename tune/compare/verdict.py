@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from tune.grouping import PARAMETERS, WHOLE, Group
+from tune.compare.grouping import COMMENTS, PARAMETERS, WHOLE, Group
 
 FULL_SIZE = 0.9  # share of the largest student's parameters from which a student counts as full-size
 SMALL = 0.5  # share of the best full-size student's parameters up to which a student counts as small
@@ -42,8 +43,16 @@ def verdict(groups: Sequence[Group]) -> str:
     whole, size, group = max(small, key=lambda row: (row[0], -row[1]))
     return (
         f"No student at half the size or less of the best full-size one ({_named(reference)}) is as faithful; "
-        f"the nearest, {group.label} with {count(size)} parameters, is {_points(best - whole)} below."
+        f"the nearest, {group.label} with {count(size)} parameters, is {_points(best - whole)} below{_noise(group, best)}."
     )
+
+
+def _noise(group: Group, share: float) -> str:
+    """How far the share of right answers may be off by the choice of the test comments alone: its standard error."""
+    comments = group.mean(COMMENTS)
+    if not comments:
+        return ""
+    return f", where {comments:,.0f} test comments leave a standard error of {_points(math.sqrt(share * (1 - share) / comments))}"
 
 
 def count(number: float) -> str:

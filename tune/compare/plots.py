@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from student.plots import FLOOR, INK, MAJORITY, STUDENT, TRAIN, svg
-from tune.grouping import FIELD, PARAMETERS, WHOLE, Group, Spread, Unfinished, fields_of
-from tune.pareto import Direction, front
+from tune.compare.grouping import FIELD, PARAMETERS, WHOLE, Group, Spread, Unfinished, fields_of
+from tune.compare.pareto import Direction, front
 
 PLAIN: Any = {"text.parse_math": False}  # a label may hold dollar signs
 STOPPED, BROKEN, QUIET, GRID = "#c07a2c", "#a8451f", "#8a8a8a", "#e6e6e6"

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
 
-from tune.scale_rows import ExtractRow, TrainRow
-from tune.scaling import Curve, ExtractModel, Link, TrainModel, bootstrap, fit_extract, fit_train, interval
+from tune.scale.model import Curve, ExtractModel, Link, TrainModel, bootstrap, fit_extract, fit_train, interval
+from tune.scale.rows import ExtractRow, TrainRow
 
 TARGETS = (8, 64, 512)
 LEVELS = (0.8, 0.5)

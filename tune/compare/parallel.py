@@ -17,9 +17,9 @@ from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from student.plots import INK, MAJORITY, svg
-from tune.grouping import SEED, WHOLE, short_names, short_value, varying
-from tune.plots import AGREEMENT, PLAIN
-from tune.runs import StudentRun
+from tune.compare.grouping import SEED, WHOLE, short_names, short_value, varying
+from tune.compare.plots import AGREEMENT, PLAIN
+from tune.compare.runs import StudentRun
 
 WIDE = 10  # ratio of the largest to the smallest value from which an axis may be logarithmic
 FEW = 6  # different numbers up to which each is marked

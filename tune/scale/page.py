@@ -8,8 +8,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.markup import escape
 from rich.table import Table
 
-from tune.scale_plots import TERMS, drawings
-from tune.scale_results import Line, Measured, Parameter, Predicted, Result, Stage
+from tune.scale.plots import TERMS, drawings
+from tune.scale.results import Line, Measured, Parameter, Predicted, Result, Stage
 
 
 def render(result: Result) -> str:
@@ -17,7 +17,7 @@ def render(result: Result) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("scale.html.jinja").render(
+    return environment.get_template("page.html.jinja").render(
         result=result,
         drawings=drawings,
         measured=measured,

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune.scale_rows import ExtractRow, TrainRow
-from tune.scaling import (
+from tune.scale.model import (
     BUCKET,
     FURTHEST,
     Curve,
@@ -26,6 +25,7 @@ from tune.scaling import (
     nonnegative_least_squares,
     ring_volume,
 )
+from tune.scale.rows import ExtractRow, TrainRow
 
 GIGABYTE, MICROSECOND = 1e9, 1e-6
 LINK = Link(12.5 * GIGABYTE, 10 * MICROSECOND)

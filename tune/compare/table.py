@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tune.grouping import FIELD, PARAMETERS, WHOLE, Group, Spread, fields_of
-from tune.verdict import count
+from tune.compare.grouping import FIELD, PARAMETERS, WHOLE, Group, Spread, fields_of
+from tune.compare.verdict import count
 
 MISSING = "–"
 COSTS = {"GPU s": "cost/gpu_seconds", "worker s": "cost/worker_seconds"}  # the second where no GPU was used

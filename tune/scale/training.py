@@ -28,8 +28,8 @@ from student.order import Order, parts
 from student.strategy import Strategy, make_strategy
 from student.trainer import Sums, Trainer, global_sum
 from student.unpack import TRAIN
-from tune.scale_rows import TrainRow
-from tune.scaling import BUCKET
+from tune.scale.model import BUCKET
+from tune.scale.rows import TrainRow
 
 WARM_UP = 2  # steps of each kind that are not timed: the first ones allocate
 PINGS = 20

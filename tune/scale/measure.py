@@ -27,12 +27,12 @@ from pipeline.stopping import Stopped
 from pipeline.task import load_task
 from student.config import HOW
 from student.loop import Training
-from tune.scale_extract import measure_extraction
-from tune.scale_page import render
-from tune.scale_results import Result, extract_stage, train_stage
-from tune.scale_rows import ExtractRow, TrainRow
-from tune.scale_train import measure_training
-from tune.scaling import Link
+from tune.scale.extraction import measure_extraction
+from tune.scale.model import Link
+from tune.scale.page import render
+from tune.scale.results import Result, extract_stage, train_stage
+from tune.scale.rows import ExtractRow, TrainRow
+from tune.scale.training import measure_training
 from tune.tracking import Tracking, tracking_uri
 
 log = logging.getLogger(__name__)

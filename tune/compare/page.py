@@ -14,12 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline import storage
-from tune import plots
-from tune.grouping import DIGEST, Group, Unfinished, group_runs
-from tune.parallel import parallel_coordinates
-from tune.runs import Found, StudentRun, read_runs
-from tune.table import columns
-from tune.verdict import verdict
+from tune.compare import plots
+from tune.compare.grouping import DIGEST, Group, Unfinished, group_runs
+from tune.compare.parallel import parallel_coordinates
+from tune.compare.runs import Found, StudentRun, read_runs
+from tune.compare.table import columns
+from tune.compare.verdict import verdict
 
 PAGE, FIGURES = "compare.html", "compare.json"
 MAJORITY = "floor/majority"
@@ -185,7 +185,7 @@ def render(comparison: Comparison) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("compare.html.jinja").render(
+    return environment.get_template("page.html.jinja").render(
         c=comparison,
         columns=columns(comparison.groups),
         plots=_drawings(comparison),

@@ -9,11 +9,11 @@ from difflib import get_close_matches
 from statistics import fmean, stdev
 
 from pipeline.errors import UserError
-from tune.pareto import front
-from tune.runs import StudentRun
+from tune.compare.pareto import front
+from tune.compare.runs import StudentRun
 
 SEED, DIGEST, OBJECTIVE = "train.seed", "shards.digest", "train.objective"
-WHOLE, PARAMETERS, FIELD = "test/whole", "parameters", "test/field/"
+WHOLE, COMMENTS, PARAMETERS, FIELD = "test/whole", "test/comments", "parameters", "test/field/"
 FIRST = (OBJECTIVE, "student.layers", "student.width")  # what a label begins with
 OF_WIDTH = ("student.heads", "student.mlp")  # usually chosen with the width, and then said by it
 OF_SHARDS = {f"student.{key}" for key in ("input_vocabulary", "embeddings", "output_vocabulary", "context")}  # not chosen

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.extract import finish, run_units, settle
 from pipeline.monitor import IDLE, Commit, PlainMonitor, Report
 from pipeline.shards import shard_path
-from tune.scale_rows import ExtractRow
+from tune.scale.rows import ExtractRow
 from tune.tracking import Tracking
 
 PATIENCE = 900.0  # seconds an actor that is up waits for the others

@@ -1,0 +1,1 @@
+"""How extraction and training scale: measurements, the model fitted to them, and their page."""
