@@ -14,7 +14,6 @@ import ray.train
 import ray.train.torch
 import torch
 from mlflow.entities import RunStatus
-from mlflow.exceptions import MlflowException
 from pyarrow.fs import FileSelector, FileType
 
 from cluster.room import require_room
@@ -36,7 +35,7 @@ from student.model import Student
 from student.order import Order
 from student.unpack import TRAIN
 from student.worker import SCORE, work
-from tune.tracking import Tracking, tracking_uri
+from tune.tracking import Tracking, Writer, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +157,7 @@ def _run(
     Raises:
         Stopped: a signal, or the search, ended it early.
     """
-    channel, ended = open_channel(), _Outcome()
+    channel, ended, writer = open_channel(), _Outcome(), Writer(tracking)
     trainer = _ray_trainer(training, shards, channel, folder)
     thread = threading.Thread(target=ended.run, args=[trainer], daemon=True, name="Ray Train")
     with StopRequest("saving a checkpoint") as stop, progress("training", steps) as (bar, task):
@@ -172,11 +171,12 @@ def _run(
             if rows:
                 bar.update(task, completed=rows[-1][0], note=_note(rows[-1][1]))
                 _log_epochs(rows)
-                _track_rows(tracking, rows)
+                writer.add(rows)
                 for _, row in rows:
                     if watcher and "epoch" in row:
                         watcher.on_epoch(row)
             thread.join(POLL)
+    writer.write()
     result = ended.result()
     if result.metrics["epoch"] < training.config.epochs:
         raise Stopped(f"training stopped at step {result.metrics['step']:,} of {steps:,}, saved in {folder}")
@@ -226,14 +226,6 @@ def _ray_trainer(training: Training, shards: str, channel: Any, folder: str) -> 
             worker_runtime_env={"env_vars": environment},
         ),
     )
-
-
-def _track_rows(tracking: Tracking, rows: list[Row]) -> None:
-    """A store that cannot be reached must not end a training: the measures of its epochs are in train.json too."""
-    try:
-        tracking.log(rows)
-    except MlflowException as error:
-        log.warning("steps %s to %s are not in MLflow: %s", rows[0][0], rows[-1][0], error)
 
 
 def _note(row: dict[str, float]) -> str:

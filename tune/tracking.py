@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import Any, Literal
@@ -30,9 +31,15 @@ def tracking_uri(configured: str | None, out: str) -> str:
     return f"sqlite:///{os.path.abspath(out)}/mlflow.db"
 
 
+log = logging.getLogger(__name__)
+
 KIND, STATE, REASON = "retort.kind", "retort.state", "retort.reason"  # tags
 ENDS = {RunStatus.FINISHED: "finished", RunStatus.KILLED: "interrupted", RunStatus.FAILED: "failed"}
+WRITE_EVERY = 5.0  # seconds between two writes of a training's metrics
 MOST_METRICS, MOST_PARAMS = 1000, 100  # MLflow's limits for one call
+
+
+Row = tuple[int, dict[str, float]]  # a step and its metrics
 
 
 class Tracking:
@@ -91,7 +98,7 @@ class Tracking:
             raise UserError(f"MLflow at {uri} does not have run {run_id} any more: {error}") from error
         return Tracking(uri, run_id)
 
-    def log(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+    def log(self, rows: list[Row]) -> None:
         """Logs metrics of several steps at once."""
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, step) for step, row in rows for key, value in row.items()]
@@ -109,6 +116,31 @@ class Tracking:
         tags = [RunTag(STATE, state or ENDS[status])] + ([RunTag(REASON, reason)] if reason else [])
         self._client.log_batch(self.run_id, tags=tags)
         self._client.set_terminated(self.run_id, RunStatus.to_string(status))
+
+
+class Writer:
+    """Gathers rows of metrics and writes them a few seconds' worth at a time, as each write costs the same whatever it holds.
+
+    A store that cannot be reached must not end a training: what it does not take is offered again with the next rows.
+    """
+
+    def __init__(self, tracking: Tracking) -> None:
+        self._tracking, self._rows, self._written = tracking, list[Row](), time.monotonic()
+
+    def add(self, rows: list[Row]) -> None:
+        """Takes rows, and writes once in a while."""
+        self._rows += rows
+        if time.monotonic() - self._written > WRITE_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Writes what was gathered."""
+        try:
+            self._tracking.log(self._rows)
+            self._rows = []
+        except MlflowException as error:
+            log.warning("steps %s to %s are not in MLflow yet: %s", self._rows[0][0], self._rows[-1][0], error)
+        self._written = time.monotonic()
 
 
 def _child(client: MlflowClient, experiment_id: str, parent: str | None, name: str) -> Run | None:

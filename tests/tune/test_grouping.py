@@ -78,11 +78,12 @@ def test_short_values() -> None:
     ]
 
 
-def judged(*students: tuple[float | None, float | None]) -> str:
+def judged(*students: tuple[float | None, float | None], comments: float | None = None) -> str:
     """The verdict on students of these whole answers and parameters; student i is named by the letter."""
     groups = []
     for i, (whole, size) in enumerate(students):
-        metrics = {name: value for name, value in (("test/whole", whole), ("parameters", size)) if value is not None}
+        found = (("test/whole", whole), ("parameters", size), ("test/comments", comments))
+        metrics = {name: value for name, value in found if value is not None}
         groups.append(Group(i + 1, "ABCDEF"[i], (student({}, metrics),)))
     return verdict(groups)
 
@@ -99,6 +100,9 @@ def test_verdict_compares_with_the_best_of_the_large_ones() -> None:
         "the nearest, C with 1.9 M parameters, is 0.8 points below."
     )
     assert "less than 0.1 points below" in judged((0.85, 4e6), (0.8499, 1e6))
+    assert "1.0 points below, where 1,600 test comments leave a standard error of 1.0 points." in judged(
+        (0.8, 4e6), (0.79, 1e6), comments=1600
+    )
 
 
 def test_verdict_where_there_is_little_to_compare() -> None:

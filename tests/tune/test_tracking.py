@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
+from mlflow.entities import RunStatus
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+import tune.tracking
 from pipeline.errors import UserError
-from tune.tracking import Tracking, tracking_uri
+from tune.tracking import Row, Tracking, Writer, tracking_uri
 
 
 def test_a_run_keeps_parameters_every_step_and_its_end(tmp_path: Path) -> None:
@@ -31,3 +35,42 @@ def test_where_runs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         tracking_uri(None, "s3://bucket/run")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
     assert tracking_uri(None, "s3://bucket/run") == "http://other"
+
+
+def test_rows_are_written_together_and_offered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = Tracking.start(f"sqlite:///{tmp_path}/mlflow.db", "tests", "a run", {}, "student")
+    writer, calls, clock = Writer(tracking), list[int](), [time.monotonic()]
+    monkeypatch.setattr(tune.tracking.time, "monotonic", lambda: clock[0])
+
+    def log(rows: list[Row]) -> None:
+        calls.append(len(rows))
+        if len(calls) == 1:
+            raise MlflowException("no way to the store")
+
+    monkeypatch.setattr(tracking, "log", log)
+    for step in range(4):
+        writer.add([(step, {"loss": 1.0})])
+        clock[0] += 2.0
+    assert calls == [4]
+    writer.write()
+    writer.write()
+    assert calls == [4, 4, 0]
+
+
+def test_a_search_has_one_run_of_a_trials_name_and_says_how_it_ended(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    search = Tracking.start(uri, "tests", "search", {}, "search")
+    first, again, other = (
+        Tracking.start(uri, "tests", name, {"seed": 0}, "student", search.run_id) for name in ("trial-0", "trial-0", "trial-1")
+    )
+    assert first.run_id == again.run_id != other.run_id
+    other.end(RunStatus.KILLED, "refused", "too slow")
+    run = MlflowClient(uri).get_run(other.run_id)
+    tags = {name: run.data.tags[name] for name in ("mlflow.parentRunId", "retort.kind", "retort.state", "retort.reason")}
+    assert tags == {
+        "mlflow.parentRunId": search.run_id,
+        "retort.kind": "student",
+        "retort.state": "refused",
+        "retort.reason": "too slow",
+    }
+    assert run.info.status == "KILLED"

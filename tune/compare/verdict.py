@@ -52,7 +52,9 @@ def _noise(group: Group, share: float) -> str:
     comments = group.mean(COMMENTS)
     if not comments:
         return ""
-    return f", where {comments:,.0f} test comments leave a standard error of {_points(math.sqrt(share * (1 - share) / comments))}"
+    return (
+        f", where {comments:,.0f} test comments leave a standard error of {_points(math.sqrt(share * (1 - share) / comments))}"
+    )
 
 
 def count(number: float) -> str:
