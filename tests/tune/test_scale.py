@@ -25,7 +25,7 @@ from pipeline.monitor import IDLE, Commit, Report
 from student.config import TrainConfig
 from tests.integration.conftest import Retort, demo
 from tests.student.conftest import made_up_shards
-from tests.tune.test_scaling import LINK, ONE_AND_TWO, extract_row
+from tests.tune.test_scale_model import LINK, ONE_AND_TWO, extract_row
 from tune.scale.extraction import Gate, row_of
 from tune.scale.measure import busy_share
 from tune.scale.page import notes, render, tables
