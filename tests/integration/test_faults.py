@@ -77,6 +77,7 @@ def test_a_signal_finishes_what_is_in_flight_and_the_same_command_goes_on(retort
     assert done.items() <= committed().items()
 
 
+@pytest.mark.slow
 def test_rows_that_break_the_engine_or_its_logits_are_set_aside(retort: Retort, place: Path, tmp_path: Path) -> None:
     """One token's embedding is not a number, and another's id is beyond the model's vocabulary."""
     import torch
