@@ -70,7 +70,7 @@ def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
     tracking = _track(config, identity, found, folder, shards_folder)
     try:
         if left > 0:
-            job = Search(_with_threads(config), shards_folder, folder, tracking.run_id)
+            job = Search(_for_trials(config, tracking.uri), shards_folder, folder, tracking.run_id)
             known = _run(job, _proposals(job, shards, space, known, tracking), left)
         comparison = compare_runs(tracking.uri, config.tracking.experiment, folder, tracking.run_id)
         _register_best(known, config.tune, tracking, identity["shards"]["task_name"])
@@ -155,13 +155,12 @@ def _track(config: RunConfig, identity: dict[str, Any], found: dict[str, Any] | 
     return tracking
 
 
-def _with_threads(config: RunConfig) -> RunConfig:
-    """A machine's CPUs shared out among all workers of all trials, unless the configuration says otherwise."""
-    if config.train.threads:
-        return config
+def _for_trials(config: RunConfig, uri: str) -> RunConfig:
+    """The configuration as trials need it: they work in other folders, and share the machine's CPUs with each other."""
     workers = concurrent_trials(config.tune, config.train) * config.train.most_workers
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    return config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
+    threads = config.train.threads or max(1, (os.cpu_count() or 1) // workers)
+    train = config.train.model_copy(update={"threads": threads})
+    return config.model_copy(update={"train": train, "tracking": config.tracking.model_copy(update={"uri": uri})})
 
 
 def _proposals(job: Search, shards: Shards, space: Space, known: list[Trial], tracking: Tracking) -> Proposals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -47,7 +48,8 @@ def shards(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def command(shards: Shards, tmp_path: Path) -> list[str]:
     (tmp_path / "space.yaml").write_text(SPACE)
-    return ["tune", f"--shards={shards.folder}", f"--out={tmp_path}", f"--space={tmp_path / 'space.yaml'}", *SETTINGS]
+    out = os.path.relpath(tmp_path, ROOT)  # trials work in other folders
+    return ["tune", f"--shards={shards.folder}", f"--out={out}", f"--space={tmp_path / 'space.yaml'}", *SETTINGS]
 
 
 def states(out: Path) -> dict[int, str]:
