@@ -60,7 +60,8 @@ def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
     """
     shards, space = open_shards(shards_folder), read_space(config.tune.space)
     identity = _identity(config, shards, space)
-    found, known = _found(folder, identity), read_trials(folder)
+    known = read_trials(folder)
+    found = _found(folder, identity) if known else None  # a search that never proposed a trial is begun anew
     left = config.tune.trials - len(ended(known))
     if left > 0:
         start_ray()

@@ -47,7 +47,7 @@ class Search:
 
 
 class TrialActor(tune.Trainable):
-    """One trial. Its results are those of `_Job.put`, one a call of `step`."""
+    """One trial. Its results are those of its job, one a call of `step`."""
 
     def setup(self, config: dict[str, Any], search: Search) -> None:
         """Starts the trial's work in a thread, so that it can be stopped within an epoch."""
