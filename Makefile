@@ -31,6 +31,7 @@ local: setup  ## the whole job on this machine, from comments to report, and a s
 	$(RETORT) tune --config pipeline/demo/run.yaml --out runs/local --set train.workers=1 --set train.epochs=8
 
 ui: setup  ## open MLflow on the runs of RUN (runs/local), at http://127.0.0.1:5000
+	@echo "Open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning. A search's trials unfold below it: tick some and choose Compare."
 	$(VENV)/bin/mlflow server --backend-store-uri sqlite:///$(abspath $(RUN))/mlflow.db --host 127.0.0.1 --port 5000
 
 test: setup  ## the tests, some minutes

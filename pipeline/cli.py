@@ -142,7 +142,7 @@ def run(**options: Any) -> None:
     shards, student, report = (_folder(None, out, name) for name in ("shards", "student", "report"))
     trained = train(config, shards, student)
     figures = evaluate(config.evaluate, shards, student, report)
-    _summary(figures, out, trained["mlflow"]["uri"])
+    _summary(figures, shards, student, report, trained["mlflow"]["uri"])
 
 
 @main.command()
@@ -237,7 +237,7 @@ def evaluate(shards: str | None, student: str | None, **options: Any) -> None:
 
     config, out = _configure(**options)
     folders = (_folder(shards, out, "shards"), _folder(student, out, "student"), _folder(None, out, "report"))
-    _summary(stage(config.evaluate, *folders), out, None)
+    _summary(stage(config.evaluate, *folders), *folders)
 
 
 @main.command()
@@ -362,7 +362,7 @@ def _show(comparison: Comparison, folder: str) -> None:
     console.print(f"page     {storage.join(folder, PAGE)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _summary(figures: dict[str, Any], out: str, mlflow: str | None) -> None:
+def _summary(figures: dict[str, Any], shards: str, student: str, report: str, mlflow: str | None = None) -> None:
     """The report's headline, and where everything is."""
     table = Table("agreement with the teacher", "valid", "whole answer", *figures["student"]["fields"], box=None)
     rows = {
@@ -379,9 +379,9 @@ def _summary(figures: dict[str, Any], out: str, mlflow: str | None) -> None:
         f"{speed['student_answers_per_second']:,.0f} answers/s, {speed['ratio']:.1f} × the teacher; "
         f"KL {figures['steps']['choice_kl']:.4f} nats a choice step"
     )
-    places = {"report": "report/fidelity.html", "figures": "report/fidelity.json", "student": "student", "shards": "shards"}
-    for what, where in places.items():
-        console.print(f"{what:8} {storage.join(out, where)}", highlight=False, soft_wrap=True)
+    page, file = storage.join(report, "fidelity.html"), storage.join(report, "fidelity.json")
+    for what, where in {"report": page, "figures": file, "student": student, "shards": shards}.items():
+        console.print(f"{what:8} {where}", highlight=False, soft_wrap=True)
     if mlflow:
         command = f"mlflow server --backend-store-uri {shlex.quote(mlflow)} --host 127.0.0.1 --port 5000"
         console.print(f"MLflow   {command}\n         then open http://127.0.0.1:5000", highlight=False, soft_wrap=True)

@@ -60,8 +60,8 @@ def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
     """
     shards, space = open_shards(shards_folder), read_space(config.tune.space)
     identity = _identity(config, shards, space)
-    known = read_trials(folder)
-    found = _found(folder, identity) if known else None  # a search that never proposed a trial is begun anew
+    known, others = read_trials(folder), [trial for earlier in config.tune.warm_start for trial in _earlier(earlier)]
+    found = _found(folder, identity, known)
     left = config.tune.trials - len(ended(known))
     if left > 0:
         start_ray()
@@ -72,7 +72,7 @@ def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
     try:
         if left > 0:
             job = Search(_for_trials(config, tracking.uri), shards_folder, folder, tracking.run_id)
-            known = _run(job, _proposals(job, shards, space, known, tracking), left)
+            known = _run(job, _proposals(job, shards, space, known, others, tracking), left)
         comparison = compare_runs(tracking.uri, config.tracking.experiment, folder, tracking.run_id)
         _register_best(known, config.tune, tracking, identity["shards"]["task_name"])
         log_report(tracking.uri, tracking.run_id, folder, "search")
@@ -134,14 +134,16 @@ def _identity(config: RunConfig, shards: Shards, space: Space) -> dict[str, Any]
     }
 
 
-def _found(folder: str, identity: dict[str, Any]) -> dict[str, Any] | None:
+def _found(folder: str, identity: dict[str, Any], known: list[Trial]) -> dict[str, Any] | None:
+    """What the folder's search was begun as; None where there is none, or another that never proposed a trial."""
     path = storage.join(folder, FILE)
     if not storage.exists(path):
         return None
     found: dict[str, Any] = storage.read_json(path)
-    if differ := [name for name in identity if found[name] != identity[name]]:
+    differ = [name for name in identity if found[name] != identity[name]]
+    if differ and known:
         raise UserError(f"{folder} holds another search (its {', '.join(differ)} differ): choose another --out, or delete it")
-    return found
+    return None if differ else found
 
 
 def _track(config: RunConfig, identity: dict[str, Any], found: dict[str, Any] | None, folder: str, shards: str) -> Tracking:
@@ -164,7 +166,9 @@ def _for_trials(config: RunConfig, uri: str) -> RunConfig:
     return config.model_copy(update={"train": train, "tracking": config.tracking.model_copy(update={"uri": uri})})
 
 
-def _proposals(job: Search, shards: Shards, space: Space, known: list[Trial], tracking: Tracking) -> Proposals:
+def _proposals(
+    job: Search, shards: Shards, space: Space, known: list[Trial], others: list[Trial], tracking: Tracking
+) -> Proposals:
     task, config = shards.compiled.task, job.base
 
     def size(point: Point) -> int:
@@ -176,7 +180,6 @@ def _proposals(job: Search, shards: Shards, space: Space, known: list[Trial], tr
             raise UserError(f"{parameters:,} parameters, {config.tune.max_params:,} allowed")
         return parameters
 
-    others = [trial for folder in config.tune.warm_start for trial in _earlier(folder)]
     return Proposals(config.tune, distributions(space), size, job.folder, known, others, partial(_close, job, tracking))
 
 

@@ -1,3 +1,3 @@
-from tests.student.conftest import compiled
+from tests.student.conftest import compiled, shards
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "shards"]

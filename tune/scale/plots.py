@@ -26,6 +26,7 @@ TERMS = {
     "manifest": ("manifest", "#6b6b6b"),
 }
 FURTHEST = 1024  # workers a plot shows
+WIDTH, HEIGHT = 4.6, 3.2  # inches: small enough to be read on a phone without scrolling
 
 
 def _counts(line: Line) -> list[int]:
@@ -36,7 +37,7 @@ def _counts(line: Line) -> list[int]:
 
 def throughput(stage: Stage) -> str:
     """Items a second against workers, both in powers; dashed lines are perfectly linear."""
-    with svg(1, 6.6, 3.9) as (drawing, (axes,)):
+    with svg(1, WIDTH, HEIGHT) as (drawing, (axes,)):
         for line, colour in zip(stage.lines, COLOURS, strict=False):
             counts = _counts(line)
             ideal = [count * line.curve.throughput(1) for count in counts]
@@ -55,7 +56,7 @@ def throughput(stage: Stage) -> str:
 
 def efficiency(stage: Stage) -> str:
     """Throughput over that of as many times one worker, against workers."""
-    with svg(1, 6.6, 3.9) as (drawing, (axes,)):
+    with svg(1, WIDTH, HEIGHT) as (drawing, (axes,)):
         for level in (80, 50):
             axes.axhline(level, ls=":", lw=1, color=QUIET)
         for line, colour in zip(stage.lines, COLOURS, strict=False):
@@ -93,7 +94,7 @@ def shares(stage: Stage, line: Line) -> str:
     counts = sorted({row.workers for row in stage.measured} | set(targets(line.curve)))
     rows = [line.curve.terms(count) for count in counts]
     names = [name for name in rows[0] if any(row[name] > 1e-4 * sum(row.values()) for row in rows)]
-    with svg(1, 6.6, 1.5 + 0.36 * len(counts)) as (drawing, (axes,)):
+    with svg(1, WIDTH, 1.8 + 0.3 * len(counts)) as (drawing, (axes,)):
         left = np.zeros(len(counts))
         for name in names:
             label, colour = TERMS[name]
@@ -106,7 +107,7 @@ def shares(stage: Stage, line: Line) -> str:
         axes.set_ylabel("workers")
         axes.set_xlim(0, 100)
         axes.set_xlabel("share of the time, %")
-        axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=4, handlelength=1, columnspacing=1)
+        axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, handlelength=1, columnspacing=1)
     return drawing.uri
 
 

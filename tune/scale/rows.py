@@ -13,31 +13,40 @@ import numpy as np
 from student.config import Strict
 
 
-class ExtractRow(Strict):
-    """An extraction with some number of teacher actors.
+class _Row(Strict):
+    """One measurement.
 
     Attributes:
-        workers: teacher actors.
+        workers: teacher actors, or workers of the training.
         nodes: machines they ran on.
-        rows: answers of one unit.
-        unit: seconds between two commits of one actor, while all were at work.
-        startup: seconds until all were at work: actors, imports, engines and their models.
-        manifest: seconds for the manifest, for each unit in it.
+        startup: seconds that do not count.
         busy: share of the driver's machine that other work took before.
     """
 
     workers: int
     nodes: int
-    rows: int
-    unit: list[float]
     startup: float
-    manifest: float
     busy: float = 0.0
 
     @property
     def per_node(self) -> int:
         """Workers on the fullest machine."""
         return -(-self.workers // self.nodes)
+
+
+class ExtractRow(_Row):
+    """An extraction with some number of teacher actors.
+
+    Attributes:
+        rows: answers of one unit.
+        unit: seconds between two commits of one actor, while all were at work.
+        startup: until all were at work: actors, imports, engines and their models.
+        manifest: seconds for the manifest, for each unit in it.
+    """
+
+    rows: int
+    unit: list[float]
+    manifest: float
 
     @property
     def items_per_second(self) -> float:
@@ -49,37 +58,25 @@ class ExtractRow(Strict):
         return self.model_copy(update={"unit": _drawn(self.unit, random)})
 
 
-class TrainRow(Strict):
+class TrainRow(_Row):
     """Training steps with some number of workers, each of which has the same number of a step's examples.
 
     Attributes:
-        workers: of the training.
-        nodes: machines they ran on.
         share: examples of one worker in a step.
         step: seconds of a step.
         alone: seconds of a step on the same examples in which workers keep their gradients to themselves; their mean.
         exchange: seconds of the all-reduce of one step's gradients with nothing beside it; empty for one worker.
         ping: seconds of the all-reduce of a single number; empty for one worker.
         bytes: of one step's gradients.
-        startup: seconds the job took around its steps: processes, imports, shards, the student, and their end.
-        busy: share of the driver's machine that other work took before.
+        startup: what the job took around its steps: processes, imports, shards, the student, and their end.
     """
 
-    workers: int
-    nodes: int
     share: int
     step: list[float]
     alone: list[float]
     exchange: list[float]
     ping: list[float]
     bytes: int
-    startup: float
-    busy: float = 0.0
-
-    @property
-    def per_node(self) -> int:
-        """Workers on the fullest machine."""
-        return -(-self.workers // self.nodes)
 
     @property
     def items_per_second(self) -> float:
