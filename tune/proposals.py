@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,8 @@ from pipeline.errors import UserError
 from tune.config import TuneConfig
 from tune.space import Point
 from tune.trials import Trial, save
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 1000  # points drawn for one that is possible
 DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize", "minimize"]  # of `objectives`
@@ -56,14 +58,16 @@ class Proposals(Searcher):
         self.trials = {trial.number: trial for trial in known}
         self._interrupted = [trial for trial in known if trial.state == "running"]
         self._asked: dict[str, tuple[Trial, optuna.trial.Trial]] = {}  # by Ray Tune's id
-        seed = config.seed + len(known)  # a search that goes on must not draw again what it drew before
+        seed = config.seed + len(known) + len(others)  # what was drawn before must not be drawn again
         sampler = (
             optuna.samplers.TPESampler(seed=seed) if config.algorithm == "tpe" else optuna.samplers.RandomSampler(seed=seed)
         )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
-        for trial in known + others:
+        for trial in known:
             self._learn(trial)
+        if others:
+            log.info("learnt from %s of %s trials of earlier searches", sum(map(self._learn, others)), len(others))
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The next trial, as Ray Tune's configuration."""
@@ -126,10 +130,14 @@ class Proposals(Searcher):
             return Trial(number=len(self.trials), point=asked.params, parameters=size), asked
         raise UserError(f"{PATIENCE:,} students of the space were drawn and none is possible; the last one: {refused}")
 
-    def _learn(self, trial: Trial) -> None:
-        """From a trial of the past, where it lies in the space."""
+    def _learn(self, trial: Trial) -> bool:
+        """From a trial of the past, where it was measured and lies in the space; says whether it did."""
         values = objectives(trial)
         if values is None or trial.state not in ("finished", "stopped"):
-            return
-        with suppress(ValueError):  # of another space
-            self._study.add_trial(optuna.trial.create_trial(values=values, params=trial.point, distributions=self._space))
+            return False
+        try:
+            past = optuna.trial.create_trial(values=values, params=trial.point, distributions=self._space)
+        except ValueError:  # of another space
+            return False
+        self._study.add_trial(past)
+        return True

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from pipeline.config import RunConfig
@@ -82,6 +82,30 @@ def test_a_search_goes_on_with_what_was_interrupted_and_knows_the_rest(tmp_path:
     assert proposals.suggest("a") == {"number": 1}
     assert proposals.trials[1].epochs == [epoch(1, 0.4)]
     assert proposals.suggest("b") == {"number": 2}
+
+
+def test_a_warm_start_learns_from_another_search_and_draws_other_points(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    space: dict[str, BaseDistribution] = {
+        "student.layers": IntDistribution(1, 6),
+        "train.learning_rate": FloatDistribution(0, 1),
+    }
+    first = make(tmp_path / "first", space=space)
+    for name in "abc":
+        first.suggest(name)
+        first.on_trial_result(name, {"latency_ms": 2.0})
+        first.on_trial_complete(name, epoch(1, 0.5) | {"state": "finished"})
+    elsewhere = Trial(
+        number=3, point={"student.width": 9}, state="finished", parameters=1, latency_ms=1.0, epochs=[epoch(1, 0.5)]
+    )
+    with caplog.at_level("INFO"):
+        second = make(tmp_path / "second", space=space, others=[*first.trials.values(), elsewhere])
+    assert "learnt from 3 of 4 trials" in caplog.text
+    for name in "abc":
+        second.suggest(name)
+    rates = {trial.point["train.learning_rate"] for each in (first, second) for trial in each.trials.values()}
+    assert len(rates) == 6
 
 
 def test_an_epoch_counts_once_and_the_kept_one_decides() -> None:
