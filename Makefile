@@ -49,12 +49,18 @@ format: setup  ## put the code in ruff's form
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-lock: setup  ## solve pyproject.toml anew into requirements-cpu.lock
+COMPILE = $(VENV)/bin/uv pip compile pyproject.toml --quiet --python-version 3.11 --override $(VENV)/overrides.txt \
+  --extra student --no-annotate --custom-compile-command "make lock"
+
+# Machines with and without a GPU work together, so the second lock has the first one's versions where it can.
+lock: setup  ## solve pyproject.toml anew into requirements-cpu.lock and requirements-gpu.lock
 	$(VENV)/bin/pip install --quiet uv
 	echo "torch==2.13.0+cpu" > $(VENV)/overrides.txt
-	$(VENV)/bin/uv pip compile pyproject.toml --quiet --python-version 3.11 --override $(VENV)/overrides.txt \
-	  --extra teacher-cpu --extra student --extra dev --no-annotate --custom-compile-command "make lock" $(INDEX) \
+	$(COMPILE) --extra teacher-cpu --extra cloud --extra dev $(INDEX) \
 	  $(addprefix --no-emit-package ,torchvision torchaudio torchcodec triton) --output-file requirements-cpu.lock
+	echo "torch===2.13.0" > $(VENV)/overrides.txt
+	cp requirements-cpu.lock requirements-gpu.lock  # uv keeps what versions it can
+	$(COMPILE) --extra teacher-gpu --output-file requirements-gpu.lock
 
 clean:  ## remove what runs and tests leave, not .venv
 	rm -rf runs .pytest_cache .hypothesis .mypy_cache .ruff_cache build *.egg-info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import ray
 
@@ -30,3 +31,9 @@ def require_room(what: str, count: int, each: dict[str, float]) -> None:
             if not os.environ.get("RAY_ADDRESS"):
                 raise UserError(f"{arithmetic}: ask for fewer or smaller workers, or run on a cluster (RAY_ADDRESS)")
             log.warning("%s: waiting for the cluster to grow", arithmetic)
+
+
+def ray_options(resources: dict[str, float]) -> dict[str, Any]:
+    """A worker's resources, by Ray's names, as options of a Ray task or actor."""
+    custom = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
+    return {"num_cpus": resources["CPU"], "num_gpus": resources["GPU"], "resources": custom}

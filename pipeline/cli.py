@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Callable
@@ -18,12 +19,15 @@ from pipeline.stopping import Stopped
 from pipeline.task import load_task
 
 if TYPE_CHECKING:
+    from cluster.submit import Submission
     from tune.compare.page import Comparison
 
 # Each stage imports what it runs on when it is asked for: `retort --help` answers at once, and a student's machine
 # needs no vLLM.
 
 Command = Callable[..., None]
+
+log = logging.getLogger("pipeline.cli")  # also when this module is the program
 
 STOPPED = 130  # the exit code of a stage that a signal has ended early, as shells know it
 
@@ -96,6 +100,7 @@ class _Group(click.Group):
             console.print(str(stopped), highlight=False, soft_wrap=True)
             sys.exit(STOPPED)
         except (UserError, OSError) as error:
+            log.debug("where it was raised", exc_info=True)
             console.print(f"[red]error:[/red] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
@@ -280,6 +285,76 @@ def compare(uri: str | None, experiment: str | None, search: str | None, by: tup
     store, folder = tracking_uri(uri or config.tracking.uri, out), storage.join(out, "compare")
     comparison = compare_runs(store, experiment or config.tracking.experiment, folder, search, by)
     _show(comparison, folder)
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option(
+    "--address", metavar="URL", help="The cluster's dashboard; by default $RAY_API_SERVER_ADDRESS, else port 8265 here."
+)
+@click.option("--install", type=click.Choice(["cpu", "gpu"]), help="Have Ray install what the stage needs, from the lock.")
+@click.option("--no-wait", is_flag=True, help="Return when the cluster has the job.")
+@click.option("--dry-run", is_flag=True, help="Print the `ray job submit` line that does the same, and stop.")
+@click.argument("stage", metavar="STAGE")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="...")
+@click.pass_context
+def submit(
+    context: click.Context,
+    address: str | None,
+    install: str | None,
+    no_wait: bool,
+    dry_run: bool,
+    stage: str,
+    arguments: tuple[str, ...],
+) -> None:
+    """A stage as a job on a Ray cluster: the same command, there.
+
+    \b
+      retort submit run --config run.yaml --out s3://bucket/first
+      retort submit --address http://10.0.0.5:8265 train --out /shared/first --set train.workers=8
+
+    Packs the checkout in the current directory, sends it to the cluster, and shows the job's log to its end. Ctrl-C leaves
+    the job running. The same command goes on where a job that died left off.
+
+    Files of settings travel with the job. Comments, shards and --out do not: they must lie in buckets, or at absolute
+    paths that all machines share. Credentials do not travel either: machines have roles, or variables of their own.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from cluster.submit import STAGES, check_paths, prepare
+
+    if stage not in STAGES:
+        raise UserError(f"no stage {stage}: one of {', '.join(STAGES)}")
+    command = main.commands[stage]
+    options = command.make_context(stage, list(arguments), parent=context.parent).params
+    if not options.get("resume"):  # whose settings are in --out
+        shared = {name: value for name, value in options.items() if name in KEYS or name in ("config", "overrides")}
+        folders = {f"--{name}": options.get(name) for name in ("shards", "student", "answers")}
+        check_paths(_configure(**shared)[0], options["config"], folders)
+    submission = prepare(stage, list(arguments), address, install)
+    if dry_run:
+        click.echo(submission.command())
+        return
+    _send(submission, no_wait)
+
+
+def _send(submission: Submission, no_wait: bool) -> None:
+    """Submits a job and shows its log; exits as the job does."""
+    from cluster.follow import follow
+    from cluster.follow import submit as send
+
+    client = send(submission)
+    address = f"--address {submission.address}"
+    console.print(f"job {submission.name} is on the cluster", highlight=False)
+    try:
+        status = None if no_wait else follow(client, submission.name, lambda piece: click.echo(piece, nl=False))
+    except KeyboardInterrupt:
+        status = None
+        console.print("\nno longer following: the job goes on", highlight=False)
+    if status is None:
+        console.print(f"follow it   ray job logs {address} --follow {submission.name}", highlight=False, soft_wrap=True)
+        console.print(f"stop it     ray job stop {address} {submission.name}", highlight=False, soft_wrap=True)
+        sys.exit(0 if no_wait else STOPPED)
+    console.print(f"job {submission.name}: {status.lower()}", highlight=False)
+    if status != "SUCCEEDED":
+        sys.exit(1)
 
 
 @main.command()

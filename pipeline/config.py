@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.errors import UserError
 from pipeline.task import Task, describe, read_yaml
-from student.config import Strict, StudentChanges, StudentConfig, TrainConfig
+from student.config import Strict, StudentChanges, StudentConfig, TrainConfig, presence
 from tune.config import ScaleConfig, TuneConfig
 
 
@@ -29,9 +29,17 @@ class TeacherConfig(Strict):
     kv_cache_gib: int = Field(1, ge=1, description="key/value cache of one engine on CPU")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory one engine takes")
     actors: int = Field(1, ge=1, description="teacher actors, each with its own engine")
-    cpus: float = Field(0.5, ge=0, description="CPUs Ray reserves for an actor; keep some free for the readers")
-    gpus: float = Field(0, ge=0, description="GPUs Ray reserves for an actor")
+    tensor_parallel: int = Field(1, ge=1, description="processes of one machine that share each engine's weights among them")
+    cpus: float = Field(0.5, ge=0, description="CPUs Ray reserves for such a process; keep some free for the readers")
+    gpus: float = Field(0, ge=0, description="GPUs Ray reserves for such a process")
+    machines: str | None = Field(None, description="custom Ray resource of the machines to run on; null takes any")
     threads: int | None = Field(None, ge=1, description="CPU threads of an engine; null shares the machine's among the actors")
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray reserves for an actor, all of it on one machine."""
+        processes = self.tensor_parallel
+        return {"CPU": processes * self.cpus, "GPU": processes * self.gpus} | presence(self.machines)
 
 
 class CommentsConfig(Strict):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import ray
 
+from cluster.room import ray_options
 from cluster.version import VARIABLE, check_code_version, code_version
 from pipeline import calibration, storage
 from pipeline.automaton import Automaton
@@ -105,4 +106,4 @@ def _ask(extraction: Extraction, job: Job, method: str, items: list[Any]) -> Any
 def resources(teacher: TeacherConfig) -> dict[str, Any]:
     """What Ray reserves for one engine, and the environment of its actor."""
     environment = {VARIABLE: code_version()}
-    return {"num_cpus": teacher.cpus, "num_gpus": teacher.gpus, "runtime_env": {"env_vars": environment}}
+    return ray_options(teacher.resources) | {"runtime_env": {"env_vars": environment}}

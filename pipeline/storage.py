@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import IO, Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -30,14 +30,30 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a local path or a URI (`s3://…`, `gs://…`), and the path within it.
 
     Raises:
-        UserError: the URI's scheme is unknown.
+        UserError: the URI's scheme is unknown, or it holds credentials.
     """
     if not is_uri(path):
         return pafs.LocalFileSystem(), os.path.abspath(path)
+    refuse_credentials(path)
     try:
         return pafs.FileSystem.from_uri(path)
     except (ValueError, OSError) as error:
         raise UserError(f"cannot open {path}: {error}") from error
+
+
+def refuse_credentials(uri: str) -> None:
+    """Paths stand in logs, manifests and MLflow, where credentials would be read by anyone.
+
+    Raises:
+        UserError: the URI has a user or a password before its host, as in `s3://key:secret@bucket`.
+    """
+    parts = urlsplit(uri)
+    if "@" in parts.netloc:
+        bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        raise UserError(
+            f"the URI {bare} was given with credentials, which would stand in logs: leave them out, and give machines a role, "
+            "or the variables that AWS, Google and MLflow read (AWS_ACCESS_KEY_ID, MLFLOW_TRACKING_PASSWORD, …)"
+        )
 
 
 def is_uri(path: str) -> bool:

@@ -266,4 +266,6 @@ def _platform_options(config: TeacherConfig) -> dict[str, Any]:
     """On CPU the shortest cache blocks there are, so that prompts share their beginning (128 tokens by default)."""
     cpu = current_platform.is_cpu()
     compiled = config.compile if config.compile is not None else not cpu
-    return {"enforce_eager": not compiled} | ({"block_size": 32} if cpu else {})
+    processes = config.tensor_parallel
+    parallel = {"tensor_parallel_size": processes, "distributed_executor_backend": "mp" if processes > 1 else None}
+    return parallel | {"enforce_eager": not compiled} | ({"block_size": 32} if cpu else {})

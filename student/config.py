@@ -50,12 +50,21 @@ class StudentChanges(Strict):
         return StudentConfig.model_validate(shape.model_dump() | self.model_dump(exclude_none=True))
 
 
+PRESENCE = 0.001  # of a machine's custom resource: a worker takes so little because any number may run there
+
+
+def presence(machines: str | None) -> dict[str, float]:
+    """What puts a worker on machines that offer a custom Ray resource, such as `teacher` in cluster/aws.yaml."""
+    return {machines: PRESENCE} if machines else {}
+
+
 HOW = {
     "accumulation",
     "strategy",
     "workers",
     "cpus_per_worker",
     "gpus_per_worker",
+    "machines",
     "threads",
     "checkpoint_minutes",
     "max_failures",
@@ -104,6 +113,7 @@ class TrainConfig(Strict):
     workers: int | tuple[int, int] = Field(1, description="how many, or the fewest and the most, as the cluster has room")
     cpus_per_worker: float = Field(0.5, gt=0, description="CPUs Ray reserves for a worker")
     gpus_per_worker: float = Field(0, ge=0)
+    machines: str | None = Field(None, description="custom Ray resource of the machines to run on; null takes any")
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; null shares the machine's among the workers")
     checkpoint_minutes: float = Field(15, gt=0, description="minutes between two checkpoints within an epoch")
     max_failures: int = Field(3, ge=0, description="how often training goes on from its last checkpoint after a worker died")
@@ -148,7 +158,7 @@ class TrainConfig(Strict):
     @property
     def resources(self) -> dict[str, float]:
         """What Ray reserves for a worker."""
-        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker} | presence(self.machines)
 
     @property
     def threads_per_worker(self) -> int:

@@ -55,6 +55,7 @@ class _Worker:
     saved: float = field(default_factory=time.monotonic)
     looked: float = field(default_factory=time.monotonic)
     look: bool = False
+    noticed: bool = False  # that a machine goes
 
     def run(self) -> None:
         """Trains to the end, or until it is asked to stop; what was reached is saved in either case."""
@@ -69,15 +70,17 @@ class _Worker:
                 return
 
     def _agree(self) -> tuple[bool, bool]:
-        """Whether to stop, and whether to save: what the driver or any machine about to go wants, and the clock.
+        """Whether to stop, which the driver decides, and whether to save, as the clock or a notice that a machine goes wants.
 
+        After a notice the training goes on: when the machine is gone, Ray Train starts all workers again from what was saved.
         Looking for a notice waits for all workers. So all look or none does, once in a while by the first one's clock.
         """
-        noticed = self.look and ray.train.get_preemption_info() is not None
+        notice = self.look and ray.train.get_preemption_info() is not None
         now, first = time.monotonic(), self.rank == 0
-        due = first and now - self.saved > 60 * self.training.config.checkpoint_minutes
+        due = (notice and not self.noticed) or (first and now - self.saved > 60 * self.training.config.checkpoint_minutes)
+        self.noticed |= notice
         look = first and now - self.looked > LOOK_EVERY
-        wishes = [float(self.sender.stopping or noticed), float(due), float(look)]
+        wishes = [float(self.sender.stopping), float(due), float(look)]
         stop, save, self.look = (wish > 0 for wish in global_sum(torch.tensor(wishes, device=self.loop.device)).tolist())
         self.looked = now if self.look else self.looked
         return stop, save

@@ -21,10 +21,11 @@ def tracking_uri(configured: str | None, out: str) -> str:
     """The configured store, else $MLFLOW_TRACKING_URI, else mlflow.db in the run's folder.
 
     Raises:
-        UserError: the folder is a bucket, which cannot hold a database.
+        UserError: the folder is a bucket, which cannot hold a database, or the store's URI holds credentials.
     """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
+        storage.refuse_credentials(uri)
         return uri
     if storage.is_uri(out):
         raise UserError(f"MLflow's database cannot lie in {out}: set tracking.uri to a server or to sqlite:///…")

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from cluster.room import ray_options
 from cluster.runtime import MALLOC
 from cluster.version import check_code_version
 from pipeline import storage
@@ -126,8 +127,7 @@ class _Job:
         """
         config = self._config.train
         task = ray.remote(function).options(
-            num_cpus=config.cpus_per_worker,
-            num_gpus=config.gpus_per_worker,
+            **ray_options(config.resources),
             scheduling_strategy="DEFAULT",  # outside of the trial's own few resources
             runtime_env={"env_vars": MALLOC | {"OMP_NUM_THREADS": str(config.threads_per_worker)}},
         )

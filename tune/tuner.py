@@ -27,7 +27,7 @@ LITTLE = 0.001  # of this machine: a trial's own actor takes no CPU, as its work
 def concurrent_trials(config: TuneConfig, train: TrainConfig) -> int:
     """How many trials run at once: as many as the cluster has room for, a CPU at least for each worker."""
     room = ray.cluster_resources()
-    each = {"CPU": max(train.cpus_per_worker, 1.0), "GPU": train.gpus_per_worker}
+    each = train.resources | {"CPU": max(train.cpus_per_worker, 1.0)}
     fit = [int(room.get(name, 0.0) / (train.most_workers * amount)) for name, amount in each.items() if amount]
     return config.concurrent or max(1, min([*fit, config.trials]))
 

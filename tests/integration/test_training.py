@@ -72,13 +72,18 @@ def ray_worker(driver: subprocess.Popen[str]) -> psutil.Process:
     )
 
 
+def training_of(shards: Shards, **changes: dict[str, Any]) -> Training:
+    """The training of `SETTINGS` and some changes."""
+    config = load_config(None, [one.removeprefix("--set=") for one in SETTINGS], {})
+    student = StudentConfig.model_validate(config.student.model_dump(exclude_none=True) | changes.get("student", {}))
+    return Training.of(student, config.train.model_copy(update=changes.get("train", {})), shards)
+
+
 def undisturbed(shards: Shards, **changes: dict[str, Any]) -> Loop:
     """The same training in this process, without Ray, at its end. On one thread too, as these change the order of additions."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    config = load_config(None, [one.removeprefix("--set=") for one in SETTINGS], {})
-    student = StudentConfig.model_validate(config.student.model_dump(exclude_none=True) | changes.get("student", {}))
-    loop = Loop(Training.of(student, config.train.model_copy(update=changes.get("train", {})), shards), shards)
+    loop = Loop(training_of(shards, **changes), shards)
     for _ in loop.run():
         pass
     torch.set_num_threads(threads)

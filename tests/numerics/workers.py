@@ -142,6 +142,18 @@ def results_of(context: mp.ProcessContext, folder: Path, count: int) -> Results:
     return torch.load(Path(folder, f"results{count}"), weights_only=False)
 
 
+def train(rank: int, workers: int, folder: str, shards_folder: str, training: Training) -> None:
+    """One worker of a whole training; the first writes the weights it ends with."""
+    torch.set_num_threads(1)
+    with group(rank, workers, Path(folder, "rendezvous")):
+        loop = Loop(training, open_shards(shards_folder), rank, workers)
+        for _ in loop.run():
+            pass
+        weights = loop.state().weights
+    if rank == 0:
+        torch.save(weights, Path(folder, "weights"))
+
+
 def _traffic(rank: int) -> Traffic:
     """Some steps of a student of a large vocabulary, few of whose ids are used."""
     counted: list[int] = []

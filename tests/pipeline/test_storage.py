@@ -180,6 +180,14 @@ def test_files_of_a_missing_folder_are_none(tmp_path: Path) -> None:
     assert storage.list_files(str(tmp_path / "absent")) == []
 
 
+def test_credentials_in_a_uri_are_refused_and_not_said() -> None:
+    with pytest.raises(UserError, match="s3://bucket/a@b was given with credentials") as refused:
+        storage.exists("s3://key:hush@bucket/a@b")
+    assert "hush" not in str(refused.value)
+    storage.refuse_credentials("s3://bucket/a@b")
+    storage.refuse_credentials("/home/me@work/x")
+
+
 def test_an_unknown_scheme_is_named() -> None:
     with pytest.raises(UserError, match="cannot open nowhere://x"):
         storage.exists("nowhere://x")

@@ -27,6 +27,12 @@ def test_a_run_keeps_parameters_every_step_and_its_end(tmp_path: Path) -> None:
     assert len(history) == 700
 
 
+def test_credentials_in_the_stores_uri_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hush@mlflow.example.com")
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD"):
+        tracking_uri(None, "out")
+
+
 def test_where_runs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking_uri("http://server", "s3://bucket/run") == "http://server"

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from cluster.room import require_room
 from cluster.runtime import start_ray
 from pipeline import storage
-from pipeline.config import RunConfig, student_shape
+from pipeline.config import RunConfig, TeacherConfig, student_shape
 from pipeline.errors import UserError
 from pipeline.manifest import Shards, open_shards
 from pipeline.stopping import Stopped
@@ -85,7 +85,7 @@ def _counts(config: RunConfig, stages: list[Stage]) -> list[int]:
         UserError: there is no room for the largest.
     """
     needs = {
-        "extract": {"CPU": config.teacher.cpus, "GPU": config.teacher.gpus},
+        "extract": config.teacher.resources,
         "train": config.train.resources,
     }
     room = ray.cluster_resources()
@@ -236,7 +236,7 @@ def _result(config: RunConfig, kept: _Kept) -> Result:
     link = Link(config.scale.link_gbit * 1e9 / 8, config.scale.link_latency_us * 1e-6)
     price, stages = config.scale.price_per_hour, []
     if kept.extract:
-        gpus = kept.identity["extract"]["teacher"]["gpus"]
+        gpus = TeacherConfig(**kept.identity["extract"]["teacher"]).resources["GPU"]
         stages.append(extract_stage(kept.extract, config.scale.rows, gpus, price))
     if kept.train:
         train = kept.identity["train"]["train"]
