@@ -70,6 +70,13 @@ KEYS = {
     "workers": "scale.workers",
     "stage": "scale.stage",
     "price_per_hour": "scale.price_per_hour",
+    "comments_count": "plan.comments",
+    "teacher_params": "plan.teacher_params",
+    "teacher_machine": "plan.teacher_machine",
+    "student_machine": "plan.student_machine",
+    "plan_workers": "plan.workers",
+    "scale": "plan.scale",
+    "prices": "plan.prices",
 }  # of the configuration, by option
 
 
@@ -383,6 +390,40 @@ def scale(shards: str | None, **options: Any) -> None:
     for table in tables(result):
         console.print(table)
     for line in notes(result):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"page     {storage.join(folder, PAGE)}", markup=False, highlight=False, soft_wrap=True)
+
+
+@main.command()
+@click.option("--comments-count", type=click.IntRange(1), metavar="N", help="Comments that pass the filters.")
+@click.option("--teacher-params", type=float, metavar="N", help="Parameters of the teacher, such as 3.88e9.")
+@click.option("--teacher-machine", metavar="KIND", help="Kind of the teachers' machines, by its name among the prices.")
+@click.option("--student-machine", metavar="KIND", help="Kind of the students' machines; by default the teachers'.")
+@click.option("--workers", "plan_workers", type=click.IntRange(1), help="Of each stage; by default the configuration's.")
+@click.option("--scale", metavar="JSON", help="The scale.json that `retort scale` left: measured rates come first.")
+@click.option("--prices", metavar="YAML", help="Machines and prices; by default cluster/plan/prices.yaml, to be copied.")
+@_options("task")
+def plan(**options: Any) -> None:
+    """Hours, bytes and money of a run before you pay for it, in OUT/plan.
+
+    \b
+      retort plan --task tasks/reddit_sentiment.yaml --comments-count 500000 --out runs/first
+      retort plan --config run.yaml --scale runs/first/scale/scale.json --workers 8 --out runs/first
+      retort plan --config cluster/plan/thesis.yaml --out runs/thesis
+
+    Each stage's wall time, worker-hours and cost, the same with 1, 2, 4, … workers up to where more do not pay, and on other
+    kinds of machines. Rates are measured ones where there are any, else yours (plan.seconds_per_answer,
+    plan.seconds_per_example), else published peaks times a stated share; the table says which. Nothing is started.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from cluster.plan.estimate import make_plan
+    from cluster.plan.report import PAGE, notes, tables, write
+
+    config, out = _configure(**options)
+    folder, made = storage.join(out, "plan"), make_plan(config)
+    write(made, folder)
+    for table in tables(made):
+        console.print(table)
+    for line in notes(made):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"page     {storage.join(folder, PAGE)}", markup=False, highlight=False, soft_wrap=True)
 

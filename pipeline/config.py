@@ -7,6 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from cluster.plan.config import PlanConfig
 from pipeline.errors import UserError
 from pipeline.task import Task, describe, read_yaml
 from student.config import Strict, StudentChanges, StudentConfig, TrainConfig, presence
@@ -96,6 +97,7 @@ class RunConfig(Strict):
     tracking: TrackingConfig = TrackingConfig()
     tune: TuneConfig = TuneConfig()
     scale: ScaleConfig = ScaleConfig()
+    plan: PlanConfig = PlanConfig()
 
 
 def load_config(path: str | None, overrides: list[str], options: dict[str, Any]) -> RunConfig:
@@ -124,8 +126,17 @@ def student_shape(task: Task, changes: StudentChanges) -> StudentConfig:
     Raises:
         UserError: the changes leave no shape.
     """
+    return changed_shape(task.student, changes)
+
+
+def changed_shape(shape: StudentConfig, changes: StudentChanges) -> StudentConfig:
+    """A student's shape, with a run's changes.
+
+    Raises:
+        UserError: the changes leave no shape.
+    """
     try:
-        return changes.of(task.student)
+        return changes.of(shape)
     except ValidationError as error:
         raise UserError(f"the student has no such shape:\n{describe(error)}") from error
 
