@@ -7,6 +7,7 @@ tracking URI and active run instead, which belong to whoever runs Retort.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ def log_student(uri: str, run_id: str, student_folder: str) -> str:
             return f"models:/{run.outputs.model_outputs[0].model_id}"
         logged = client.create_logged_model(run.info.experiment_id, NAME, run_id, params=run.data.params)
         try:
-            _save(path, student, logged)
+            _save(path, student, _code(f"{scratch}/code"), logged)
             client.log_model_artifacts(logged.model_id, path)
         except BaseException:
             client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
@@ -81,14 +82,23 @@ def log_student(uri: str, run_id: str, student_folder: str) -> str:
     return f"models:/{logged.model_id}"
 
 
-def _save(path: str, student: str, logged: LoggedModel) -> None:
+def _code(folder: str) -> list[str]:
+    """Copies the packages' modules, and nothing else that lies beside them."""
+
+    def others(parent: str, names: list[str]) -> list[str]:
+        return [name for name in names if not name.endswith(".py") and not os.path.isdir(os.path.join(parent, name))]
+
+    return [shutil.copytree(ROOT / package, f"{folder}/{package}", ignore=others) for package in PACKAGES]
+
+
+def _save(path: str, student: str, code: list[str], logged: LoggedModel) -> None:
     """Writes the model's folder. With the signature and the requirements given, MLflow need not load it to find them out."""
     about = Model(logged.artifact_location, logged.source_run_id, model_uuid=logged.model_id, model_id=logged.model_id)
     save_model(
         path,
         python_model=ROOT / "tune" / "pyfunc.py",
         artifacts={"student": student},
-        code_paths=[str(ROOT / package) for package in PACKAGES],
+        code_paths=code,
         signature=SIGNATURE,
         input_example=pd.DataFrame(EXAMPLE),
         pip_requirements=_requirements(),

@@ -133,6 +133,12 @@ def test_vllm_equals_transformers_when_prefills_are_chunked_and_requests_preempt
     assert_same(tiny, ours, tiny_reference)
 
 
+@pytest.mark.slow
+def test_processes_that_share_an_engines_weights_answer_as_one(tiny: Case, tiny_reference: Captured) -> None:
+    ours, _ = tiny.capture(float32("vllm", tensor_parallel=2))
+    assert_same(tiny, ours, tiny_reference)
+
+
 def test_given_answers_are_scored_as_they_are_and_equal_prompts_too(tiny: Case, tiny_reference: Captured) -> None:
     """Every prompt three times: twice with the teacher's answer, once with another's, so that cached blocks are met."""
     own = [answer.tolist() for answer in _answers(tiny_reference)]

@@ -147,7 +147,7 @@ def test_another_process_loads_it_by_its_alias(logged: Logged, compiled: Compile
 def test_what_is_kept(logged: Logged, files: Path, compiled: CompiledTask) -> None:
     names = {path.name for path in files.rglob("*") if path.is_file()}
     endings = {Path(name).suffix for name in names - {"MLmodel", "registered_model_meta"}}  # the latter is left by loading
-    assert endings == {".py", ".json", ".yaml", ".txt", ".safetensors", ".jinja"}  # no pickle
+    assert endings == {".py", ".json", ".yaml", ".txt", ".safetensors"}  # no pickle
     assert "__pycache__" not in {path.name for path in files.rglob("*")}
     assert "optimizer.safetensors" not in names
     model = mlflow.models.Model.load(str(files))
