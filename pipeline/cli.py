@@ -349,8 +349,8 @@ def _send(submission: Submission, no_wait: bool) -> None:
 
     client = send(submission)
     address = f"--address {submission.address}"
-    console.print(f"job {submission.name} is on the cluster", highlight=False)
     try:
+        console.print(f"job {submission.name} is on the cluster", highlight=False)
         status = None if no_wait else follow(client, submission.name, lambda piece: click.echo(piece, nl=False))
     except KeyboardInterrupt:
         status = None

@@ -90,6 +90,7 @@ def test_inputs_without_comments(retort: Retort, place: Path, comments: str, mes
     assert message in retort.refuses("extract", *arguments(place, comments=comments))
 
 
+@pytest.mark.slow
 def test_a_teacher_not_at_home_in_the_format_is_stopped_by_calibration(retort: Retort, place: Path) -> None:
     (place / "many.jsonl").write_text("".join(json.dumps({"body": f"comment {i}"}) + "\n" for i in range(40)))
     output = retort("extract", *arguments(place, comments="many.jsonl", out="out-calibration"), ok=False)

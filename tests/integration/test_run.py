@@ -94,6 +94,7 @@ def test_mlflow_has_the_steps(out: Path, output: str) -> None:
     assert "mlflow server" in output
 
 
+@pytest.mark.slow
 def test_a_rerun_does_nothing_again_and_another_run_is_refused(retort: Retort, arguments: list[str], out: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (out / "shards").glob("shard-*")}
     again = retort("run", *arguments, *SMALL, *FAST, *UNITS, "--limit=1200")
