@@ -43,6 +43,11 @@ class Measured:
         return self.train[0].bytes // WEIGHT_BYTES if self.train else None
 
     @property
+    def command(self) -> float:
+        """Seconds of a command before it has Ray: its imports, and a local Ray's start."""
+        return max(row.command for row in [*self.extract, *self.train])
+
+    @property
     def gpus(self) -> bool:
         """Whether workers had GPUs."""
         stages = self.settings.get("extract", {}).get("teacher", {}), self.settings.get("train", {}).get("train", {})

@@ -86,11 +86,11 @@ def extract_timing(config: RunConfig, work: Workload, machine: Machine, measured
     Raises:
         UserError: the teacher does not fit the machine.
     """
-    plan, starts = config.plan, dict[int, float]()
+    plan, starts, command = config.plan, dict[int, float](), 0.0
     unit_rows = min(config.extract.rows_per_unit, work.answers)
     if measured and measured.extract:
         source, model = MEASURED, replace(fit_extract(measured.extract), unit_rows=unit_rows)
-        starts = _starts(measured.extract)
+        starts, command = _starts(measured.extract), measured.command
     else:
         source = GIVEN if plan.seconds_per_answer else PUBLISHED
         row = plan.seconds_per_answer or answer_seconds(config, work, machine)
@@ -106,24 +106,24 @@ def extract_timing(config: RunConfig, work: Workload, machine: Machine, measured
     calibration = [min(rows, work.answers) for rows in samples]
 
     def seconds(workers: int) -> float:
-        return extraction_seconds(model, starts, work.answers, calibration, workers)
+        return command + extraction_seconds(model, starts, work.answers, calibration, workers)
 
     return Timing("extract", source, 1 / model.row, seconds)
 
 
 def train_timing(config: RunConfig, work: Workload, machine: Machine, measured: Measured | None) -> Timing:
     """One training, its validations included."""
-    plan, latency = config.plan, config.scale.link_latency_us * 1e-6
+    plan, latency, command = config.plan, config.scale.link_latency_us * 1e-6, 0.0
     if measured and measured.train:
         link = Link(config.scale.link_gbit * 1e9 / 8, latency)
         source, model = MEASURED, fit_train(measured.train, link, tree=measured.gpus)
-        starts = _starts(measured.train)
+        starts, command = _starts(measured.train), measured.command
     else:
         source = GIVEN if plan.seconds_per_example else PUBLISHED
         model, starts = _assumed_training(config, work, machine, latency), {1: plan.start_seconds}
 
     def seconds(workers: int) -> float:
-        return training_seconds(model, starts, work, workers)
+        return command + training_seconds(model, starts, work, workers)
 
     return Timing("train", source, 1 / (model.example + model.fixed / work.batch), seconds, work.batch)
 

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.plan.estimate import Plan, make_plan
 from pipeline.errors import UserError
-from tests.cluster.plans import planned, scale_json
+from tests.cluster.plans import EXTRACT, planned, scale_json
 from tests.tune.test_scale_model import train_row
 
 
@@ -27,6 +27,17 @@ def test_it_predicts_what_it_was_made_of(tmp_path: Path) -> None:
     assert found["train", 1] == pytest.approx(9 + 3 * 77 * train_row(1, 32).step[0] + 3 * 307 * 0.002 / 3, rel=1e-3)
     assert found["train", 2] == pytest.approx(9 + 3 * 77 * train_row(2, 16).step[0] + 3 * 154 * 0.0025 / 3, rel=1e-3)
     assert ("train", 4) in found
+
+
+def test_each_command_starts_once(tmp_path: Path) -> None:
+    plain, slow = (tmp_path / name for name in ("plain", "slow"))
+    rows = [row.model_copy(update={"command": 7.0}) for row in EXTRACT]
+    plans = []
+    for folder, measured in ((plain, EXTRACT), (slow, rows)):
+        folder.mkdir()
+        plans.append(hours(make_plan(planned(scale=scale_json(folder, extract=measured), comments=3072))))
+    for stage in ("extract", "train"):
+        assert 3600 * (plans[1][stage, 2] - plans[0][stage, 2]) == pytest.approx(7)
 
 
 def test_a_start_nobody_measured_is_the_longest(tmp_path: Path) -> None:

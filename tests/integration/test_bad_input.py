@@ -99,6 +99,7 @@ def test_a_teacher_not_at_home_in_the_format_is_stopped_by_calibration(retort: R
     assert not (place / "out-calibration/shards").exists()
 
 
+@pytest.mark.slow
 def test_comments_that_all_fail_the_filters(retort: Retort, place: Path) -> None:
     (place / "links.jsonl").write_text('{"body": "see https://example.org"}\nnot json\n')
     output = retort("extract", *arguments(place, comments="links.jsonl", out="out-links"), ok=False)

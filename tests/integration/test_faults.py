@@ -44,6 +44,7 @@ def rows_of(out: Path) -> list[int]:
     return sorted(int(key[1]) for table in open_shards(str(out / "shards")).tables() for key in table.keys)
 
 
+@pytest.mark.slow
 def test_a_signal_finishes_what_is_in_flight_and_the_same_command_goes_on(retort: Retort, place: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "extract", *arguments(place, tmp_path / "out"), *SMALL]
     environment = retort.environment()

@@ -56,3 +56,16 @@ def test_all_workers_look_for_a_notice_or_none_does(monkeypatch: pytest.MonkeyPa
         first, second = pool.map(run, range(2))
     assert first == second == [(False, False)] * 3 + [(True, False)] * 2
     assert meeting.looks == 2 * 4  # the first step asks for the first look
+
+
+def test_a_notice_is_saved_for_once_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(student.worker, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(student.worker, "global_sum", lambda wishes: wishes)
+    notices = iter([None, "the machine goes", "the machine goes"])
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(notices))
+    loop: Any = SimpleNamespace(device=torch.device("cpu"))
+    training: Any = SimpleNamespace(config=TrainConfig())
+    sender: Any = SimpleNamespace(stopping=False)
+    compiled: Any = None
+    worker = _Worker(loop, training, compiled, sender, rank=0)
+    assert [worker._agree() for _ in range(4)] == [(False, False), (False, False), (False, True), (False, False)]

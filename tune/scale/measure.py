@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 import ray
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
@@ -59,12 +60,13 @@ def measure_scaling(config: RunConfig, shards_folder: str, folder: str) -> Resul
         raise UserError("retort scale measures train.strategy=ddp alone: only there can a step leave its exchange out")
     shards = open_shards(shards_folder) if "train" in stages else None
     start_ray()
+    command = time.time() - psutil.Process().create_time()
     counts = _counts(config, stages)
     config = _with_threads(config, counts[-1])
     kept = _Kept(folder, {stage: _identity(stage, config, shards) for stage in stages})
     tracking = _track(config, kept)
     try:
-        _measure(config, shards, shards_folder, counts, kept)
+        _measure(config, shards, shards_folder, counts, kept, command)
         result = _result(config, kept)
         _publish(result, kept, tracking)
     except BaseException as error:
@@ -183,14 +185,16 @@ def _track(config: RunConfig, kept: _Kept) -> Tracking:
     return tracking
 
 
-def _measure(config: RunConfig, shards: Shards | None, shards_folder: str, counts: list[int], kept: _Kept) -> None:
+def _measure(
+    config: RunConfig, shards: Shards | None, shards_folder: str, counts: list[int], kept: _Kept, command: float
+) -> None:
     """Measures each stage at each count that is not measured yet."""
     scratch = storage.join(kept.folder, SCRATCH)
 
     def extraction(workers: int) -> None:
         busy = busy_share()
         row = measure_extraction(config, workers, counts[-1], storage.join(scratch, "extract"))
-        kept.extract.append(row.model_copy(update={"busy": busy}))
+        kept.extract.append(row.model_copy(update={"busy": busy, "command": command}))
 
     def training(workers: int) -> None:
         busy = busy_share()
@@ -198,7 +202,7 @@ def _measure(config: RunConfig, shards: Shards | None, shards_folder: str, count
         train = config.train.model_copy(update={"workers": workers})
         job = Training.of(student_shape(shards.compiled.task, config.student), train, shards)
         rows = measure_training(job, shards_folder, workers, config.scale.steps, storage.join(scratch, "train"))
-        kept.train.extend(row.model_copy(update={"busy": busy}) for row in rows)
+        kept.train.extend(row.model_copy(update={"busy": busy, "command": command}) for row in rows)
 
     measures: dict[Stage, Callable[[int], None]] = {"extract": extraction, "train": training}
     for stage in _stages(config):

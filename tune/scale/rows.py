@@ -21,12 +21,14 @@ class _Row(Strict):
         nodes: machines they ran on.
         startup: seconds that do not count.
         busy: share of the driver's machine that other work took before.
+        command: seconds from the command's own start until it had Ray, which every command takes.
     """
 
     workers: int
     nodes: int
     startup: float
     busy: float = 0.0
+    command: float = 0.0
 
     @property
     def per_node(self) -> int:
