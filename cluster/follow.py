@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import requests
@@ -79,8 +79,8 @@ def follow(client: JobSubmissionClient, name: str, show: Callable[[str], None]) 
             show(new)
 
     while True:
-        with suppress(*LOST), closing(asyncio.new_event_loop()) as loop:
-            loop.run_until_complete(tail())  # asyncio.run would lose a Ctrl-C that comes as the connection breaks
+        with suppress(*LOST):
+            asyncio.run(tail())
         try:
             status = client.get_job_status(name)
         except LOST as error:
