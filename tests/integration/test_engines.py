@@ -139,6 +139,7 @@ def test_processes_that_share_an_engines_weights_answer_as_one(tiny: Case, tiny_
     assert_same(tiny, ours, tiny_reference)
 
 
+@pytest.mark.slow
 def test_given_answers_are_scored_as_they_are_and_equal_prompts_too(tiny: Case, tiny_reference: Captured) -> None:
     """Every prompt three times: twice with the teacher's answer, once with another's, so that cached blocks are met."""
     own = [answer.tolist() for answer in _answers(tiny_reference)]
@@ -154,6 +155,7 @@ def test_given_answers_are_scored_as_they_are_and_equal_prompts_too(tiny: Case, 
         assert np.abs(first).max() < LOGIT_TOLERANCE, name
 
 
+@pytest.mark.slow
 def test_samples_repeat_by_seed_and_spread_as_the_teacher_does(tiny: Case) -> None:
     requests = [Request(tiny.prompts[0], seed=seed) for seed in [*range(200), *reversed(range(200))]]
     ours, _ = tiny.capture(float32("vllm"), requests=requests, temperature=1.5)
