@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import requests
 from aiohttp import ClientError
@@ -29,7 +27,6 @@ def submit(submission: Submission) -> JobSubmissionClient:
     Raises:
         UserError: the cluster cannot be reached, does not take our token, or does not take the job.
     """
-    _use_token()
     logging.disable(logging.WARNING)  # Ray names each file that it does not pack
     try:
         client = JobSubmissionClient(submission.address)
@@ -47,13 +44,6 @@ def submit(submission: Submission) -> JobSubmissionClient:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the cluster does not take the job: {error}") from error
     return client
-
-
-def _use_token() -> None:
-    """Ray's client sends a token in token mode alone, which it takes from the environment when it is imported."""
-    known = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if known or (Path.home() / ".ray/auth_token").exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def follow(client: JobSubmissionClient, name: str, show: Callable[[str], None]) -> JobStatus:

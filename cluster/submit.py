@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 from pipeline import storage
 from pipeline.config import RunConfig
+from pipeline.console import console
 from pipeline.errors import UserError
+from pipeline.stopping import STOPPED
 from tune.tracking import tracking_uri
 
 ADDRESS = "http://127.0.0.1:8265"  # where `ray dashboard cluster.yaml` and `kubectl port-forward` put a cluster's dashboard
@@ -112,3 +116,36 @@ def check_paths(config: RunConfig, config_file: str | None, folders: dict[str, s
         if path and not os.path.isabs(path) and (path.startswith("..") or not os.path.isfile(path)):
             raise UserError(f"{option} {path} is no file in this directory, which is what goes to the cluster")
     tracking_uri(config.tracking.uri, config.out or ".")
+
+
+def run_job(submission: Submission, no_wait: bool) -> int:
+    """Submits a job and shows its log to its end; returns the exit code of the command.
+
+    Raises:
+        UserError: see `cluster.follow`.
+    """
+    _use_token()
+    from cluster.follow import follow, submit  # imports Ray
+
+    client, status, code = submit(submission), None, 0
+    try:
+        console.print(f"job {submission.name} is on the cluster", highlight=False)
+        if not no_wait:
+            status = follow(client, submission.name, lambda piece: click.echo(piece, nl=False))
+    except KeyboardInterrupt:
+        code = STOPPED
+        console.print("\nno longer following: the job goes on", highlight=False)
+    if status is None:
+        address = f"--address {submission.address}"
+        console.print(f"follow it   ray job logs {address} --follow {submission.name}", highlight=False, soft_wrap=True)
+        console.print(f"stop it     ray job stop {address} {submission.name}", highlight=False, soft_wrap=True)
+        return code
+    console.print(f"job {submission.name}: {status.lower()}", highlight=False)
+    return int(status != "SUCCEEDED")
+
+
+def _use_token() -> None:
+    """Ray's client sends a token in token mode alone, which it takes from the environment when it is imported."""
+    known = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if known or (Path.home() / ".ray/auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

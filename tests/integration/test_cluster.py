@@ -60,7 +60,8 @@ def submit(retort: Retort, cluster: RayCluster, bucket: Bucket) -> Submit:
 
     def start(*arguments: str, **changes: str) -> subprocess.Popen[str]:
         known = retort.environment() | cluster.environment | bucket.settings | changes
-        del known["PYTHONPATH"], known["RAY_ADDRESS"]
+        for name in {"PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_MODE"} - changes.keys():  # a token is enough
+            del known[name]
         command = [sys.executable, "-m", "pipeline.cli", "submit", *arguments]
         return subprocess.Popen(command, cwd=ROOT, env=known, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
