@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -130,6 +131,8 @@ def main() -> None:
     A task is one YAML file: the instruction, the output fields with their values, and which comments take part. Copy one
     under tasks/ to write your own.
     """  # noqa: D301 (\b is click's mark, as a character)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+        del os.environ["OMP_NUM_THREADS"]  # Ray's, as a job's driver reserves no CPU; but students are evaluated in it
 
 
 @main.command()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -53,6 +54,13 @@ def test_a_stage_gets_its_own_packages() -> None:
 def test_ray_is_not_imported_before_the_token_mode_is_set() -> None:
     code = "import pipeline.cli, cluster.submit, sys; sys.exit('ray' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_job_uses_all_cores_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Ray sets it for what reserves no CPU
+    dry("train", "--out", "/x")
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_every_stage_is_a_command() -> None:
