@@ -86,7 +86,7 @@ def train(name: str, seed: int, folder: str, student: dict[str, Any], config: di
 def fidelity(model: Any, folder: str) -> dict[str, Any]:
     """Agreement with the teacher on the test split, and measures of its steps."""
     shards = open_shards(folder)
-    test, compiled = open_examples(shards, TEST, model.shape.sequence), shards.compiled
+    test, compiled = open_examples(shards, TEST, model.shape.sequence, model.shape.separator), shards.compiled
     rows = np.argsort(test.lengths, kind="stable")
     parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     decoder = Decoder(model, compiled)

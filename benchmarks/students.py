@@ -76,20 +76,20 @@ def synthetic_data(student: StudentConfig, embeddings: str) -> Data:
     columns = _synthetic_columns(random, often_V, answers)
     forced = np.arange(STEPS) % (STEPS // CHOICES) != 0
     compiled: Any = SimpleNamespace(automaton=SimpleNamespace(tokens=answers, forced=forced))
-    stored = Stored(columns["values"], columns["lse"], None)
+    stored, separator = Stored(columns["values"], columns["lse"], None), np.zeros(2, np.int32)
     shape = Shape(VOCABULARY, int(rows.max()) + 1, WATCHED, CONTEXT, **student.model_dump())
-    return Data(lambda sequence: Examples(columns, compiled, stored, sequence == "choices"), shape, rows)
+    return Data(lambda sequence: Examples(columns, compiled, stored, sequence == "choices", separator), shape, rows)
 
 
 def _synthetic_columns(random: np.random.Generator, often_V: NDArray[Any], answers: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """The columns of `student.unpack`; a separator has two tokens."""
-    lengths, steps = random.integers(3, 26, SYNTHETIC) + 2, SYNTHETIC * STEPS
+    """The columns of `student.unpack`."""
+    lengths, steps = random.integers(3, 26, SYNTHETIC), SYNTHETIC * STEPS
     logits = random.standard_normal((steps, WATCHED), np.float32)
     lse = np.log(np.exp(logits).sum(1, keepdims=True))
-    starts = {"prefix": lengths, "answer": STEPS, "kept": STEPS, "choice": CHOICES}
+    starts = {"comment": lengths, "answer": STEPS, "kept": STEPS, "choice": CHOICES}
     columns = {f"{name}_starts": np.r_[0, np.cumsum(np.broadcast_to(n, SYNTHETIC))] for name, n in starts.items()}
     return columns | {
-        "prefix": random.choice(VOCABULARY, int(lengths.sum()), p=often_V).astype(np.int32),
+        "comment": random.choice(VOCABULARY, int(lengths.sum()), p=often_V).astype(np.int32),
         "answer": np.tile(answers, SYNTHETIC),
         "state": np.tile(np.arange(STEPS, dtype=np.int32), SYNTHETIC),
         "kept": np.ones(steps, bool),

@@ -35,6 +35,11 @@ class CompiledTask:
         """What two stages must agree on, by name."""
         return {"task": self.task.hash, "tokenizer": self.tokenizer.hash, "watched set": self.watched.hash}
 
+    @property
+    def separator(self) -> list[int]:
+        """Ids of what a student reads between comment and answer."""
+        return self.tokenizer.encode([self.task.separator])[0]
+
     def save(self, folder: str) -> None:
         """Writes task.yaml, tokenizer.json, automaton.safetensors and vocabulary.json."""
         storage.write_text(storage.join(folder, "task.yaml"), dump_task(self.task))

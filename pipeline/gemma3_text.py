@@ -11,12 +11,10 @@ import torch
 from transformers import PreTrainedConfig
 from vllm.model_executor.models.gemma3 import Gemma3ForCausalLM
 
+from pipeline.gemma3_names import language_name
+
 ARCHITECTURE = "RetortGemma3Text"
 CLASS_OVERRIDES = {ARCHITECTURE: f"{__name__}:Gemma3Text"}
-
-# Older checkpoints (the Hub's) first, then those transformers 5 writes.
-PREFIXES = {"language_model.": "", "model.language_model.": "model."}
-VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -38,6 +36,5 @@ class Gemma3Text(Gemma3ForCausalLM):
 
 def _language_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in weights:
-        if not name.startswith(VISION):
-            prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
-            yield (name if prefix is None else PREFIXES[prefix] + name.removeprefix(prefix)), tensor
+        if (ours := language_name(name)) is not None:
+            yield ours, tensor

@@ -39,7 +39,7 @@ class Answerer:
     def __init__(self, model: Student, compiled: CompiledTask) -> None:
         self._compiled = compiled
         self._decoder = Decoder(model, compiled)
-        self._separator = compiled.tokenizer.encode([compiled.task.separator])[0]
+        self._separator = compiled.separator if model.shape.separator is None else list(model.shape.separator)
 
     def answer(self, rows: list[Row]) -> list[Answer]:
         """The answers to rows that `filter_rows` kept, `BATCH` of them at most, in their order."""

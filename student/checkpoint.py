@@ -37,7 +37,7 @@ def load_student(folder: str, device: torch.device | str = "cpu") -> tuple[Stude
     if not storage.exists(storage.join(folder, WEIGHTS)):
         raise UserError(f"no student in {folder}: `retort train` writes one")
     compiled = CompiledTask.load(folder)
-    shape = Shape(**storage.read_json(storage.join(folder, "shape.json")))
+    shape = Shape.from_dict(storage.read_json(storage.join(folder, "shape.json")))
     model = assembled(shape, _load(storage.join(folder, WEIGHTS)))
     return model.to(device), compiled
 

@@ -45,6 +45,8 @@ class Decoder:
 
     def __init__(self, model: Student, compiled: CompiledTask) -> None:
         self._model = model
+        with torch.inference_mode():
+            self._opening = model.read_opening()
         self._device = next(model.parameters()).device
         self._automaton = compiled.automaton
         self._end_id = compiled.tokenizer.end_id
@@ -128,7 +130,7 @@ class Decoder:
 
     def _cache(self, prefixes: list[NDArray[np.int32]], chunk: int) -> KeyValueCache:
         slots = max(map(len, prefixes)) + self._automaton.longest + chunk
-        return KeyValueCache(self._model.shape, len(prefixes), slots, like=self._model.head.weight)
+        return KeyValueCache(self._model.shape, len(prefixes), slots, like=self._model.head.weight, opening=self._opening)
 
     def _read(self, chunks: list[NDArray[np.int64]], cache: KeyValueCache) -> torch.Tensor:
         lengths = np.array([len(chunk) for chunk in chunks])

@@ -58,12 +58,12 @@ def measure(config: EvaluateConfig, shards_folder: str, student_folder: str, rep
     shards = open_shards(shards_folder)
     model, compiled = load_student(student_folder, "cuda" if torch.cuda.is_available() else "cpu")
     require_same(compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
-    test = open_examples(shards, TEST, model.shape.sequence).first(config.limit)
+    test = open_examples(shards, TEST, model.shape.sequence, model.shape.separator).first(config.limit)
     log.info("evaluating on %s test comments", f"{len(test):,}")
     truth = teacher_answers(test)
     constrained, seconds = _decode_all(model, compiled, test, config.batch_size, free=False)
     free, _ = _decode_all(model, compiled, test, config.batch_size, free=True)
-    task, train = compiled.task, open_examples(shards, TRAIN, model.shape.sequence)
+    task, train = compiled.task, open_examples(shards, TRAIN, model.shape.sequence, model.shape.separator)
     figures = {
         "task": task.name,
         "examples": {"test": len(test), "train": len(train)},

@@ -5,7 +5,7 @@ N examples, M answer steps of all of them together, C of these with their logits
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -54,12 +54,14 @@ class Examples:
         compiled: the task.
         stored: the logits of the C steps.
         choices_only: leave forced tokens out.
+        separator: int32, ids between comment and answer.
     """
 
     columns: dict[str, NDArray[Any]]
     compiled: CompiledTask
     stored: Stored
     choices_only: bool
+    separator: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.columns["choice_starts"]) - 1
@@ -72,7 +74,8 @@ class Examples:
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
         """Tokens the student reads of each example, [N]: the last target is never read."""
-        return (np.diff(self.columns["prefix_starts"]) + np.diff(self.columns[self._positions]) - 1).astype(np.int32)
+        comments, positions = (np.diff(self.columns[starts]) for starts in ("comment_starts", self._positions))
+        return (comments + len(self.separator) + positions - 1).astype(np.int32)
 
     def weight(self, indices: NDArray[np.int64], forced_weight: float) -> float:
         """What the positions of these examples weigh together, a choice step 1 and a forced step `forced_weight`."""
@@ -89,8 +92,8 @@ class Examples:
 
     def prefix(self, index: int) -> NDArray[np.int32]:
         """Token ids of the comment and the separator."""
-        start, end = self.columns["prefix_starts"][index : index + 2]
-        return self.columns["prefix"][start:end]
+        start, end = self.columns["comment_starts"][index : index + 2]
+        return np.concatenate([self.columns["comment"][start:end], self.separator])
 
     def answer(self, index: int) -> NDArray[np.int32]:
         """Token ids of the teacher's whole answer, end token last."""
@@ -101,11 +104,13 @@ class Examples:
         """The batch of these examples, in this order."""
         steps, logits = self._steps(indices)
         answer, states = self.columns["answer"][steps], self.columns["state"][steps]
-        prefixes, positions = self._counts("prefix_starts", indices), self._counts(self._positions, indices)
+        comments, positions = self._counts("comment_starts", indices), self._counts(self._positions, indices)
+        prefixes = comments + len(self.separator)
         length = int((prefixes + positions).max()) - 1
         rows = np.arange(len(indices)) * length
         tokens = np.zeros(len(indices) * length, np.int64)
-        tokens[_ranges(rows, prefixes)] = self.columns["prefix"][_ranges(self.columns["prefix_starts"][indices], prefixes)]
+        tokens[_ranges(rows, comments)] = self.columns["comment"][_ranges(self.columns["comment_starts"][indices], comments)]
+        tokens[(rows + comments)[:, None] + np.arange(len(self.separator))] = self.separator
         predict = _ranges(rows + prefixes - 1, positions)  # the separator's last token predicts the answer's first
         read = np.ones(len(predict), bool)
         read[np.cumsum(positions) - 1] = False  # an answer's last token is only a target
@@ -133,16 +138,17 @@ class Examples:
         if count is None:
             return self
         columns = {n: column[: count + 1] if n.endswith("_starts") else column for n, column in self.columns.items()}
-        return Examples(columns, self.compiled, self.stored, self.choices_only)
+        return replace(self, columns=columns)
 
 
-def open_examples(shards: Shards, split: str, sequence: str) -> Examples:
+def open_examples(shards: Shards, split: str, sequence: str, separator: tuple[int, ...] | None = None) -> Examples:
     """The examples of one split of an extraction.
 
     Args:
         shards: the extraction.
         split: `train`, `validation` or `test`.
         sequence: `full` or `choices`.
+        separator: ids between comment and answer; by default the task's.
 
     Raises:
         UserError: the split is empty, or whole answers are wanted of shards with the logits of choice steps alone.
@@ -159,7 +165,8 @@ def open_examples(shards: Shards, split: str, sequence: str) -> Examples:
         raise UserError(f"no example falls in the {split} split: {shards.manifest['rows']} examples are too few")
     compact = Compact.load(shards.folder, shards.compiled.automaton) if columns["values"].dtype == np.int8 else None
     stored = Stored(columns["values"], columns["lse"], compact.codec if compact else None)
-    return Examples(columns, shards.compiled, stored, sequence == "choices")
+    between = np.array(shards.compiled.separator if separator is None else separator, np.int32)
+    return Examples(columns, shards.compiled, stored, sequence == "choices", between)
 
 
 def columns_of(compiled: CompiledTask, tokens: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -51,8 +51,8 @@ class Training:
         Loss(config)  # better refused now than by every worker
         compiled = shards.compiled
         examples = open_examples(shards, TRAIN, student.sequence)
-        counts = np.bincount(examples.columns["prefix"], minlength=compiled.tokenizer.size)
-        rows = embedding_rows(counts, compiled.automaton.tokens)
+        counts = np.bincount(examples.columns["comment"], minlength=compiled.tokenizer.size)
+        rows = embedding_rows(counts, np.union1d(compiled.automaton.tokens, compiled.separator))
         shape = Shape(
             input_vocabulary=compiled.tokenizer.size,
             embeddings=int(rows.max()) + 1,
@@ -109,8 +109,8 @@ class Loop:
     ) -> None:
         config, self.device = training.config, device or torch.device("cpu")
         self._config, self._rank, self._workers = config, rank, workers
-        self._train = open_examples(shards, TRAIN, training.shape.sequence)
-        self.validation = open_examples(shards, VALIDATION, training.shape.sequence)
+        self._train = open_examples(shards, TRAIN, training.shape.sequence, training.shape.separator)
+        self.validation = open_examples(shards, VALIDATION, training.shape.sequence, training.shape.separator)
         self._order = Order(self._train.lengths, config)
         torch.manual_seed(config.seed)
         self._strategy = make_strategy(Student(training.shape, training.rows), config, self.device)

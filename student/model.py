@@ -1,17 +1,20 @@
 """The student: a small decoder-only transformer that reads the teacher's tokens and writes watched tokens only.
 
-Plain PyTorch: pre-norm blocks, RMSNorm, rotary positions, GELU, no biases, input and output tables apart.
+Plain PyTorch: pre-norm blocks, RMSNorm, rotary positions, GELU, no biases, input and output tables apart. In the family
+`gemma3` they are Gemma 3's (Gemma Team, "Gemma 3 Technical Report", 2025), so that a student can be cut from such a model:
+the feed-forward is gated, what a block adds is normalised too, and so are queries and keys.
 
-Shape suffixes: B batch, T sequence, D width, H heads, K head width, V input vocabulary, W watched tokens, C cache slots,
-L layers, M positions to predict at, R rows of the embedding.
+Shape suffixes: B batch, T sequence, D width, H heads, G key/value heads, K head width, V input vocabulary, W watched tokens,
+C keys that a chunk may look at, M positions to predict at, P tokens of the opening, R rows of the embedding.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from types import EllipsisType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,8 +24,25 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
+class Layer:
+    """What may differ from layer to layer.
+
+    Attributes:
+        window: keys a query looks at, itself among them; None for all before it.
+        base: of the rotary frequencies.
+        stretch: what positions are divided by.
+    """
+
+    window: int | None = None
+    base: float = 10_000.0
+    stretch: float = 1.0
+
+
+@dataclass(frozen=True)
 class Shape:
     """Everything that sizes a student, and what it reads.
+
+    What is None takes the value that a student of our own has.
 
     Attributes:
         input_vocabulary: V, ids of the teacher's tokenizer.
@@ -30,6 +50,15 @@ class Shape:
         output_vocabulary: W, watched tokens, and one more with the tail.
         context: tokens the student reads at most.
         layers, width, heads, mlp, sequence, dropout: see `StudentConfig`.
+        family: `plain` or `gemma3`.
+        key_value_heads: G, each shared by as many heads; by default as many as heads.
+        head_width: K; by default the width shared among the heads.
+        kinds: of each layer.
+        epsilon: what the norms over the width add to the mean square; by default float32's own.
+        head_epsilon: the same of the norms of queries and keys.
+        score_scale: what attention scores are multiplied by; by default 1 / √K.
+        opening: ids that the student reads before every comment, computed once.
+        separator: ids between comment and answer; by default the task's.
     """
 
     input_vocabulary: int
@@ -42,13 +71,83 @@ class Shape:
     mlp: int
     sequence: str = "full"
     dropout: float = 0.0
+    family: str = "plain"
+    key_value_heads: int | None = None
+    head_width: int | None = None
+    kinds: tuple[Layer, ...] | None = None
+    epsilon: float | None = None
+    head_epsilon: float | None = None
+    score_scale: float | None = None
+    opening: tuple[int, ...] = ()
+    separator: tuple[int, ...] | None = None
+
+    @property
+    def groups(self) -> int:
+        """G, key/value heads."""
+        return self.key_value_heads or self.heads
+
+    @property
+    def per_head(self) -> int:
+        """K, the width of a head."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def each_layer(self) -> tuple[Layer, ...]:
+        """The kind of every layer."""
+        return self.kinds or (Layer(),) * self.layers
+
+    @property
+    def is_gemma(self) -> bool:
+        """Whether blocks are built as Gemma 3's."""
+        return self.family == "gemma3"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON; what is None or empty is left out."""
+        return {name: value for name, value in json.loads(json.dumps(asdict(self))).items() if value not in (None, [])}
+
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> Shape:
+        """From `as_dict`."""
+        tuples: dict[str, Any] = {name: tuple(content[name]) for name in ("opening", "separator") if name in content}
+        if "kinds" in content:
+            tuples["kinds"] = tuple(Layer(**kind) for kind in content["kinds"])
+        return Shape(**(content | tuples))
 
 
 Places = EllipsisType | tuple[torch.Tensor, torch.Tensor]  # of [B, T]: all, or rows and columns
+Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values, each [B, G, T, K]
+
+
+class Memory(Protocol):
+    """What a chunk can look at beside itself."""
+
+    def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
+        """Takes a layer's keys and values of a chunk; returns all that its queries may look at."""
+
+
+class Opening:
+    """Collects the opening's keys and values, [1, G, P, K] each, as the opening is read."""
+
+    def __init__(self) -> None:
+        self.pairs: list[Pair] = []
+
+    def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
+        """See `Memory`."""
+        self.pairs.append(chunk)
+        return chunk
+
+
+class Behind:
+    """Puts every row of a chunk behind the opening."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._pairs = opening.pairs
+
+    def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
+        """See `Memory`."""
+        rows = (len(chunk[0]), -1, -1, -1)
+        keys, values = (torch.cat([before.expand(rows), new], 2) for before, new in zip(self._pairs[layer], chunk, strict=True))
+        return keys, values
 
 
 class KeyValueCache:
@@ -56,76 +155,123 @@ class KeyValueCache:
 
     A chunk is padded to its longest row. What its padding writes lies behind the row's length, where no query looks
     until the next chunk has written over it.
+
+    Args:
+        shape: of the student.
+        rows: B.
+        slots: the tokens a row can hold after the opening, padding of its last chunk included.
+        like: a tensor of the wanted kind.
+        opening: what all rows have read.
     """
 
-    def __init__(self, shape: Shape, rows: int, slots: int, like: torch.Tensor) -> None:
-        size = (shape.layers, rows, shape.heads, slots, shape.width // shape.heads)
-        self.keys_LBHCK, self.values_LBHCK = like.new_zeros(size), like.new_zeros(size)
-        self.lengths_B = torch.zeros(rows, dtype=torch.int64, device=like.device)
+    def __init__(self, shape: Shape, rows: int, slots: int, like: torch.Tensor, opening: Opening | None = None) -> None:
+        before = len(shape.opening)
+        size = (shape.layers, rows, shape.groups, before + slots, shape.per_head)
+        self.keys_LBGCK, self.values_LBGCK = like.new_zeros(size), like.new_zeros(size)
+        for layer, (keys, values) in enumerate(opening.pairs if opening else []):
+            self.keys_LBGCK[layer, :, :, :before], self.values_LBGCK[layer, :, :, :before] = keys, values
+        self.lengths_B = torch.full((rows,), before, dtype=torch.int64, device=like.device)
 
     @property
     def slots(self) -> int:
-        """C, the tokens a row can hold, padding of its last chunk included."""
-        return self.keys_LBHCK.shape[3]
+        """C, opening included."""
+        return self.keys_LBGCK.shape[3]
 
-    def update(
-        self, layer: int, positions_BT: torch.Tensor, keys_BHTK: torch.Tensor, values_BHTK: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes a chunk's keys and values at its positions; returns all of the layer's."""
-        at = positions_BT[:, None, :, None].expand_as(keys_BHTK)
-        keys, values = self.keys_LBHCK[layer], self.values_LBHCK[layer]
-        return keys.scatter_(2, at, keys_BHTK), values.scatter_(2, at, values_BHTK)
+    def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
+        """See `Memory`."""
+        at = positions_BT[:, None, :, None].expand_as(chunk[0])
+        keys, values = self.keys_LBGCK[layer], self.values_LBGCK[layer]
+        return keys.scatter_(2, at, chunk[0]), values.scatter_(2, at, chunk[1])
+
+
+class Reach:
+    """What a chunk attends to, by the window of a layer.
+
+    Args:
+        positions_BT: of its tokens; B may be 1 for all rows alike.
+        keys: C, how many keys there are, those of the memory included.
+        windows: of all layers.
+        memory: what there is beside the chunk.
+    """
+
+    def __init__(self, positions_BT: torch.Tensor, keys: int, windows: set[int | None], memory: Memory | None = None) -> None:
+        self.positions_BT, self.memory = positions_BT, memory
+        alone = keys == positions_BT.shape[1] and len(positions_BT) == 1
+        self.masks = {w: None if alone and (w is None or keys <= w) else _mask(positions_BT, keys, w) for w in windows}
+
+    def extend(self, layer: int, chunk: Pair) -> Pair:
+        """The chunk's keys and values with those of the memory."""
+        return chunk if self.memory is None else self.memory.update(layer, self.positions_BT, chunk)
+
+
+def _mask(positions_BT: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
+    """Which keys each query may look at: bool [B or 1, 1, T, C]."""
+    back = positions_BT[:, None, :, None] - torch.arange(keys, device=positions_BT.device)
+    return back >= 0 if window is None else (back >= 0) & (back < window)
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with rotary positions (Su et al., "RoFormer", 2021)."""
+    """Causal grouped-query attention (Ainslie et al., "GQA", 2023) with rotary positions (Su et al., "RoFormer", 2021)."""
 
     def __init__(self, shape: Shape, layer: int) -> None:
         super().__init__()
-        self._layer, self._heads = layer, shape.heads
-        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
-        self.out = nn.Linear(shape.width, shape.width, bias=False)
+        self._layer, self._kind = layer, shape.each_layer[layer]
+        self._parts = (shape.heads, shape.groups, shape.groups)
+        self._head_width, self._scale = shape.per_head, shape.score_scale
+        self.qkv = nn.Linear(shape.width, sum(self._parts) * shape.per_head, bias=False)
+        self.out = nn.Linear(shape.heads * shape.per_head, shape.width, bias=False)
+        if shape.is_gemma:
+            self.query_norm = nn.RMSNorm(shape.per_head, shape.head_epsilon)
+            self.key_norm = nn.RMSNorm(shape.per_head, shape.head_epsilon)
 
-    def forward(self, x_BTD: torch.Tensor, rotary: torch.Tensor, reach: Reach) -> torch.Tensor:
+    def forward(self, x_BTD: torch.Tensor, rotary: dict[Layer, torch.Tensor], reach: Reach) -> torch.Tensor:
         """Mixes positions; `reach` says which."""
-        batch, length, width = x_BTD.shape
-        qkv = self.qkv(x_BTD).view(batch, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+        batch, length, _ = x_BTD.shape
+        qkv = self.qkv(x_BTD).view(batch, length, -1, self._head_width).transpose(1, 2)
         if x_BTD.device.type == "cpu":
             qkv = qkv.float()  # CPUs are slow at rotations and attention in bf16
-        queries, keys, values = rotate(qkv[0], rotary), rotate(qkv[1], rotary), qkv[2]
-        if reach.cache is not None:
-            keys, values = reach.cache.update(self._layer, reach.positions_BT, keys, values)
         with torch.autocast("cpu", enabled=False):
-            mixed = F.scaled_dot_product_attention(queries, keys, values, reach.mask, is_causal=reach.mask is None)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What a chunk attends to: itself, causally, or itself and the cache, under a mask bool [B, 1, T, C]."""
-
-    positions_BT: torch.Tensor
-    cache: KeyValueCache | None = None
-    mask: torch.Tensor | None = None
+            queries, keys, values = qkv.split(self._parts, 1)
+            if hasattr(self, "query_norm"):
+                queries, keys = self.query_norm(queries), self.key_norm(keys)
+            angles = rotary[self._kind]
+            keys, values = reach.extend(self._layer, (rotate(keys, angles), values))
+            mask = reach.masks[self._kind.window]
+            shared = {"enable_gqa": True} if self._parts[0] != self._parts[1] else {}
+            mixed = F.scaled_dot_product_attention(
+                rotate(queries, angles), keys, values, mask, is_causal=mask is None, scale=self._scale, **shared
+            )
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
 class Block(nn.Module):
-    """One layer: attention, then a GELU feed-forward, each on a normalised residual."""
+    """One layer: attention, then a feed-forward, each on a normalised residual."""
 
     def __init__(self, shape: Shape, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(shape.width)
+        self._gated = shape.is_gemma
+        self.attention_norm = nn.RMSNorm(shape.width, shape.epsilon)
         self.attention = Attention(shape, layer)
-        self.mlp_norm = nn.RMSNorm(shape.width)
-        self.up = nn.Linear(shape.width, shape.mlp, bias=False)
+        self.mlp_norm = nn.RMSNorm(shape.width, shape.epsilon)
+        self.up = nn.Linear(shape.width, shape.mlp * (1 + self._gated), bias=False)  # gated: gates first, then values
         self.down = nn.Linear(shape.mlp, shape.width, bias=False)
         self.dropout = nn.Dropout(shape.dropout)
+        if shape.is_gemma:
+            self.attention_out_norm = nn.RMSNorm(shape.width, shape.epsilon)
+            self.mlp_out_norm = nn.RMSNorm(shape.width, shape.epsilon)
 
-    def forward(self, x_BTD: torch.Tensor, rotary: torch.Tensor, reach: Reach, at: Places = ...) -> torch.Tensor:
+    def forward(self, x_BTD: torch.Tensor, rotary: dict[Layer, torch.Tensor], reach: Reach, at: Places = ...) -> torch.Tensor:
         """One layer's residual stream to the next's; `at` picks the places where it goes on."""
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotary, reach))
-        x = x_BTD[at]
-        return x + self.dropout(self.down(F.gelu(self.up(self.mlp_norm(x)))))
+        mixed_BTD = self.attention(self.attention_norm(x_BTD), rotary, reach)
+        x = (x_BTD + self.dropout(self.attention_out_norm(mixed_BTD) if self._gated else mixed_BTD))[at]
+        fed = self.down(self._activate(self.up(self.mlp_norm(x))))
+        return x + self.dropout(self.mlp_out_norm(fed) if self._gated else fed)
+
+    def _activate(self, up: torch.Tensor) -> torch.Tensor:
+        if not self._gated:
+            return F.gelu(up)
+        gates, values = up.chunk(2, -1)
+        return F.gelu(gates, approximate="tanh") * values
 
 
 class Student(nn.Module):
@@ -141,6 +287,7 @@ class Student(nn.Module):
 
     rotations: torch.Tensor
     rows: torch.Tensor
+    opening_1P: torch.Tensor
 
     def __init__(self, shape: Shape, rows_V: NDArray[np.int32] | None = None) -> None:
         super().__init__()
@@ -151,11 +298,14 @@ class Student(nn.Module):
         self.embedding = nn.Embedding(shape.embeddings, shape.width)
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(shape, layer) for layer in range(shape.layers))
-        self.norm = nn.RMSNorm(shape.width)
+        self.norm = nn.RMSNorm(shape.width, shape.epsilon)
         self.head = nn.Linear(shape.width, shape.output_vocabulary, bias=False)
+        self._kinds = list(dict.fromkeys(shape.each_layer))
         with torch.device("cpu"):  # also where the weights are yet to come
-            angles = rotations(shape.context, shape.width // shape.heads)
+            angles = torch.stack([rotations(shape.context, shape.per_head, kind) for kind in self._kinds])
+            opening = torch.tensor([shape.opening], dtype=torch.int64)
         self.register_buffer("rotations", angles, persistent=False)
+        self.register_buffer("opening_1P", opening, persistent=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -175,11 +325,21 @@ class Student(nn.Module):
         Returns:
             [M, W], or [B, T, W] without `predict_M`.
         """
-        length = tokens_BT.shape[1]
-        positions = torch.arange(length, device=tokens_BT.device)[None]
+        length, before = tokens_BT.shape[1], self.opening_1P.shape[1]
         at: Places = ... if predict_M is None else (predict_M // length, predict_M % length)
         with torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=self.bf16):
-            return self._logits(tokens_BT, Reach(positions), at)
+            opening = self.read_opening()
+            positions_1T = torch.arange(before, before + length, device=tokens_BT.device)[None]
+            return self._logits(tokens_BT, self._reach(positions_1T, before + length, Behind(opening) if opening else None), at)
+
+    def read_opening(self) -> Opening | None:
+        """What every row looks back at, computed once for all of them; None without an opening."""
+        if not self.shape.opening:
+            return None
+        opening, length = Opening(), self.opening_1P.shape[1]
+        positions_1P = torch.arange(length, device=self.opening_1P.device)[None]
+        self._blocks(self.opening_1P, self._reach(positions_1P, length, opening), ...)
+        return opening
 
     def read(self, tokens_BT: torch.Tensor, lengths_B: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
         """Reads one more chunk of each row into the cache.
@@ -194,22 +354,28 @@ class Student(nn.Module):
         """
         steps = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         positions_BT = cache.lengths_B[:, None] + steps
-        slots = torch.arange(cache.slots, device=tokens_BT.device)
-        mask_B1TC = slots <= positions_BT[:, None, :, None]
         rows = torch.arange(len(tokens_BT), device=tokens_BT.device)
-        logits_BW = self._logits(tokens_BT, Reach(positions_BT, cache, mask_B1TC), (rows, (lengths_B - 1).clamp_min(0)))
+        reach = self._reach(positions_BT, cache.slots, cache)
+        logits_BW = self._logits(tokens_BT, reach, (rows, (lengths_B - 1).clamp_min(0)))
         cache.lengths_B += lengths_B
         return logits_BW
 
+    def _reach(self, positions_BT: torch.Tensor, keys: int, memory: Memory | None) -> Reach:
+        return Reach(positions_BT, keys, {kind.window for kind in self._kinds}, memory)
+
     def _logits(self, tokens_BT: torch.Tensor, reach: Reach, at: Places) -> torch.Tensor:
-        """Logits at some places: the last layer's keys and values are wanted of all tokens, its feed-forward is not."""
+        return self.head(self.norm(self._blocks(tokens_BT, reach, at)))
+
+    def _blocks(self, tokens_BT: torch.Tensor, reach: Reach, at: Places) -> torch.Tensor:
+        """The residual stream at some places: the last layer's keys and values are wanted of all, its feed-forward is not."""
         # Padding may lie behind the context; what is computed there is never read.
-        rotary = self.rotations[reach.positions_BT.clamp_max(self.shape.context - 1)][:, None]
+        positions = reach.positions_BT.clamp_max(self.shape.context - 1)
+        rotary = {kind: angles[positions][:, None] for kind, angles in zip(self._kinds, self.rotations, strict=True)}
         x_BTD = self.dropout(self.embedding(self.rows[tokens_BT]))
         *before, last = self.blocks
         for block in before:
             x_BTD = block(x_BTD, rotary, reach)
-        return self.head(self.norm(last(x_BTD, rotary, reach, at)))
+        return last(x_BTD, rotary, reach, at)
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of the input embedding and of all the rest."""
@@ -232,9 +398,9 @@ def embedding_rows(counts_V: NDArray[np.int64], always: NDArray[np.int32]) -> ND
     return np.where(known_V, np.cumsum(known_V), 0).astype(np.int32)
 
 
-def rotations(length: int, head_width: int) -> torch.Tensor:
-    """Cosines and sines of every position's rotation: float32 [length, 2, head_width / 2]."""
-    frequencies = 10_000.0 ** -(torch.arange(0, head_width, 2) / head_width)
+def rotations(length: int, head_width: int, kind: Layer = Layer()) -> torch.Tensor:
+    """Cosines and sines of every position's rotation in a layer: float32 [length, 2, head_width / 2]."""
+    frequencies = kind.base ** -(torch.arange(0, head_width, 2) / head_width) / kind.stretch
     angles = torch.arange(length)[:, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()], 1)
 

@@ -32,4 +32,4 @@ def latency_before_training(training: Training, shards_folder: str) -> float:
     """The same of a student that is not trained yet: how long an answer takes does not depend on the weights."""
     shards = open_shards(shards_folder)
     model = Student(training.shape, training.rows).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return latency_ms(model, shards.compiled, open_examples(shards, TRAIN, training.shape.sequence))
+    return latency_ms(model, shards.compiled, open_examples(shards, TRAIN, training.shape.sequence, training.shape.separator))

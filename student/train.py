@@ -83,7 +83,7 @@ def train(config: RunConfig, shards_folder: str, student_folder: str, watcher: W
     if done:
         log.info("%s already holds this training", student_folder)
         return done
-    examples = open_examples(shards, TRAIN, training.shape.sequence)
+    examples = open_examples(shards, TRAIN, training.shape.sequence, training.shape.separator)
     steps = Order(examples.lengths, config.train).steps
     _announce(training, len(examples), steps)
     start_ray()

@@ -5,14 +5,14 @@ $RETORT_CACHE (by default ~/.cache/retort); deleting them there costs only time.
 N examples, M steps, C steps with their logits, W watched tokens, K temperatures:
 
     text      uint8, the comments in UTF-8
-    prefix    int32, tokens of the comment and the separator
+    comment   int32, its tokens
     answer    int32 [M], end token last
     state     int32 [M], the automaton's state before each step
     kept      bool [M], the steps whose logits are here
     values    float16 [C, W], log-probabilities in nats; int8 [C, codes] where every shard is compact
     lse       float32 [C, K], nats
 
-and int64 [N + 1] each, where an example's values begin: text_starts, prefix_starts, answer_starts (also for state and kept),
+and int64 [N + 1] each, where an example's values begin: text_starts, comment_starts, answer_starts (also for state and kept),
 kept_starts (for values and lse) and choice_starts, which counts choice steps.
 """
 
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLIT_TENTHS = {TRAIN: range(8), VALIDATION: range(8, 9), TEST: range(9, 10)}
-LAYOUT = 1  # of the columns; another number makes another cache
+LAYOUT = 2  # of the columns; another number makes another cache
 
 Columns = dict[str, NDArray[Any]]
 
@@ -110,9 +110,7 @@ class _Group:
 def _groups(shards: Shards, table: ShardTable) -> dict[str, _Group]:
     """One shard's columns, each group under the name of its starts."""
     automaton = shards.compiled.automaton
-    separator = np.array(shards.compiled.tokenizer.encode([shards.compiled.task.separator])[0], np.int32)
     texts = [text.encode() for text in table.texts]
-    prefixes = [np.concatenate([comment, separator]) for comment in table.comments]
     example = np.repeat(np.arange(len(texts)), table.lengths)
     states = automaton.states_before(np.split(table.answers, np.cumsum(table.lengths)[:-1]))
     choices = np.bincount(example, ~automaton.forced[states], minlength=len(texts)).astype(np.int64)
@@ -121,7 +119,7 @@ def _groups(shards: Shards, table: ShardTable) -> dict[str, _Group]:
     steps = {"answer": table.answers, "state": states.astype(np.int32), "kept": table.kept}
     return {
         "text_starts": _Group(_lengths(texts), {"text": np.frombuffer(b"".join(texts), np.uint8)}),
-        "prefix_starts": _Group(_lengths(prefixes), {"prefix": np.concatenate(prefixes)}),
+        "comment_starts": _Group(_lengths(table.comments), {"comment": np.concatenate(table.comments)}),
         "answer_starts": _Group(table.lengths, steps),
         "kept_starts": _Group(np.bincount(example, table.kept).astype(np.int64), {"values": values, "lse": table.lse}),
         "choice_starts": _Group(choices, {}),

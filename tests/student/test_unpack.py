@@ -101,13 +101,12 @@ def test_columns_hold_what_the_shards_do(
     folder = tmp_path_factory.mktemp("extraction")
     said = [make_up(compiled, texts, seed + i) for i, texts in enumerate(units)]
     unpacked = unpack(write_extraction(folder, compiled, said, choices_alone))
-    separator = compiled.tokenizer.encode([compiled.task.separator])[0]
     for split, columns in unpacked.items():
         expected = [one for unit in said for one in unit if split_of(one.text) == split]
         assert len(columns["choice_starts"]) == len(expected) + 1
         assert texts_of(columns) == [one.text for one in expected]
-        prefixes = [[*ids, *separator] for ids in compiled.tokenizer.encode([one.text for one in expected])]
-        assert [prefix.tolist() for prefix in pieces(columns, "prefix_starts", "prefix")] == prefixes
+        comments = compiled.tokenizer.encode([one.text for one in expected])
+        assert [comment.tolist() for comment in pieces(columns, "comment_starts", "comment")] == comments
         assert [answer.tolist() for answer in pieces(columns, "answer_starts", "answer")] == [one.answer for one in expected]
         states = [compiled.automaton.walk(one.answer)[:-1] for one in expected]
         choices = [~compiled.automaton.forced[walked] for walked in states]

@@ -113,7 +113,7 @@ class Bench:
     def __init__(self, job: Job, rank: int, workers: int, device: torch.device) -> None:
         self.device, self._rank, self._workers, self._steps = device, rank, workers, job.steps
         self._config, training = job.training.config, job.training
-        self._examples = open_examples(open_shards(job.shards), TRAIN, training.shape.sequence)
+        self._examples = open_examples(open_shards(job.shards), TRAIN, training.shape.sequence, training.shape.separator)
         torch.manual_seed(self._config.seed)
         student = Student(training.shape, training.rows)
         self._size = sum(parameter.numel() for parameter in student.parameters())
