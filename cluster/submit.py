@@ -23,7 +23,7 @@ from tune.tracking import tracking_uri
 ADDRESS = "http://127.0.0.1:8265"  # where `ray dashboard cluster.yaml` and `kubectl port-forward` put a cluster's dashboard
 # Passed on to the job. No secrets: Ray shows a job's environment to whoever may see the job.
 PASSED = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "GOOGLE_CLOUD_PROJECT")
-TEACHER, STUDENT = ("extract", "score"), ("train", "tune", "evaluate", "predict")
+TEACHER, STUDENT = ("extract", "score"), ("train", "prune", "tune", "evaluate", "predict")
 STAGES = ("run", *TEACHER, *STUDENT, "scale")
 
 
@@ -97,11 +97,11 @@ def check_paths(config: RunConfig, config_file: str | None, folders: dict[str, s
     Raises:
         UserError: naming the first such place, and where to put it instead.
     """
-    model = config.teacher.model
-    teacher = model if model and os.path.exists(model) else None  # else a name on the Hub
+    models = {"--teacher": config.teacher.model, "--from": config.prune.source}
     data = [
         ("--out", config.out),
-        ("--teacher", teacher),
+        ("--init", config.train.init),
+        *((option, model) for option, model in models.items() if model and os.path.exists(model)),  # else a name on the Hub
         *folders.items(),
         *(("--comments", p) for p in config.comments.paths),
     ]

@@ -61,6 +61,11 @@ KEYS = {
     "comments": "comments.paths",
     "limit": "comments.limit",
     "out": "out",
+    "init": "train.init",
+    "source": "prune.source",
+    "prune_params": "prune.params",
+    "fraction": "prune.fraction",
+    "chain": "prune.chain",
     "space": "tune.space",
     "trials": "tune.trials",
     "max_params": "tune.max_params",
@@ -186,6 +191,7 @@ def score(answer: str, **options: Any) -> None:
 
 @main.command()
 @click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
+@click.option("--init", metavar="DIR", help="Start from this student's weights, and with its shape; see `retort prune`.")
 @_options()
 def train(shards: str | None, **options: Any) -> None:
     """Logit shards to a student, in OUT/student.
@@ -205,6 +211,44 @@ def train(shards: str | None, **options: Any) -> None:
 
     config, out = _configure(**options)
     stage(config, _folder(shards, out, "shards"), _folder(None, out, "student"))
+
+
+@main.command()
+@click.option("--from", "source", metavar="MODEL", help="A student's folder, or a Gemma 3 model by name or path.")
+@click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
+@click.option("--fraction", metavar="PART", help="Share of the parameters to keep, such as 1/4, embedding included.")
+@click.option("--params", "prune_params", type=click.IntRange(1), help="The same as a number.")
+@click.option(
+    "--chain", metavar="PARTS", help="Several shares, as 1/2,1/4,1/8: each student cut from the one before, and trained."
+)
+@_options()
+def prune(shards: str | None, chain: str | None, **options: Any) -> None:
+    """A smaller student cut from a trained model, in OUT/pruned, to train further.
+
+    Keeps the attention heads, neurons, channels and layers that matter most on training comments, and shows in a page how
+    much each of them does. The model is a student, or a Gemma 3 model: the teacher itself, or a smaller sibling of it.
+
+    \b
+      retort prune --from runs/first/student --shards runs/first/shards --out runs/half --fraction 1/2
+      retort prune --from google/gemma-3-1b-it --out runs/first --set prune.layers=8 --set prune.width=512
+      retort train --init runs/half/pruned --shards runs/first/shards --out runs/half
+
+    With --chain, each student is trained and evaluated before the next is cut from it, in OUT/chain; the same command goes
+    on with a chain that was stopped, and `retort compare` shows all of them.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    config, out = _configure(chain=chain, **options)
+    folder = _folder(shards, out, "shards")
+    if config.prune.chain:
+        from student.prune.chain import run_chain
+
+        run_chain(config, folder, storage.join(out, "chain"))
+        return
+    from student.prune.prune import prune as stage
+
+    pruned = storage.join(out, "pruned")
+    stage(config.prune, folder, pruned)
+    console.print(f"student  {pruned}\nwhat matters in its source   {storage.join(pruned, 'importance.html')}", highlight=False)
+    console.print(f"train it retort train --init {pruned} --shards {folder} --out {out}", highlight=False, soft_wrap=True)
 
 
 @main.command()

@@ -11,6 +11,7 @@ from cluster.plan.config import PlanConfig
 from pipeline.errors import UserError
 from pipeline.task import Task, describe, read_yaml
 from student.config import Strict, StudentChanges, StudentConfig, TrainConfig, presence
+from student.prune.config import PruneConfig
 from tune.config import ScaleConfig, TuneConfig
 
 
@@ -92,6 +93,7 @@ class RunConfig(Strict):
     comments: CommentsConfig = CommentsConfig()
     extract: ExtractConfig = ExtractConfig()
     student: StudentChanges = StudentChanges()
+    prune: PruneConfig = PruneConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import logging
 import os
@@ -22,6 +21,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.extractor import SKIPPED, Extraction, UnitExtractor
 from pipeline.manifest import write_manifest
+from pipeline.model_files import absolute_model, fingerprint
 from pipeline.monitor import Commit, open_monitor
 from pipeline.plan import Plan, describe_source, find_comments, find_plan, make_plan
 from pipeline.prepare import prepare, resources
@@ -65,7 +65,7 @@ def settle(config: RunConfig) -> tuple[Extraction, Plan, CompiledTask]:
         raise UserError("extract.samples_per_comment: samples without a teacher.temperature would all be the same answer")
     task = load_task(config.task)
     paths = find_comments(config.comments)
-    model = teacher_path(config.teacher.model or task.teacher)
+    model = absolute_model(config.teacher.model or task.teacher)
     tokenizer = load_teacher_tokenizer(model, config.teacher.revision)
     automaton = cached_automaton(task, tokenizer)
     check_context(task, tokenizer, automaton)
@@ -109,22 +109,6 @@ def identify(model: str, config: RunConfig) -> dict[str, Any]:
         "samples_per_comment": config.extract.samples_per_comment,
         "codec": config.extract.codec,
     }
-
-
-def fingerprint(model: str) -> str | None:
-    """Identity of a local teacher's files, of which another may come to lie at the same path; None for one on the Hub."""
-    if not os.path.isdir(model):
-        return None
-    names = sorted(name for name in os.listdir(model) if name.endswith((".safetensors", ".bin", "config.json")))
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(f"{name} {storage.fingerprint(os.path.join(model, name))}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def teacher_path(model: str) -> str:
-    """A local teacher's absolute path, as workers run elsewhere; a Hub name as it is."""
-    return os.path.abspath(model) if os.path.isdir(model) else model
 
 
 def check_model(extraction: Extraction, longest: int) -> None:

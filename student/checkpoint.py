@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load, save
 
 from pipeline import storage
 from pipeline.compiled import CompiledTask
@@ -18,14 +17,15 @@ from pipeline.errors import UserError
 from student.model import Shape, Student
 from student.strategy import State, Tensors
 
-WEIGHTS, MOMENTS, POSITION = "model.safetensors", "optimizer.safetensors", "position.json"
+WEIGHTS, SHAPE = "model.safetensors", "shape.json"
+MOMENTS, POSITION = "optimizer.safetensors", "position.json"
 
 
 def save_student(folder: str, model: Student, compiled: CompiledTask) -> None:
     """Writes a student that `load_student` reads; the weights last."""
     compiled.save(folder)
-    storage.write_json(storage.join(folder, "shape.json"), model.shape.as_dict())
-    _save(storage.join(folder, WEIGHTS), model.state_dict())
+    storage.write_json(storage.join(folder, SHAPE), model.shape.as_dict())
+    save_tensors(storage.join(folder, WEIGHTS), model.state_dict())
 
 
 def load_student(folder: str, device: torch.device | str = "cpu") -> tuple[Student, CompiledTask]:
@@ -37,9 +37,18 @@ def load_student(folder: str, device: torch.device | str = "cpu") -> tuple[Stude
     if not storage.exists(storage.join(folder, WEIGHTS)):
         raise UserError(f"no student in {folder}: `retort train` writes one")
     compiled = CompiledTask.load(folder)
-    shape = Shape.from_dict(storage.read_json(storage.join(folder, "shape.json")))
-    model = assembled(shape, _load(storage.join(folder, WEIGHTS)))
+    model = assembled(load_shape(folder), load_tensors(storage.join(folder, WEIGHTS)))
     return model.to(device), compiled
+
+
+def load_shape(folder: str) -> Shape:
+    """Reads a student's shape alone."""
+    return Shape.from_dict(storage.read_json(storage.join(folder, SHAPE)))
+
+
+def is_student(folder: str) -> bool:
+    """Whether the folder holds a whole student."""
+    return storage.exists(storage.join(folder, WEIGHTS)) and storage.exists(storage.join(folder, SHAPE))
 
 
 def assembled(shape: Shape, tensors: Tensors) -> Student:
@@ -60,24 +69,26 @@ def save_position(folder: str, state: State, position: dict[str, Any]) -> None:
     """
     moments = {f"first.{name}": tensor for name, tensor in state.first_moment.items()}
     moments |= {f"second.{name}": tensor for name, tensor in state.second_moment.items()}
-    _save(storage.join(folder, MOMENTS), moments)
+    save_tensors(storage.join(folder, MOMENTS), moments)
     storage.write_json(storage.join(folder, POSITION), position)
 
 
 def load_position(folder: str) -> tuple[State, dict[str, Any]]:
     """Reads what `save_position` wrote, and the weights beside it."""
-    moments = _load(storage.join(folder, MOMENTS))
+    moments = load_tensors(storage.join(folder, MOMENTS))
     first, second = (
         {name.removeprefix(kind): tensor for name, tensor in moments.items() if name.startswith(kind)}
         for kind in ("first.", "second.")
     )
-    return State(_load(storage.join(folder, WEIGHTS)), first, second), storage.read_json(storage.join(folder, POSITION))
+    return State(load_tensors(storage.join(folder, WEIGHTS)), first, second), storage.read_json(storage.join(folder, POSITION))
 
 
-def _save(path: str, tensors: Tensors) -> None:
-    storage.write_bytes(path, save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+def save_tensors(path: str, tensors: Tensors) -> None:
+    """Writes safetensors, whole or not at all."""
+    storage.write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
-def _load(path: str) -> Tensors:
-    tensors: Tensors = load_tensors(storage.read_bytes(path))
+def load_tensors(path: str) -> Tensors:
+    """Reads safetensors."""
+    tensors: Tensors = load(storage.read_bytes(path))
     return tensors

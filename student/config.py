@@ -59,6 +59,7 @@ def presence(machines: str | None) -> dict[str, float]:
 
 
 HOW = {
+    "init",  # a training's identity has the content instead
     "accumulation",
     "strategy",
     "workers",
@@ -95,6 +96,7 @@ class TrainConfig(Strict):
     balance: float = Field(0.0, ge=0, le=1, description="power of a token's inverse frequency that weights it in CE")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of CE's target spread evenly over its classes")
 
+    init: str | None = Field(None, description="folder of a student, such as `retort prune` writes, to start from its weights")
     epochs: int = Field(15, ge=1)
     growth: tuple[float, ...] = Field((1.0,), description="share of the examples each epoch draws from, the last for the rest")
     batch_size: int = Field(32, ge=1, description="examples of one step over all workers")

@@ -19,7 +19,7 @@ from pipeline.console import progress
 from pipeline.errors import UserError
 from pipeline.manifest import Shards, open_shards
 from student.answers import parse_all, teacher_answers
-from student.checkpoint import load_student
+from student.checkpoint import is_student, load_student
 from student.decode import Decoded, Decoder
 from student.examples import Batch, Examples, open_examples
 from student.fidelity import agreement, step_measures
@@ -55,7 +55,9 @@ def measure(config: EvaluateConfig, shards_folder: str, student_folder: str, rep
     Raises:
         UserError: student and shards do not fit, or the test split is empty.
     """
-    shards = open_shards(shards_folder)
+    shards, trained = open_shards(shards_folder), storage.join(student_folder, "train.json")
+    if is_student(student_folder) and not storage.exists(trained):
+        raise UserError(f"the student in {student_folder} was not trained: `retort train --init {student_folder}` does")
     model, compiled = load_student(student_folder, "cuda" if torch.cuda.is_available() else "cpu")
     require_same(compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
     test = open_examples(shards, TEST, model.shape.sequence, model.shape.separator).first(config.limit)
@@ -73,7 +75,7 @@ def measure(config: EvaluateConfig, shards_folder: str, student_folder: str, rep
         "steps": step_measures(model, _batches(test, config.batch_size)),
         "sizes": _sizes(model, shards),
         "speed": _speed(shards, len(test), seconds, constrained.calls) | {"latency_ms": latency_ms(model, compiled, test)},
-        "training": storage.read_json(storage.join(student_folder, "train.json")),
+        "training": storage.read_json(trained),
     }
     storage.write_json(storage.join(report_folder, "fidelity.json"), figures)
     storage.write_text(storage.join(report_folder, "fidelity.html"), render(figures))

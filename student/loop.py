@@ -6,14 +6,18 @@ import itertools
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline import storage
+from pipeline.compiled import require_same
+from pipeline.errors import UserError
 from pipeline.manifest import Shards
+from student.checkpoint import WEIGHTS, load_student, load_tensors
 from student.config import StudentConfig, TrainConfig
 from student.examples import Batch, Examples, columns_of, open_examples
 from student.losses import Loss
@@ -41,6 +45,13 @@ class Training:
     rows: NDArray[np.int32]
     config: TrainConfig
 
+    def student(self) -> Student:
+        """The student before its first step."""
+        student = Student(self.shape, self.rows)
+        if self.config.init:
+            student.load_state_dict(load_tensors(storage.join(self.config.init, WEIGHTS)))
+        return student
+
     @staticmethod
     def of(student: StudentConfig, config: TrainConfig, shards: Shards) -> Training:
         """The training of a student on an extraction.
@@ -49,6 +60,8 @@ class Training:
             UserError: the shards hold too little, or the configuration does not fit them.
         """
         Loss(config)  # better refused now than by every worker
+        if config.init:
+            return Training._from(config.init, student, config, shards)
         compiled = shards.compiled
         examples = open_examples(shards, TRAIN, student.sequence)
         counts = np.bincount(examples.columns["comment"], minlength=compiled.tokenizer.size)
@@ -61,6 +74,19 @@ class Training:
             **student.model_dump(),
         )
         return Training(shape, rows, config)
+
+    @staticmethod
+    def _from(folder: str, student: StudentConfig, config: TrainConfig, shards: Shards) -> Training:
+        """A training that starts from a student, whose shape it has."""
+        model, compiled = load_student(folder)
+        require_same(compiled.hashes, shards.compiled.hashes, folder, shards.folder)
+        if model.shape.output_vocabulary != compiled.watched.size + config.tail:
+            raise UserError(
+                f"train.tail is {config.tail}, but the student in {folder} was not made so: leave it as it was there"
+            )
+        open_examples(shards, TRAIN, model.shape.sequence, model.shape.separator)
+        here = config.model_copy(update={"init": storage.absolute(folder)})  # workers run in other folders
+        return Training(replace(model.shape, dropout=student.dropout), model.rows.numpy(), here)
 
 
 @dataclass
@@ -113,7 +139,7 @@ class Loop:
         self.validation = open_examples(shards, VALIDATION, training.shape.sequence, training.shape.separator)
         self._order = Order(self._train.lengths, config)
         torch.manual_seed(config.seed)
-        self._strategy = make_strategy(Student(training.shape, training.rows), config, self.device)
+        self._strategy = make_strategy(training.student(), config, self.device)
         loss = Loss(config, token_weights(self._train, config.balance, self.device))
         steps = self._order.steps * config.epochs
         self._trainer = Trainer(self._strategy, config, training.shape, steps, self.device, loss)

@@ -360,17 +360,35 @@ class Student(nn.Module):
         cache.lengths_B += lengths_B
         return logits_BW
 
+    def rest(self, x_BTD: torch.Tensor, first: int) -> torch.Tensor:
+        """Logits [B, T, W] from a layer on.
+
+        Args:
+            x_BTD: what the layer reads, from the first position on.
+            first: the layer; the number of layers for the output head alone.
+        """
+        length = x_BTD.shape[1]
+        reach = self._reach(torch.arange(length, device=x_BTD.device)[None], length, None)
+        rotary = self._rotary(reach)
+        for block in self.blocks[first:]:
+            x_BTD = block(x_BTD, rotary, reach)
+        return self.head(self.norm(x_BTD))
+
     def _reach(self, positions_BT: torch.Tensor, keys: int, memory: Memory | None) -> Reach:
         return Reach(positions_BT, keys, {kind.window for kind in self._kinds}, memory)
+
+    def _rotary(self, reach: Reach) -> dict[Layer, torch.Tensor]:
+        """The rotations of a chunk, by kind of layer."""
+        # Padding may lie behind the context; what is computed there is never read.
+        positions_BT = reach.positions_BT.clamp_max(self.shape.context - 1)
+        return {kind: angles[positions_BT][:, None] for kind, angles in zip(self._kinds, self.rotations, strict=True)}
 
     def _logits(self, tokens_BT: torch.Tensor, reach: Reach, at: Places) -> torch.Tensor:
         return self.head(self.norm(self._blocks(tokens_BT, reach, at)))
 
     def _blocks(self, tokens_BT: torch.Tensor, reach: Reach, at: Places) -> torch.Tensor:
         """The residual stream at some places: the last layer's keys and values are wanted of all, its feed-forward is not."""
-        # Padding may lie behind the context; what is computed there is never read.
-        positions = reach.positions_BT.clamp_max(self.shape.context - 1)
-        rotary = {kind: angles[positions][:, None] for kind, angles in zip(self._kinds, self.rotations, strict=True)}
+        rotary = self._rotary(reach)
         x_BTD = self.dropout(self.embedding(self.rows[tokens_BT]))
         *before, last = self.blocks
         for block in before:
@@ -383,7 +401,7 @@ class Student(nn.Module):
         return {"embedding": embedding, "rest": sum(p.numel() for p in self.parameters()) - embedding}
 
 
-def embedding_rows(counts_V: NDArray[np.int64], always: NDArray[np.int32]) -> NDArray[np.int32]:
+def embedding_rows(counts_V: NDArray[np.int64], always: NDArray[np.int32], least: int = 2) -> NDArray[np.int32]:
     """The embedding's row of each id: int32 [V], with rows from 1 for ids seen twice, and 0 for all others.
 
     Ids seen once share their row with the ids never seen: what they have in common is all there is to learn of those, and
@@ -392,8 +410,9 @@ def embedding_rows(counts_V: NDArray[np.int64], always: NDArray[np.int32]) -> ND
     Args:
         counts_V: how often the training comments hold each id.
         always: ids with a row of their own in any case, those of answers.
+        least: how often an id must be seen. Where rows are taken from a trained model, once is enough.
     """
-    known_V = counts_V >= 2
+    known_V = counts_V >= least
     known_V[always] = True
     return np.where(known_V, np.cumsum(known_V), 0).astype(np.int32)
 

@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.manifest import Shards, open_shards
 from pipeline.stopping import Stopped, StopRequest
 from student.channel import Row, open_channel
-from student.checkpoint import POSITION, load_student, save_student
+from student.checkpoint import POSITION, WEIGHTS, load_student, save_student
 from student.config import TrainConfig
 from student.examples import open_examples
 from student.loop import Training
@@ -76,6 +76,11 @@ def train(config: RunConfig, shards_folder: str, student_folder: str, watcher: W
         UserError: the shards are unusable, or the folder holds another training.
         Stopped: a signal, or the search, ended it early.
     """
+    changed = sorted(config.student.model_dump(exclude_none=True, exclude={"dropout"}))
+    if config.train.init and changed:
+        raise UserError(
+            f"the student in {config.train.init} has its shape already: leave student.{', student.'.join(changed)} out"
+        )
     shards = open_shards(shards_folder)
     training = Training.of(student_shape(shards.compiled.task, config.student), config.train, shards)
     identity = _identity(training, shards)
@@ -111,7 +116,9 @@ def _announce(training: Training, examples: int, steps: int) -> None:
 def _identity(training: Training, shards: Shards) -> dict[str, Any]:
     """What makes a training this one and no other."""
     made_of = {key: shards.manifest[key] for key in ("task_name", "hashes", "teacher", "rows", "steps", "digest")}
-    return {"student": training.shape.as_dict(), "train": training.config.recipe(), "shards": made_of}
+    init = training.config.init
+    begun_from = {"init": storage.fingerprint(storage.join(init, WEIGHTS))} if init else {}
+    return {"student": training.shape.as_dict(), "train": training.config.recipe(), "shards": made_of} | begun_from
 
 
 def _found(path: str, identity: dict[str, Any], folder: str) -> dict[str, Any] | None:

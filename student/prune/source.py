@@ -1,0 +1,107 @@
+"""What students are cut from: a student, or a Gemma 3 model with the watched tokens alone for its output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.compiled import CompiledTask, require_same
+from pipeline.errors import UserError
+from pipeline.manifest import Shards
+from pipeline.model_files import absolute_model, fingerprint
+from pipeline.tokenization import load_teacher_tokenizer
+from student.checkpoint import WEIGHTS, is_student, load_shape, load_student
+from student.gemma import gemma_shape, load_gemma
+from student.model import Shape, Student, embedding_rows
+from student.prune.config import PruneConfig
+from student.unpack import TRAIN, unpack
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model, without its weights.
+
+    Attributes:
+        place: a student's folder, or a Gemma 3 model by name or path.
+        shape: as a student.
+        revision: of a model on the Hub.
+        rows_V: int32, the embedding's row of each id; None for a student, which has its own.
+    """
+
+    place: str
+    shape: Shape
+    revision: str | None = None
+    rows_V: NDArray[np.int32] | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which model it is."""
+        if self.rows_V is None:
+            return {"student": self.place, "content": storage.fingerprint(storage.join(self.place, WEIGHTS))}
+        return {"model": self.place, "content": fingerprint(self.place), "revision": self.revision}
+
+    def load(self, watched_W: NDArray[np.int32]) -> Student:
+        """Its weights too, in float32 and evaluation mode."""
+        if self.rows_V is None:
+            return load_student(self.place)[0]
+        return load_gemma(self.place, self.shape, self.rows_V, watched_W, self.revision)
+
+
+def open_source(config: PruneConfig, shards: Shards) -> Source:
+    """The configured source.
+
+    Args:
+        config: of the pruning.
+        shards: whose examples the student is to train on.
+
+    Raises:
+        UserError: there is no such model, or it does not fit the shards.
+    """
+    if config.source is None:
+        raise UserError("nothing to cut from: name a student's folder, or a Gemma 3 model, with --from")
+    folder = storage.absolute(config.source)
+    if is_student(folder):
+        hashes = CompiledTask.load(folder).hashes
+        require_same(hashes, shards.compiled.hashes, config.source, shards.folder)
+        return Source(folder, load_shape(folder))
+    return _gemma(config, config.source, shards)
+
+
+def _gemma(config: PruneConfig, name: str, shards: Shards) -> Source:
+    """A Gemma 3 model, whose embedding keeps the rows of the ids in the training comments, the prompt and the answers."""
+    model, compiled = absolute_model(name), shards.compiled
+    opening, separator = _prompt(config, model, compiled)
+    counts = np.bincount(unpack(shards)[TRAIN]["comment"], minlength=compiled.tokenizer.size)
+    always = np.unique([*compiled.automaton.tokens, *opening, *separator]).astype(np.int32)
+    rows_V = embedding_rows(counts, always, least=1)
+    shape = gemma_shape(
+        model,
+        config.revision,
+        input_vocabulary=compiled.tokenizer.size,
+        embeddings=int(rows_V.max()) + 1,
+        output_vocabulary=compiled.watched.size,
+        context=len(opening) + compiled.task.comments.max_tokens + len(separator) + compiled.automaton.longest - 1,
+        sequence=config.sequence,
+        opening=tuple(opening),
+        separator=tuple(separator),
+    )
+    return Source(model, shape, config.revision, rows_V)
+
+
+def _prompt(config: PruneConfig, model: str, compiled: CompiledTask) -> tuple[list[int], list[int]]:
+    """Ids before every comment, and between it and the answer.
+
+    Raises:
+        UserError: the model has another tokenizer than the teacher.
+    """
+    tokenizer = load_teacher_tokenizer(model, config.revision)
+    require_same({"tokenizer": tokenizer.hash}, {"tokenizer": compiled.tokenizer.hash}, model, "the shards")
+    if config.prompt == "bare":
+        return [], compiled.separator
+    prompt = tokenizer.prompt(compiled.task)
+    before, after = tokenizer.encode([prompt.before, prompt.after])
+    return prompt.head + before, after + prompt.tail
