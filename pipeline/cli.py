@@ -240,8 +240,12 @@ def prune(shards: str | None, chain: str | None, **options: Any) -> None:
     folder = _folder(shards, out, "shards")
     if config.prune.chain:
         from student.prune.chain import run_chain
+        from tune.compare.page import compare_runs
+        from tune.tracking import tracking_uri
 
-        run_chain(config, folder, storage.join(out, "chain"))
+        chained = storage.join(out, "chain")
+        run = run_chain(config, folder, chained)
+        _show(compare_runs(tracking_uri(config.tracking.uri, out), config.tracking.experiment, chained, run), chained)
         return
     from student.prune.prune import prune as stage
 

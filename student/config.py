@@ -97,6 +97,9 @@ class TrainConfig(Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of CE's target spread evenly over its classes")
 
     init: str | None = Field(None, description="folder of a student, such as `retort prune` writes, to start from its weights")
+    hidden: float = Field(
+        0, ge=0, description="weight of the distance between hidden states of a pruned student and those of its source"
+    )
     epochs: int = Field(15, ge=1)
     growth: tuple[float, ...] = Field((1.0,), description="share of the examples each epoch draws from, the last for the rest")
     batch_size: int = Field(32, ge=1, description="examples of one step over all workers")
@@ -136,6 +139,12 @@ class TrainConfig(Strict):
         if not 1 <= fewest <= most:
             raise ValueError("workers takes a count from 1, or the fewest and the most of them")
         return workers
+
+    @model_validator(mode="after")
+    def _has_parent(self) -> Self:
+        if self.hidden and not self.init:
+            raise ValueError("train.hidden compares a student with what it was cut from: it needs train.init")
+        return self
 
     @model_validator(mode="after")
     def _whole_cpus(self) -> Self:

@@ -135,8 +135,8 @@ def _block(read: _Reader, layer: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _rows_of(table_VD: torch.Tensor, rows_V: NDArray[np.int32]) -> torch.Tensor:
     """The compact table, [R, D]."""
-    ids = torch.from_numpy(rows_V.astype(np.int64))
-    counts_R = torch.bincount(ids).clamp_min(1)
+    ids = torch.from_numpy(rows_V.astype(np.int64))[: len(table_VD)]  # a tokenizer may know ids that its model does not
+    counts_R = torch.bincount(ids, minlength=int(rows_V.max()) + 1).clamp_min(1)
     sums_RD = torch.zeros(len(counts_R), table_VD.shape[1]).index_add_(0, ids, table_VD[: len(ids)])
     return sums_RD / counts_R[:, None]
 

@@ -23,6 +23,7 @@ from student.examples import Batch, Examples, columns_of, open_examples
 from student.losses import Loss
 from student.model import Shape, Student, embedding_rows
 from student.order import Order, parts
+from student.prune.parent import open_parent
 from student.strategy import State, make_strategy
 from student.trainer import Sums, Totals, Trainer, means
 from student.unpack import TRAIN, VALIDATION
@@ -139,10 +140,12 @@ class Loop:
         self.validation = open_examples(shards, VALIDATION, training.shape.sequence, training.shape.separator)
         self._order = Order(self._train.lengths, config)
         torch.manual_seed(config.seed)
-        self._strategy = make_strategy(training.student(), config, self.device)
+        student = training.student()
+        self._strategy = make_strategy(student, config, self.device)
+        parent = open_parent(config.init, student, shards) if config.hidden else None
         loss = Loss(config, token_weights(self._train, config.balance, self.device))
         steps = self._order.steps * config.epochs
-        self._trainer = Trainer(self._strategy, config, training.shape, steps, self.device, loss)
+        self._trainer = Trainer(self._strategy, config, training.shape, steps, self.device, loss, parent)
         self.position = Position()
         self._counted = time.perf_counter()
 

@@ -33,6 +33,7 @@ from student.loop import Training
 from student.losses import Loss
 from student.model import Student
 from student.order import Order
+from student.prune.config import PRUNED
 from student.unpack import TRAIN
 from student.worker import SCORE, work
 from tune.tracking import Tracking, Writer, tracking_uri
@@ -41,7 +42,21 @@ log = logging.getLogger(__name__)
 
 BEGUN = "begun.json"  # in the student's folder: which training it is, and its run in MLflow
 CHECKPOINTS = "checkpoints"  # in the student's folder: the best epoch's and the last, to go on from
+UNTOLD = ("kinds", "opening", "separator")  # of a student: long, and the same for all that are cut from one model
 POLL = 0.3  # seconds between two looks for metrics
+
+
+@dataclass(frozen=True)
+class Child:
+    """A training's run in MLflow, where it is part of a search or a chain.
+
+    Attributes:
+        name: of the run.
+        parent: the run it belongs to.
+    """
+
+    name: str
+    parent: str
 
 
 @dataclass(frozen=True)
@@ -49,19 +64,17 @@ class Watcher:
     """A search that watches one of its trainings.
 
     Attributes:
-        name: of its run in MLflow.
-        parent: the search's run in MLflow.
         stop: set when the training has to stop.
         on_epoch: gets the measures of each epoch.
     """
 
-    name: str
-    parent: str
     stop: threading.Event
     on_epoch: Callable[[dict[str, Any]], None]
 
 
-def train(config: RunConfig, shards_folder: str, student_folder: str, watcher: Watcher | None = None) -> dict[str, Any]:
+def train(
+    config: RunConfig, shards_folder: str, student_folder: str, child: Child | None = None, watcher: Watcher | None = None
+) -> dict[str, Any]:
     """Trains the configured student and writes the best epoch's to `student_folder`; returns what train.json holds.
 
     A folder that already holds this very training is left as it is; one that holds a part of it is gone on with.
@@ -70,7 +83,8 @@ def train(config: RunConfig, shards_folder: str, student_folder: str, watcher: W
         config: of the run.
         shards_folder: what to train on.
         student_folder: where the student goes.
-        watcher: for a training that is part of a search.
+        child: for a training that is part of something.
+        watcher: for one that is part of a search.
 
     Raises:
         UserError: the shards are unusable, or the folder holds another training.
@@ -93,7 +107,7 @@ def train(config: RunConfig, shards_folder: str, student_folder: str, watcher: W
     _announce(training, len(examples), steps)
     start_ray()
     require_room("training", config.train.fewest_workers, config.train.resources)
-    tracking = _track(config, identity, student_folder, watcher)
+    tracking = _track(config, identity, student_folder, child)
     try:
         result = _run(training, shards_folder, steps * config.train.epochs, tracking, student_folder, watcher)
     except BaseException as error:
@@ -132,18 +146,33 @@ def _found(path: str, identity: dict[str, Any], folder: str) -> dict[str, Any] |
     return found
 
 
-def _track(config: RunConfig, identity: dict[str, Any], folder: str, watcher: Watcher | None) -> Tracking:
+def _track(config: RunConfig, identity: dict[str, Any], folder: str, child: Child | None) -> Tracking:
     """The training's MLflow run: a new one, or the one it was begun under."""
     path = storage.join(folder, BEGUN)
     begun = _found(path, identity, folder)
     if begun:
         return Tracking.reopen(**begun["mlflow"])
     uri = tracking_uri(config.tracking.uri, config.out or ".")
-    name = watcher.name if watcher else f"{identity['shards']['task_name']}-{shape_name(identity['student'])}"
-    parameters = identity | {"train": identity["train"] | _chosen(config.train, identity["student"]["width"])}
-    tracking = Tracking.start(uri, config.tracking.experiment, name, parameters, "student", watcher.parent if watcher else None)
+    name = child.name if child else f"{identity['shards']['task_name']}-{shape_name(identity['student'])}"
+    parameters = identity | {
+        "student": {key: value for key, value in identity["student"].items() if key not in UNTOLD},
+        "train": identity["train"] | _chosen(config.train, identity["student"]["width"]),
+        "pruned": _pruned(config.train.init),
+    }
+    tracking = Tracking.start(uri, config.tracking.experiment, name, parameters, "student", child.parent if child else None)
     storage.write_json(path, identity | {"mlflow": {"uri": tracking.uri, "run_id": tracking.run_id}})
     return tracking
+
+
+def _pruned(init: str | None) -> dict[str, Any]:
+    """What the student was cut from, and how, if it was."""
+    path = storage.join(init, PRUNED) if init else None
+    if path is None or not storage.exists(path):
+        return {}
+    about = storage.read_json(path)
+    how = {name: about["prune"][name] for name in ("by", "rank", "rank_layers", "fraction")}
+    share = about["parameters"]["student"] / about["parameters"]["source"]
+    return how | {"of": about["source"], "share": round(share, 4), "parent_run": about["parent_run"]}
 
 
 def _chosen(config: TrainConfig, width: int) -> dict[str, float]:

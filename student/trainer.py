@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from student.config import TrainConfig
 from student.examples import Batch
 from student.losses import Loss, Terms
 from student.model import Shape
+from student.prune.parent import Parent
 from student.schedule import cosine_annealing
 from student.strategy import Strategy, worker_count
 
@@ -81,6 +83,7 @@ class Trainer:
         steps: of the whole training.
         device: where the student is.
         loss: the objective; by default the configuration's, all tokens weighing alike.
+        parent: what the student was cut from, where its hidden states are to be followed too.
 
     Attributes:
         step_index: how many steps were taken.
@@ -95,10 +98,11 @@ class Trainer:
         steps: int,
         device: torch.device,
         loss: Loss | None = None,
+        parent: Parent | None = None,
     ) -> None:
         self._strategy, self._config, self._steps, self._device = strategy, config, steps, device
         self._peak = config.peak_rate(shape.width)
-        self._loss = loss or Loss(config)
+        self._loss, self._parent = loss or Loss(config), parent
         self.step_index = 0
         self.schedule: dict[str, float] = {}
         self._rank = dist.get_rank() if worker_count() > 1 else 0
@@ -169,6 +173,11 @@ class Trainer:
     def _forward(self, batch: Batch, sums: Sums, training: bool) -> tuple[Terms, torch.Tensor]:
         logits_MC = self._logits(batch)
         terms, weights_M = self._terms(logits_MC, batch, training)
+        if self._parent and training:
+            hidden_M = self._parent(batch)
+            terms = replace(
+                terms, loss=terms.loss + self._config.hidden * hidden_M, parts=terms.parts | {"hidden": hidden_M.detach()}
+            )
         sums.add(terms, logits_MC, batch, weights_M)
         return terms, weights_M
 

@@ -56,7 +56,7 @@ class Tracking:
         experiment: str,
         name: str,
         parameters: dict[str, Any],
-        kind: Literal["extraction", "student", "search", "scale"],
+        kind: Literal["extraction", "student", "search", "chain", "scale"],
         parent: str | None = None,
     ) -> Tracking:
         """Starts a run, in a new experiment if need be.

@@ -22,7 +22,7 @@ from pipeline.stopping import Stopped
 from student.evaluate import measure, track
 from student.loop import Training
 from student.speed import latency_before_training
-from student.train import CHECKPOINTS, Watcher, train
+from student.train import CHECKPOINTS, Child, Watcher, train
 from tune.space import configure
 from tune.trials import Trial, folder_of, read_trial
 
@@ -104,8 +104,8 @@ class _Job:
             return self._put({"state": "refused", "reason": reason, "latency_ms": latency, "done": True})
         self._put({"latency_ms": latency})
         student, report = storage.join(self._folder, "student"), storage.join(self._folder, "report")
-        watcher = Watcher(self._trial.name, self._search.run_id, self.stop, self._epoch_ended)
-        trained = train(self._config, self._search.shards, student, watcher)
+        child, watcher = Child(self._trial.name, self._search.run_id), Watcher(self.stop, self._epoch_ended)
+        trained = train(self._config, self._search.shards, student, child, watcher)
         figures = self._on_worker(measure, self._config.evaluate, self._search.shards, student, report)
         model = track(figures, student, report)
         return self._put(epoch_result(trained["epochs"][-1]) | {"state": "finished", "model": model, "done": True})

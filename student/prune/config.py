@@ -9,12 +9,16 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from student.config import Strict, presence
 
+PRUNED = "prune.json"  # in a pruned student's folder, written last: what was cut from what
 SIZES = ("width", "heads", "mlp", "layers")
 
 
 def _parts(value: Any) -> Any:
     """1/4 as people write it."""
-    return float(Fraction(value)) if isinstance(value, str) else value
+    try:
+        return float(Fraction(value)) if isinstance(value, str) else value
+    except ZeroDivisionError as error:
+        raise ValueError(f"{value} is no number") from error
 
 
 def _links(value: Any) -> Any:

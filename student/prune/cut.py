@@ -94,7 +94,8 @@ def cut(model: Student, kept: Kept, importance: Importance) -> Student:
         epsilon=_epsilon(shape) * ratio if ratio > 1 else shape.epsilon,
     )
     for name, energy_D in zip(width_norms(model), importance.energy_ND, strict=True):
-        share = float(energy_D[kept.channels].sum() / energy_D.sum())
+        whole = float(energy_D.sum())  # none where a norm read nothing but zeros
+        share = float(energy_D[kept.channels].sum()) / whole if whole else 1 / ratio
         tensors[f"{name}.weight"] = tensors[f"{name}.weight"][channels] * math.sqrt(share * ratio)
     cuts = {"rows": tensors["rows"].clone(), "norm.weight": tensors["norm.weight"]}
     cuts |= {name: tensors[name][:, channels] for name in ("embedding.weight", "head.weight")}
@@ -102,7 +103,7 @@ def cut(model: Student, kept: Kept, importance: Importance) -> Student:
         before, after = f"blocks.{old}.", f"blocks.{new}."
         block = {name.removeprefix(before): tensor for name, tensor in tensors.items() if name.startswith(before)}
         block = _cut_block(block, shape, channels, kept.heads[new], kept.groups[new], kept.neurons[new])
-        cuts |= {after + name: tensor.contiguous() for name, tensor in block.items()}
+        cuts |= {after + name: tensor.clone() for name, tensor in block.items()}
     return assembled(smaller, cuts)
 
 

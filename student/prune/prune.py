@@ -22,16 +22,16 @@ from pipeline.errors import UserError
 from pipeline.manifest import open_shards
 from student.checkpoint import save_student
 from student.examples import open_examples
-from student.prune.config import PruneConfig
+from student.prune.config import PRUNED, PruneConfig
 from student.prune.cut import choose, cut
 from student.prune.importance import LEAVE_OUT, Importance, Sums, importance, measure
+from student.prune.page import write_page
 from student.prune.sizes import Sizes, parameters, target_sizes
 from student.prune.source import Source, open_source
 from student.unpack import TRAIN
 
 log = logging.getLogger(__name__)
 
-PRUNED = "prune.json"  # in the folder, written last: what was cut from what
 IMPORTANCE = "importance.safetensors"
 
 
@@ -68,9 +68,11 @@ def prune(config: PruneConfig, shards_folder: str, folder: str, whole: int | Non
     scores = importance(_score(config, shards_folder, source), config.over_batch, source.shape.layers)
     scored = time.monotonic() - started
     before, after = (parameters(source.shape, some) for some in (Sizes.of(source.shape), sizes))
-    facts: dict[str, Any] = ray.get(_task(_cut, config).remote(config, shards_folder, source, sizes, scores, folder))
+    facts: dict[str, Any] = {"parent_run": source.run}
+    facts |= ray.get(_task(_cut, config).remote(config, shards_folder, source, sizes, scores, folder))
     about = identity | facts | {"parameters": {"source": before, "student": after}, "seconds": {"scoring": scored}}
     about["seconds"]["all"] = time.monotonic() - started
+    write_page(folder, about, scores)
     storage.write_json(storage.join(folder, PRUNED), about)
     log.info("cut %s of %s parameters: %s", f"{after / 1e6:,.2f} M", f"{before / 1e6:,.2f} M", describe(sizes))
     return about

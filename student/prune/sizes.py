@@ -111,4 +111,4 @@ def _narrower(shape: Shape) -> Iterator[Sizes]:
 
 
 def _rounded(share: float, size: int) -> int:
-    return min(size, max(MULTIPLE, MULTIPLE * round(share * size / MULTIPLE)))
+    return size if share == 1 else min(size, max(MULTIPLE, MULTIPLE * round(share * size / MULTIPLE)))

@@ -44,6 +44,12 @@ class Source:
             return {"student": self.place, "content": storage.fingerprint(storage.join(self.place, WEIGHTS))}
         return {"model": self.place, "content": fingerprint(self.place), "revision": self.revision}
 
+    @property
+    def run(self) -> str | None:
+        """Of a trained student, its run in MLflow."""
+        trained = storage.join(self.place, "train.json")
+        return storage.read_json(trained)["mlflow"]["run"] if self.rows_V is None and storage.exists(trained) else None
+
     def load(self, watched_W: NDArray[np.int32]) -> Student:
         """Its weights too, in float32 and evaluation mode."""
         if self.rows_V is None:

@@ -92,7 +92,7 @@ def read_runs(uri: str, experiment: str, search: str | None = None) -> Found:
     except (MlflowException, SQLAlchemyError, OSError) as error:  # MLflow passes a database's own errors through
         said = str(error).replace(uri.rstrip("/"), source.rstrip("/")).splitlines()[0]
         raise UserError(f"MLflow at {source} cannot be read: {said}") from error
-    title = f"the search {parent.info.run_name}" if parent else f"the experiment {experiment}"
+    title = f"the {parent.data.tags[KIND]} {parent.info.run_name}" if parent else f"the experiment {experiment}"
     if not runs:
         raise UserError(f"MLflow at {source} has no student in {title}: train some first, or name another --experiment")
     return Found(title, source, parent.info.run_id if parent else None, runs)
@@ -137,7 +137,7 @@ def _find_experiment(known: list[Experiment], name: str, source: str) -> Experim
 def _find_search(client: MlflowClient, known: list[Experiment], experiment: str, search: str) -> Run:
     """The search's run: by id in any experiment, by name in the given one."""
     for home in known:
-        found = list(_search(client, home.experiment_id, f"tags.`{KIND}` = 'search'"))
+        found = list(_search(client, home.experiment_id, f"tags.`{KIND}` IN ('search', 'chain')"))
         by_id = [run for run in found if run.info.run_id == search]
         if by_id:
             return by_id[0]

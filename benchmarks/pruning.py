@@ -1,0 +1,244 @@
+"""What a student gains from being cut from a trained model: agreement after equally many steps, by how it was begun.
+
+Each way of beginning is trained at several sizes and seeds on the same batches with the product's trainer, in this process.
+Results are appended to a file as they come, so the same command goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.manifest import Shards, open_shards
+from student.answers import parse_all, teacher_answers
+from student.checkpoint import assembled
+from student.config import TrainConfig
+from student.decode import Decoder
+from student.examples import Examples, open_examples
+from student.fidelity import agreement
+from student.model import Student
+from student.order import Order
+from student.plots import STYLE
+from student.prune.config import PruneConfig
+from student.prune.cut import choose, cut
+from student.prune.importance import LEAVE_OUT, Importance, importance, measure
+from student.prune.parent import Parent
+from student.prune.sizes import Sizes, target_sizes
+from student.prune.source import open_source
+from student.strategy import make_strategy
+from student.trainer import Sums, Trainer
+from student.unpack import TEST, TRAIN
+
+CPU = torch.device("cpu")
+ROUNDS = 4  # of scoring and cutting, where they take turns
+HIDDEN = 1.0  # weight of the hidden states' distance
+WAYS = {
+    "width": "by width",
+    "depth": "by depth",
+    "depth-cosine": "by depth, block importance",
+    "interleaved": f"by width, scored {ROUNDS} times",
+    "width-hidden": "by width, hidden states too",
+    "depth-hidden": "by depth, hidden states too",
+    "random": "by width, at random",
+    "scratch": "random weights of that shape",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training.
+
+    Attributes:
+        way: of `WAYS`.
+        fraction: of the source's parameters, at most.
+        seed: of the batches, and of what is random in the beginning.
+    """
+
+    way: str
+    fraction: float
+    seed: int
+
+
+class Bench:
+    """A source, its importance, and trainings of what is cut from it."""
+
+    def __init__(self, shards: Shards, config: PruneConfig, steps: int, rate: float | None, comments: int) -> None:
+        self.shards, self._steps, self._rate = shards, steps, rate
+        opened = open_source(config, shards)
+        self.source = opened.load(shards.compiled.watched.tokens)
+        reads = (self.source.shape.sequence, self.source.shape.separator)
+        self._train, self._test = open_examples(shards, TRAIN, *reads), open_examples(shards, TEST, *reads).first(comments)
+        self.importance = self._score(self.source)
+
+    def _score(self, model: Student) -> Importance:
+        chosen = np.linspace(0, len(self._train) - 1, 1024).astype(np.int64)
+        sums = measure(model, self._train, chosen, LEAVE_OUT, 32, over_sequence="mean", over_batch="l2")
+        return importance([sums], "l2", model.shape.layers)
+
+    def sizes(self, trial: Trial) -> Sizes:
+        """Of a trial's student."""
+        by = "depth" if trial.way.startswith("depth") else "width"
+        return target_sizes(PruneConfig(fraction=trial.fraction, by=by), self.source.shape)
+
+    def run(self, trial: Trial) -> dict[str, Any]:
+        """Begins, measures, trains, and measures again."""
+        torch.manual_seed(trial.seed)
+        student, parent = self._begin(trial)
+        agreements = {0: self.agreement(student)}
+        config = TrainConfig(
+            seed=trial.seed, learning_rate=self._rate, init="-" if parent else None, hidden=HIDDEN * bool(parent)
+        )
+        trainer = Trainer(make_strategy(student, config, CPU), config, student.shape, self._steps, CPU, parent=parent)
+        for step, indices in enumerate(self._batches(config), 1):
+            trainer.step([self._train.batch(indices)], self._train.weight(indices, 1.0), Sums())
+            if step in (self._steps // 3, self._steps):
+                agreements[step] = self.agreement(student)
+        sizes = asdict(self.sizes(trial))
+        return asdict(trial) | {"agreement": agreements, "sizes": sizes, "parameters": sum(student.parameter_counts().values())}
+
+    def _begin(self, trial: Trial) -> tuple[Student, Parent | None]:
+        sizes = self.sizes(trial)
+        ranks = self.importance.shuffled(trial.seed) if trial.way == "random" else self.importance
+        kept = choose(ranks, self.source.shape, sizes, "cosine" if trial.way == "depth-cosine" else "loss")
+        student = self._interleaved(sizes) if trial.way == "interleaved" else cut(self.source, kept, self.importance)
+        if trial.way == "scratch":
+            return Student(student.shape, student.rows.numpy()), None
+        if trial.way.endswith("hidden"):
+            parent = assembled(self.source.shape, dict(self.source.state_dict()))
+            return student, Parent(student, parent, kept.layers.tolist(), kept.channels.tolist())
+        return student, None
+
+    def _interleaved(self, sizes: Sizes) -> Student:
+        """Scores and cuts in turns, each time by the same share."""
+        student, scores = self.source, self.importance
+        for done in range(1, ROUNDS + 1):
+            whole, power = Sizes.of(self.source.shape), done / ROUNDS
+            mixed = {n: round(a * (getattr(sizes, n) / a) ** power) for n, a in vars(whole).items()}
+            mixed |= (
+                {"heads": sizes.heads, "groups": sizes.groups}
+                if power > 0.5
+                else {"heads": whole.heads, "groups": whole.groups}
+            )
+            scores = self._score(student) if done > 1 else scores
+            student = cut(student, choose(scores, student.shape, Sizes(**mixed), "loss"), scores)
+        return student
+
+    def _batches(self, config: TrainConfig) -> Iterator[Any]:
+        order = Order(self._train.lengths, config)
+        batches = (indices for epoch in range(1, 1000) for indices in order.epoch(epoch))
+        return (indices for _, indices in zip(range(self._steps), batches, strict=False))
+
+    def agreement(self, student: Student) -> float:
+        """Share of the test comments whose whole answer is the teacher's."""
+        test: Examples = self._test
+        decoder, tokens = Decoder(student.eval(), self.shards.compiled), []
+        for start in range(0, len(test), 128):
+            tokens += decoder.constrained([test.prefix(i) for i in range(start, min(start + 128, len(test)))]).tokens
+        task = self.shards.compiled.task
+        return float(agreement(task, teacher_answers(test), parse_all(self.shards.compiled, tokens))["whole"])
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds of each way and size, at the beginning and after each measured step."""
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["way"], row["fraction"]), []).append(row)
+    return [
+        _summary(members) for _, members in sorted(groups.items(), key=lambda item: (-item[0][1], list(WAYS).index(item[0][0])))
+    ]
+
+
+def _summary(members: list[dict[str, Any]]) -> dict[str, Any]:
+    steps = members[0]["agreement"].keys()
+    about = {name: members[0][name] for name in ("way", "fraction", "sizes", "parameters")}
+    values = {step: [member["agreement"][step] for member in members] for step in steps}
+    return about | {
+        "seeds": len(members),
+        "mean": {step: float(np.mean(found)) for step, found in values.items()},
+        "spread": {step: float(np.std(found, ddof=1)) if len(found) > 1 else 0.0 for step, found in values.items()},
+    }
+
+
+def show(summaries: list[dict[str, Any]], title: str) -> None:
+    """Prints the table."""
+    steps = list(summaries[0]["mean"])
+    table = Table(
+        "begun", "parameters", "layers × width, heads, neurons", *(f"after {step} steps" for step in steps), title=title
+    )
+    for row in summaries:
+        sizes = row["sizes"]
+        shape = f"{sizes['layers']} × {sizes['width']}, {sizes['heads']}, {sizes['mlp']}"
+        found = [f"{100 * row['mean'][step]:.1f} ± {100 * row['spread'][step]:.1f}" for step in steps]
+        table.add_row(WAYS[row["way"]], f"{row['parameters'] / 1e6:.2f} M", shape, *found)
+    Console(width=150).print(table)
+
+
+def plot(summaries: list[dict[str, Any]], path: str) -> None:
+    """Agreement against size at the beginning and at the end, and against steps at each size."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(11, 4.2), layout="constrained")
+        steps = list(summaries[0]["mean"])
+        for place, step in enumerate((steps[0], steps[-1])):
+            axes = figure.add_subplot(1, 2, place + 1)
+            for way, name in WAYS.items():
+                mine = [row for row in summaries if row["way"] == way]
+                if mine:
+                    x, y = [row["parameters"] / 1e6 for row in mine], [100 * row["mean"][step] for row in mine]
+                    axes.errorbar(
+                        x, y, [100 * row["spread"][step] for row in mine], fmt="o-", ms=4, lw=1.2, capsize=2, label=name
+                    )
+            axes.set(xlabel="million parameters", title=f"whole answers as the teacher's, %, after {step} steps", xscale="log")
+            axes.legend(fontsize=8) if place else None
+        figure.savefig(path, dpi=110)
+
+
+@click.command(help=__doc__)
+@click.option("--shards", required=True, metavar="DIR")
+@click.option("--source", required=True, metavar="MODEL", help="A student's folder, or a Gemma 3 model.")
+@click.option("--fractions", default="1/2,1/4,1/8", show_default=True, help="Sizes, as shares of the source's parameters.")
+@click.option("--ways", default="width,random,scratch", show_default=True, help=f"Of {', '.join(WAYS)}.")
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--steps", default=150, show_default=True, help="Of 32 examples.")
+@click.option("--rate", type=float, help="Learning rate; by default the training's.")
+@click.option("--comments", default=1000, show_default=True, help="Test comments to measure on.")
+@click.option("--out", required=True, metavar="FILE", help="JSON lines, one a training; a summary goes beside it.")
+@click.option("--plot", "picture", metavar="PNG")
+def main(shards: str, source: str, fractions: str, ways: str, seeds: int, out: str, picture: str | None, **how: Any) -> None:
+    """Runs what is missing, then prints and draws all there is."""
+    lines = Path(out)
+    done = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    known = {Trial(row["way"], row["fraction"], row["seed"]) for row in done}
+    chain = PruneConfig(chain=fractions).chain if "," in fractions else (PruneConfig(fraction=fractions).fraction or 1.0,)
+    wanted = [Trial(way, share, seed) for seed in range(seeds) for share in chain for way in ways.split(",")]
+    missing = [trial for trial in wanted if trial not in known]
+    if missing:
+        bench = Bench(open_shards(shards), PruneConfig(source=source), **how)
+        for trial in missing:
+            done.append(json.loads(json.dumps(bench.run(trial))))
+            with lines.open("a") as stream:
+                stream.write(json.dumps(done[-1]) + "\n")
+            Console().print(f"{trial}: {done[-1]['agreement']}", highlight=False)
+    summaries = summarise(done)
+    lines.with_suffix(".summary.json").write_text(json.dumps(summaries, indent=1))
+    whole = max(row["parameters"] / row["fraction"] for row in done)
+    show(
+        summaries,
+        f"agreement of whole answers on {how['comments']:,} test comments, %, of about {whole / 1e6:.2f} M",
+    )
+    if picture:
+        plot(summaries, picture)
+
+
+if __name__ == "__main__":
+    main()

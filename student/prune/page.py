@@ -1,0 +1,66 @@
+"""The page beside a pruned student: what its source's units are worth, and which were cut. It needs nothing beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline import storage
+from student.plots import STUDENT, TRAIN
+from student.prune import plots
+from student.prune.importance import LEAVE_OUT, Importance
+
+PAGE = "importance.html"
+
+
+def write_page(folder: str, about: dict[str, Any], importance: Importance) -> None:
+    """Writes `importance.html`.
+
+    Args:
+        folder: of the pruned student.
+        about: what its prune.json holds.
+        importance: as measured: heads_LH, neurons_LF, channels_D, cosine_L and loss_L are shown.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"count": lambda number: f"{number:,}", "duration": _duration}
+    page = environment.get_template("page.html.jinja").render(
+        about=about,
+        place=about["source"].get("student") or about["source"].get("model"),
+        ratio=about["parameters"]["source"] / about["parameters"]["student"],
+        kept=_kept(about["sizes"], importance),
+        plots=_drawings(about, importance),
+        colours={"kept": STUDENT, "cut": TRAIN},
+        left_out=min(LEAVE_OUT, about["prune"]["examples"]),
+        least=plots.LEAST,
+    )
+    storage.write_text(storage.join(folder, PAGE), page)
+
+
+def _kept(sizes: dict[str, int], importance: Importance) -> list[tuple[str, int, int]]:
+    """Kinds of units: how many there are after and before."""
+    depth, heads = importance.heads_LH.shape
+    return [
+        ("layers", sizes["layers"], depth),
+        ("channels of width", sizes["width"], len(importance.channels_D)),
+        ("heads a layer", sizes["heads"], heads),
+        ("neurons a layer", sizes["mlp"], importance.neurons_LF.shape[1]),
+    ]
+
+
+def _drawings(about: dict[str, Any], importance: Importance) -> dict[str, str]:
+    sizes, kept = about["sizes"], about["kept"]
+    return {
+        "cosine": plots.layer_bars(importance.cosine_L, kept["layers"], "Block importance, 1 − E[cos]"),
+        "loss": plots.layer_bars(importance.loss_L, kept["layers"], "Rise of the loss without it, nats"),
+        "heads": plots.head_map(importance.heads_LH, kept["layers"], kept["heads"]),
+        "neurons": plots.neuron_curves(importance.neurons_LF, sizes["mlp"], kept["layers"]),
+        "channels": plots.channel_curve(importance.channels_D, sizes["width"]),
+    }
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
