@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pipeline.errors import UserError
 from tune.tracking import KIND, REASON, STATE
 
+PARENTS = ("search", "chain")  # kinds of runs that have runs of students under them
 ACCURACY, EPOCH = "validation_answer_accuracy", "epoch"
 STATES = {"FINISHED": "finished", "KILLED": "interrupted", "FAILED": "failed"}  # of a run that has not said so itself
 PAGE = 1000  # runs asked for at once
@@ -137,7 +138,7 @@ def _find_experiment(known: list[Experiment], name: str, source: str) -> Experim
 def _find_search(client: MlflowClient, known: list[Experiment], experiment: str, search: str) -> Run:
     """The search's run: by id in any experiment, by name in the given one."""
     for home in known:
-        found = list(_search(client, home.experiment_id, f"tags.`{KIND}` IN ('search', 'chain')"))
+        found = [run for kind in PARENTS for run in _search(client, home.experiment_id, f"tags.`{KIND}` = '{kind}'")]
         by_id = [run for run in found if run.info.run_id == search]
         if by_id:
             return by_id[0]
