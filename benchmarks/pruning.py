@@ -7,6 +7,7 @@ Results are appended to a file as they come, so the same command goes on with wh
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from student.prune.importance import LEAVE_OUT, Importance, importance, measure
 from student.prune.parent import Parent
 from student.prune.sizes import Sizes, target_sizes
 from student.prune.source import open_source
+from student.speed import latency_ms
 from student.strategy import make_strategy
 from student.trainer import Sums, Trainer
 from student.unpack import TEST, TRAIN
@@ -96,9 +98,8 @@ class Bench:
         torch.manual_seed(trial.seed)
         student, parent = self._begin(trial)
         agreements = {0: self.agreement(student)}
-        config = TrainConfig(
-            seed=trial.seed, learning_rate=self._rate, init="-" if parent else None, hidden=HIDDEN * bool(parent)
-        )
+        begun = None if trial.way == "scratch" else trial.way  # the default learning rate goes by it
+        config = TrainConfig(seed=trial.seed, learning_rate=self._rate, init=begun, hidden=HIDDEN * bool(parent))
         trainer = Trainer(make_strategy(student, config, CPU), config, student.shape, self._steps, CPU, parent=parent)
         for step, indices in enumerate(self._batches(config), 1):
             trainer.step([self._train.batch(indices)], self._train.weight(indices, 1.0), Sums())
@@ -148,6 +149,25 @@ class Bench:
         task = self.shards.compiled.task
         return float(agreement(task, teacher_answers(test), parse_all(self.shards.compiled, tokens))["whole"])
 
+    def speeds(self, trials: list[Trial], rounds: int = 5) -> list[dict[str, Any]]:
+        """Answers a second and milliseconds of one comment alone, of the source and of students of these sizes, by turns."""
+        students = {"source": self.source} | {f"{t.way} {t.fraction:g}": self._begin(t)[0].eval() for t in trials}
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in students}
+        for _ in range(rounds):
+            for name, student in students.items():
+                found[name].append((self._rate_of(student), latency_ms(student, self.shards.compiled, self._test)))
+        medians = {name: np.median(np.array(values), axis=0) for name, values in found.items()}
+        return [
+            {"student": name, "answers_per_second": rate, "latency_ms": latency}
+            | {"times_faster": rate / medians["source"][0], "times_sooner": medians["source"][1] / latency}
+            for name, (rate, latency) in medians.items()
+        ]
+
+    def _rate_of(self, student: Student) -> float:
+        started = time.perf_counter()
+        self.agreement(student)
+        return len(self._test) / (time.perf_counter() - started)
+
 
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and standard deviation over the seeds of each way and size, at the beginning and after each measured step."""
@@ -184,6 +204,15 @@ def show(summaries: list[dict[str, Any]], title: str) -> None:
     Console(width=150).print(table)
 
 
+def show_speeds(rows: list[dict[str, Any]], out: str) -> None:
+    """Prints the table and writes it."""
+    Path(out).write_text(json.dumps(rows, indent=1))
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=120).print(table)
+
+
 def plot(summaries: list[dict[str, Any]], path: str) -> None:
     """Agreement against size at the beginning and at the end, and against steps at each size."""
     with mpl.rc_context(STYLE):
@@ -214,13 +243,18 @@ def plot(summaries: list[dict[str, Any]], path: str) -> None:
 @click.option("--comments", default=1000, show_default=True, help="Test comments to measure on.")
 @click.option("--out", required=True, metavar="FILE", help="JSON lines, one a training; a summary goes beside it.")
 @click.option("--plot", "picture", metavar="PNG")
-def main(shards: str, source: str, fractions: str, ways: str, seeds: int, out: str, picture: str | None, **how: Any) -> None:
+@click.option("--speed", is_flag=True, help="Measure how fast the students are, instead of training them.")
+def main(
+    shards: str, source: str, fractions: str, ways: str, seeds: int, out: str, picture: str | None, speed: bool, **how: Any
+) -> None:
     """Runs what is missing, then prints and draws all there is."""
     lines = Path(out)
     done = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     known = {Trial(row["way"], row["fraction"], row["seed"]) for row in done}
     chain = PruneConfig(chain=fractions).chain if "," in fractions else (PruneConfig(fraction=fractions).fraction or 1.0,)
     wanted = [Trial(way, share, seed) for seed in range(seeds) for share in chain for way in ways.split(",")]
+    if speed:
+        return show_speeds(Bench(open_shards(shards), PruneConfig(source=source), **how).speeds(wanted), out)
     missing = [trial for trial in wanted if trial not in known]
     if missing:
         bench = Bench(open_shards(shards), PruneConfig(source=source), **how)

@@ -245,7 +245,8 @@ def prune(shards: str | None, chain: str | None, **options: Any) -> None:
 
         chained = storage.join(out, "chain")
         run = run_chain(config, folder, chained)
-        _show(compare_runs(tracking_uri(config.tracking.uri, out), config.tracking.experiment, chained, run), chained)
+        store = tracking_uri(config.tracking.uri, out)
+        _show(compare_runs(store, config.tracking.experiment, chained, run, by=["pruned.fraction"]), chained)
         return
     from student.prune.prune import prune as stage
 

@@ -104,7 +104,9 @@ class TrainConfig(Strict):
     growth: tuple[float, ...] = Field((1.0,), description="share of the examples each epoch draws from, the last for the rest")
     batch_size: int = Field(32, ge=1, description="examples of one step over all workers")
     accumulation: int = Field(1, ge=1, description="parts a worker runs its share of a step in, to save memory")
-    learning_rate: float | None = Field(None, gt=0, description="peak of the cosine; null takes 0.25 / width")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak of the cosine; null takes 0.25 / width, or with init 0.1 / width"
+    )
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
@@ -177,5 +179,8 @@ class TrainConfig(Strict):
         return self.threads or max(1, (os.cpu_count() or 1) // self.most_workers)
 
     def peak_rate(self, width: int) -> float:
-        """The learning rate, by default falling with the student's width (Yang et al., "Tensor Programs V", 2022)."""
-        return self.learning_rate or 0.25 / width
+        """The learning rate, by default falling with the student's width (Yang et al., "Tensor Programs V", 2022).
+
+        One that starts from trained weights takes smaller steps; see docs/pruning.md.
+        """
+        return self.learning_rate or (0.1 if self.init else 0.25) / width

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 BEGUN = "begun.json"  # in the student's folder: which training it is, and its run in MLflow
 CHECKPOINTS = "checkpoints"  # in the student's folder: the best epoch's and the last, to go on from
-UNTOLD = ("kinds", "opening", "separator")  # of a student: long, and the same for all that are cut from one model
+UNTOLD = ("kinds", "opening", "separator", "epsilon")  # of a student: they follow from what it was cut from
 POLL = 0.3  # seconds between two looks for metrics
 
 
@@ -154,7 +154,8 @@ def _track(config: RunConfig, identity: dict[str, Any], folder: str, child: Chil
         return Tracking.reopen(**begun["mlflow"])
     uri = tracking_uri(config.tracking.uri, config.out or ".")
     name = child.name if child else f"{identity['shards']['task_name']}-{shape_name(identity['student'])}"
-    parameters = identity | {
+    parameters = {
+        "shards": identity["shards"],
         "student": {key: value for key, value in identity["student"].items() if key not in UNTOLD},
         "train": identity["train"] | _chosen(config.train, identity["student"]["width"]),
         "pruned": _pruned(config.train.init),
@@ -170,9 +171,10 @@ def _pruned(init: str | None) -> dict[str, Any]:
     if path is None or not storage.exists(path):
         return {}
     about = storage.read_json(path)
-    how = {name: about["prune"][name] for name in ("by", "rank", "rank_layers", "fraction")}
+    how = {name: about["prune"][name] for name in ("by", "rank", "fraction")}
     share = about["parameters"]["student"] / about["parameters"]["source"]
-    return how | {"of": about["source"], "share": round(share, 4), "parent_run": about["parent_run"]}
+    source = about["source"].get("student") or about["source"]["model"]
+    return how | {"from": source, "share": round(share, 4), "parent_run": about["parent_run"]}
 
 
 def _chosen(config: TrainConfig, width: int) -> dict[str, float]:

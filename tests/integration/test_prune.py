@@ -58,7 +58,7 @@ def test_a_student_cut_from_the_teacher_trains_and_follows_it(
     assert losses[-1] < 0.5 * losses[0]
     assert all(epoch["train_hidden"] > 0 for epoch in trained["epochs"])
     run = MlflowClient(trained["mlflow"]["uri"]).get_run(trained["mlflow"]["run"])
-    assert run.data.params["pruned.of.model"] == str(teacher)
+    assert run.data.params["pruned.from"] == str(teacher)
     assert run.data.params["pruned.fraction"] == "0.5"
 
 
