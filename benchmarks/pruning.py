@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -248,30 +248,35 @@ def main(
     shards: str, source: str, fractions: str, ways: str, seeds: int, out: str, picture: str | None, speed: bool, **how: Any
 ) -> None:
     """Runs what is missing, then prints and draws all there is."""
-    lines = Path(out)
-    done = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
-    known = {Trial(row["way"], row["fraction"], row["seed"]) for row in done}
-    chain = PruneConfig(chain=fractions).chain if "," in fractions else (PruneConfig(fraction=fractions).fraction or 1.0,)
-    wanted = [Trial(way, share, seed) for seed in range(seeds) for share in chain for way in ways.split(",")]
+    shares = PruneConfig(chain=fractions).chain if "," in fractions else (PruneConfig(fraction=fractions).fraction or 1.0,)
+    wanted = [Trial(way, share, seed) for seed in range(seeds) for share in shares for way in ways.split(",")]
+
+    def bench() -> Bench:
+        return Bench(open_shards(shards), PruneConfig(source=source), **how)
+
     if speed:
-        return show_speeds(Bench(open_shards(shards), PruneConfig(source=source), **how).speeds(wanted), out)
-    missing = [trial for trial in wanted if trial not in known]
-    if missing:
-        bench = Bench(open_shards(shards), PruneConfig(source=source), **how)
-        for trial in missing:
-            done.append(json.loads(json.dumps(bench.run(trial))))
-            with lines.open("a") as stream:
-                stream.write(json.dumps(done[-1]) + "\n")
-            Console().print(f"{trial}: {done[-1]['agreement']}", highlight=False)
+        show_speeds(bench().speeds(wanted), out)
+        return
+    done = run_missing(bench, wanted, Path(out))
     summaries = summarise(done)
-    lines.with_suffix(".summary.json").write_text(json.dumps(summaries, indent=1))
-    whole = max(row["parameters"] / row["fraction"] for row in done)
-    show(
-        summaries,
-        f"agreement of whole answers on {how['comments']:,} test comments, %, of about {whole / 1e6:.2f} M",
-    )
+    Path(out).with_suffix(".summary.json").write_text(json.dumps(summaries, indent=1))
+    show(summaries, f"whole answers as the teacher's, %, of {how['comments']:,} test comments")
     if picture:
         plot(summaries, picture)
+
+
+def run_missing(bench: Callable[[], Bench], wanted: list[Trial], out: Path) -> list[dict[str, Any]]:
+    """All results, those the file has already among them."""
+    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    known = {Trial(row["way"], row["fraction"], row["seed"]) for row in done}
+    missing = [trial for trial in wanted if trial not in known]
+    opened = bench() if missing else None
+    for trial in missing:
+        done.append(json.loads(json.dumps(opened.run(trial))))
+        with out.open("a") as stream:
+            stream.write(json.dumps(done[-1]) + "\n")
+        Console().print(f"{trial}: {done[-1]['agreement']}", highlight=False)
+    return done
 
 
 if __name__ == "__main__":
