@@ -1,0 +1,83 @@
+"""What pruning the thesis' student takes: 202 M parameters and 268 M of the embedding, random weights, real examples.
+
+Time is given beside that of plain forward passes over the same examples, memory beside that of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.students import peak_gib
+from pipeline.manifest import open_shards
+from student.config import StudentConfig
+from student.examples import Examples, open_examples
+from student.model import Shape, Student
+from student.prune.config import PruneConfig
+from student.prune.cut import choose, cut
+from student.prune.importance import LEAVE_OUT, importance, measure
+from student.prune.sizes import target_sizes
+from student.unpack import TRAIN
+
+VOCABULARY, BATCH = 262_144, 32
+
+
+@torch.inference_mode()
+def forward(student: Student, examples: Examples, chosen: Any) -> float:
+    """Seconds of plain forward passes."""
+    started = time.perf_counter()
+    for start in range(0, len(chosen), BATCH):
+        student(examples.batch(chosen[start : start + BATCH]).tokens)
+    return time.perf_counter() - started
+
+
+@click.command(help=__doc__)
+@click.option("--shards", required=True, metavar="DIR")
+@click.option("--examples", "count", default=1024, show_default=True)
+@click.option("--fraction", default=0.5, show_default=True)
+@click.option("--out", required=True, metavar="FILE")
+def main(shards: str, count: int, fraction: float, out: str) -> None:
+    """Measures, prints the table and writes it."""
+    opened, config = open_shards(shards), StudentConfig()
+    compiled = opened.compiled
+    shape = Shape(VOCABULARY, VOCABULARY, compiled.watched.size, compiled.task.context, **config.model_dump())
+    student = Student(shape, np.arange(VOCABULARY, dtype=np.int32)).eval()
+    weights = 4 * sum(student.parameter_counts().values()) / 2**30
+    examples = open_examples(opened, TRAIN, shape.sequence)
+    chosen = np.linspace(0, len(examples) - 1, count).astype(np.int64)
+    plain, marks = forward(student, examples, chosen), [time.perf_counter()]
+    sums = measure(student, examples, chosen, LEAVE_OUT, BATCH, over_sequence="mean", over_batch="l2")
+    marks.append(time.perf_counter())
+    scores, sizes = importance([sums], "l2", shape.layers), target_sizes(PruneConfig(fraction=fraction), shape)
+    smaller = cut(student, choose(scores, shape, sizes, "loss"), scores)
+    marks.append(time.perf_counter())
+    results = {
+        "parameters": student.parameter_counts(),
+        "pruned": smaller.parameter_counts(),
+        "examples": count,
+        "left_out_for": min(LEAVE_OUT, count),
+        "forward_seconds": plain,
+        "scoring_seconds": marks[1] - marks[0],
+        "scoring_to_forward": (marks[1] - marks[0]) / plain,
+        "cutting_seconds": marks[2] - marks[1],
+        "weights_gib": weights,
+        "peak_gib": peak_gib(torch.device("cpu")),
+        "peak_to_weights": peak_gib(torch.device("cpu")) / weights,
+    }
+    Path(out).write_text(json.dumps(results, indent=1))
+    table = Table("", "")
+    for name, value in results.items():
+        table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
