@@ -170,6 +170,7 @@ def test_samples_repeat_by_seed_and_spread_as_the_teacher_does(tiny: Case) -> No
     assert (np.abs(counts - expected) < 5 * np.sqrt(2 * expected) + 1).all(), (counts, expected)
 
 
+@pytest.mark.slow
 def test_conditional_generation_checkpoint_goes_through_both_engines(tmp_path: Path) -> None:
     save_conditional(tmp_path, seed=1)
     case = Case(tmp_path, None, [f"comment {i}" for i in range(6)])

@@ -94,7 +94,9 @@ def measures(epochs: list[dict[str, Any]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if "second" not in k and k != "samples"} for row in epochs]
 
 
-def test_a_training_killed_in_every_way_ends_as_an_undisturbed_one(retort: Retort, shards: Shards, tmp_path: Path) -> None:
+def test_a_training_that_lost_its_worker_and_was_stopped_ends_as_an_undisturbed_one(
+    retort: Retort, shards: Shards, tmp_path: Path
+) -> None:
     with started(retort, shards, tmp_path) as driver:
         known = checkpoints(tmp_path)
         ray_worker(driver).kill()
@@ -105,9 +107,6 @@ def test_a_training_killed_in_every_way_ends_as_an_undisturbed_one(retort: Retor
         output, _ = driver.communicate(timeout=60)
         assert driver.returncode == 130, output
         assert "Run the same command again to go on" in output
-    assert not (tmp_path / "student/train.json").exists()
-    with started(retort, shards, tmp_path) as driver:
-        driver.kill()
     assert not (tmp_path / "student/train.json").exists()
     retort("train", f"--shards={shards.folder}", f"--out={tmp_path}", *SETTINGS)
     calm, about = undisturbed(shards), json.loads((tmp_path / "student/train.json").read_text())
@@ -127,8 +126,8 @@ def test_workers_under_ray_train_what_one_does_without(retort: Retort, shards: S
     how = ["workers=[1,2]", "cpus_per_worker=1", "strategy=zero3", "accumulation=2"]
     settings = [*SETTINGS, *short, *(f"--set=train.{one}" for one in how)]
     with started(retort, shards, tmp_path, *settings) as driver:
-        driver.send_signal(signal.SIGTERM)
-        assert driver.wait(60) == 130
+        driver.kill()
+    assert not (tmp_path / "student/train.json").exists()
     retort("train", f"--shards={shards.folder}", f"--out={tmp_path}", *settings)
     theirs = json.loads((tmp_path / "student/train.json").read_text())["epochs"]
     ours = undisturbed(shards, student={"sequence": "choices", "dropout": 0}, train={"epochs": 2}).position.history
