@@ -20,11 +20,12 @@ from benchmarks.students import peak_gib
 from pipeline.manifest import open_shards
 from student.config import StudentConfig
 from student.examples import Examples, open_examples
-from student.model import Shape, Student
+from student.model import Student
 from student.prune.config import PruneConfig
 from student.prune.cut import choose, cut
 from student.prune.importance import LEAVE_OUT, importance, measure
 from student.prune.sizes import target_sizes
+from student.shape import Shape
 from student.unpack import TRAIN
 
 VOCABULARY, BATCH = 262_144, 32

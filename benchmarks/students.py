@@ -20,7 +20,8 @@ from pipeline.payload import Stored
 from student.config import StudentConfig, TrainConfig
 from student.examples import Batch, Examples, open_examples
 from student.loop import Training
-from student.model import Shape, Student, embedding_rows
+from student.model import Student, embedding_rows
+from student.shape import Shape
 from student.strategy import make_strategy
 from student.trainer import Sums, Trainer
 from student.unpack import TRAIN

@@ -39,8 +39,8 @@ from benchmarks.true_size import memory, show_memory, train_share
 from cluster.runtime import MALLOC
 from student.config import StudentConfig, TrainConfig
 from student.examples import Batch
-from student.model import Shape
 from student.order import Order
+from student.shape import Shape
 
 COMMAND = [sys.executable, "-m", "benchmarks.training"]
 SHAPES = {

@@ -14,7 +14,8 @@ from safetensors.torch import load, save
 from pipeline import storage
 from pipeline.compiled import CompiledTask
 from pipeline.errors import UserError
-from student.model import Shape, Student
+from student.model import Student
+from student.shape import Shape
 from student.strategy import State, Tensors
 
 WEIGHTS, SHAPE = "model.safetensors", "shape.json"

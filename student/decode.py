@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.compiled import CompiledTask
 from pipeline.forced import forced_runs
-from student.model import KeyValueCache, Student
+from student.model import Student
+from student.reach import KeyValueCache
 
 LEFT = -1  # the state of an answer that has left the automaton
 

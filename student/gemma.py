@@ -20,7 +20,8 @@ from safetensors import safe_open
 
 from pipeline.errors import UserError
 from pipeline.gemma3_names import language_name
-from student.model import Layer, Shape, Student
+from student.model import Student
+from student.shape import Layer, Shape
 
 KINDS = ("gemma3_text", "gemma3")
 WEIGHTS = "*.safetensors"

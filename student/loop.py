@@ -21,9 +21,10 @@ from student.checkpoint import WEIGHTS, load_student, load_tensors
 from student.config import StudentConfig, TrainConfig
 from student.examples import Batch, Examples, columns_of, open_examples
 from student.losses import Loss
-from student.model import Shape, Student, embedding_rows
+from student.model import Student, embedding_rows
 from student.order import Order, parts
 from student.prune.parent import open_parent
+from student.shape import Shape
 from student.strategy import State, make_strategy
 from student.trainer import Sums, Totals, Trainer, means
 from student.unpack import TRAIN, VALIDATION

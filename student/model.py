@@ -10,11 +10,8 @@ C keys that a chunk may look at, M positions to predict at, P tokens of the open
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
 from types import EllipsisType
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,192 +19,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-
-@dataclass(frozen=True)
-class Layer:
-    """What may differ from layer to layer.
-
-    Attributes:
-        window: keys a query looks at, itself among them; None for all before it.
-        base: of the rotary frequencies.
-        stretch: what positions are divided by.
-    """
-
-    window: int | None = None
-    base: float = 10_000.0
-    stretch: float = 1.0
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Everything that sizes a student, and what it reads.
-
-    What is None takes the value that a student of our own has.
-
-    Attributes:
-        input_vocabulary: V, ids of the teacher's tokenizer.
-        embeddings: R, rows of the embedding: those of the ids the corpus uses, and one for all others.
-        output_vocabulary: W, watched tokens, and one more with the tail.
-        context: tokens the student reads at most.
-        layers, width, heads, mlp, sequence, dropout: see `StudentConfig`.
-        family: `plain` or `gemma3`.
-        key_value_heads: G, each shared by as many heads; by default as many as heads.
-        head_width: K; by default the width shared among the heads.
-        kinds: of each layer.
-        epsilon: what the norms over the width add to the mean square; by default float32's own.
-        head_epsilon: the same of the norms of queries and keys.
-        score_scale: what attention scores are multiplied by; by default 1 / √K.
-        opening: ids that the student reads before every comment, computed once.
-        separator: ids between comment and answer; by default the task's.
-    """
-
-    input_vocabulary: int
-    embeddings: int
-    output_vocabulary: int
-    context: int
-    layers: int
-    width: int
-    heads: int
-    mlp: int
-    sequence: str = "full"
-    dropout: float = 0.0
-    family: str = "plain"
-    key_value_heads: int | None = None
-    head_width: int | None = None
-    kinds: tuple[Layer, ...] | None = None
-    epsilon: float | None = None
-    head_epsilon: float | None = None
-    score_scale: float | None = None
-    opening: tuple[int, ...] = ()
-    separator: tuple[int, ...] | None = None
-
-    @property
-    def groups(self) -> int:
-        """G, key/value heads."""
-        return self.key_value_heads or self.heads
-
-    @property
-    def per_head(self) -> int:
-        """K, the width of a head."""
-        return self.head_width or self.width // self.heads
-
-    @property
-    def each_layer(self) -> tuple[Layer, ...]:
-        """The kind of every layer."""
-        return self.kinds or (Layer(),) * self.layers
-
-    @property
-    def is_gemma(self) -> bool:
-        """Whether blocks are built as Gemma 3's."""
-        return self.family == "gemma3"
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; what is None or empty is left out."""
-        return {name: value for name, value in json.loads(json.dumps(asdict(self))).items() if value not in (None, [])}
-
-    @staticmethod
-    def from_dict(content: dict[str, Any]) -> Shape:
-        """From `as_dict`."""
-        tuples: dict[str, Any] = {name: tuple(content[name]) for name in ("opening", "separator") if name in content}
-        if "kinds" in content:
-            tuples["kinds"] = tuple(Layer(**kind) for kind in content["kinds"])
-        return Shape(**(content | tuples))
-
+from student.reach import Behind, KeyValueCache, Memory, Opening, Reach
+from student.shape import PLAIN, Layer, Shape
 
 Places = EllipsisType | tuple[torch.Tensor, torch.Tensor]  # of [B, T]: all, or rows and columns
-Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values, each [B, G, T, K]
-
-
-class Memory(Protocol):
-    """What a chunk can look at beside itself."""
-
-    def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
-        """Takes a layer's keys and values of a chunk; returns all that its queries may look at."""
-
-
-class Opening:
-    """Collects the opening's keys and values, [1, G, P, K] each, as the opening is read."""
-
-    def __init__(self) -> None:
-        self.pairs: list[Pair] = []
-
-    def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
-        """See `Memory`."""
-        self.pairs.append(chunk)
-        return chunk
-
-
-class Behind:
-    """Puts every row of a chunk behind the opening."""
-
-    def __init__(self, opening: Opening) -> None:
-        self._pairs = opening.pairs
-
-    def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
-        """See `Memory`."""
-        rows = (len(chunk[0]), -1, -1, -1)
-        keys, values = (torch.cat([before.expand(rows), new], 2) for before, new in zip(self._pairs[layer], chunk, strict=True))
-        return keys, values
-
-
-class KeyValueCache:
-    """Keys and values of what has been read, by slot: each row has its own length.
-
-    A chunk is padded to its longest row. What its padding writes lies behind the row's length, where no query looks
-    until the next chunk has written over it.
-
-    Args:
-        shape: of the student.
-        rows: B.
-        slots: the tokens a row can hold after the opening, padding of its last chunk included.
-        like: a tensor of the wanted kind.
-        opening: what all rows have read.
-    """
-
-    def __init__(self, shape: Shape, rows: int, slots: int, like: torch.Tensor, opening: Opening | None = None) -> None:
-        before = len(shape.opening)
-        size = (shape.layers, rows, shape.groups, before + slots, shape.per_head)
-        self.keys_LBGCK, self.values_LBGCK = like.new_zeros(size), like.new_zeros(size)
-        for layer, (keys, values) in enumerate(opening.pairs if opening else []):
-            self.keys_LBGCK[layer, :, :, :before], self.values_LBGCK[layer, :, :, :before] = keys, values
-        self.lengths_B = torch.full((rows,), before, dtype=torch.int64, device=like.device)
-
-    @property
-    def slots(self) -> int:
-        """C, opening included."""
-        return self.keys_LBGCK.shape[3]
-
-    def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
-        """See `Memory`."""
-        at = positions_BT[:, None, :, None].expand_as(chunk[0])
-        keys, values = self.keys_LBGCK[layer], self.values_LBGCK[layer]
-        return keys.scatter_(2, at, chunk[0]), values.scatter_(2, at, chunk[1])
-
-
-class Reach:
-    """What a chunk attends to, by the window of a layer.
-
-    Args:
-        positions_BT: of its tokens; B may be 1 for all rows alike.
-        keys: C, how many keys there are, those of the memory included.
-        windows: of all layers.
-        memory: what there is beside the chunk.
-    """
-
-    def __init__(self, positions_BT: torch.Tensor, keys: int, windows: set[int | None], memory: Memory | None = None) -> None:
-        self.positions_BT, self.memory = positions_BT, memory
-        alone = keys == positions_BT.shape[1] and len(positions_BT) == 1
-        self.masks = {w: None if alone and (w is None or keys <= w) else _mask(positions_BT, keys, w) for w in windows}
-
-    def extend(self, layer: int, chunk: Pair) -> Pair:
-        """The chunk's keys and values with those of the memory."""
-        return chunk if self.memory is None else self.memory.update(layer, self.positions_BT, chunk)
-
-
-def _mask(positions_BT: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
-    """Which keys each query may look at: bool [B or 1, 1, T, C]."""
-    back = positions_BT[:, None, :, None] - torch.arange(keys, device=positions_BT.device)
-    return back >= 0 if window is None else (back >= 0) & (back < window)
 
 
 class Attention(nn.Module):
@@ -417,7 +232,7 @@ def embedding_rows(counts_V: NDArray[np.int64], always: NDArray[np.int32], least
     return np.where(known_V, np.cumsum(known_V), 0).astype(np.int32)
 
 
-def rotations(length: int, head_width: int, kind: Layer = Layer()) -> torch.Tensor:
+def rotations(length: int, head_width: int, kind: Layer = PLAIN) -> torch.Tensor:
     """Cosines and sines of every position's rotation in a layer: float32 [length, 2, head_width / 2]."""
     frequencies = kind.base ** -(torch.arange(0, head_width, 2) / head_width) / kind.stretch
     angles = torch.arange(length)[:, None] * frequencies

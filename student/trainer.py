@@ -12,9 +12,9 @@ import torch.distributed as dist
 from student.config import TrainConfig
 from student.examples import Batch
 from student.losses import Loss, Terms
-from student.model import Shape
 from student.prune.parent import Parent
 from student.schedule import cosine_annealing
+from student.shape import Shape
 from student.strategy import Strategy, worker_count
 
 

@@ -11,7 +11,8 @@ from pipeline.config import RunConfig, changed_shape
 from pipeline.errors import UserError
 from pipeline.task import Task, load_task
 from student.config import StudentConfig, TrainConfig
-from student.model import Shape, Student
+from student.model import Student
+from student.shape import Shape
 from student.unpack import SPLIT_TENTHS, TEST, TRAIN, VALIDATION
 
 CHARACTERS_PER_TOKEN = 4  # of English, a rule of thumb

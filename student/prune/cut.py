@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from student.checkpoint import assembled
-from student.model import Shape, Student
+from student.model import Student
 from student.prune.importance import Importance, width_norms
 from student.prune.sizes import Sizes
+from student.shape import Shape
 
 Indices = NDArray[np.int64]
 

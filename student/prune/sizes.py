@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pipeline.errors import UserError
-from student.model import Shape
 from student.prune.config import SIZES, PruneConfig
+from student.shape import Shape
 
 STEPS = 512  # sizes tried between nothing and all
 MULTIPLE = 8  # of widths that a budget gives, as matrices of other sizes are multiplied more slowly

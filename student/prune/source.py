@@ -16,8 +16,9 @@ from pipeline.model_files import absolute_model, fingerprint
 from pipeline.tokenization import load_teacher_tokenizer
 from student.checkpoint import WEIGHTS, is_student, load_shape, load_student
 from student.gemma import gemma_shape, load_gemma
-from student.model import Shape, Student, embedding_rows
+from student.model import Student, embedding_rows
 from student.prune.config import PruneConfig
+from student.shape import Shape
 from student.unpack import TRAIN, unpack
 
 

@@ -18,7 +18,8 @@ import student.strategy
 from pipeline.manifest import Shards, open_shards
 from student.config import StudentConfig, TrainConfig
 from student.loop import Loop, Position, Training
-from student.model import Shape, Student
+from student.model import Student
+from student.shape import Shape
 from student.strategy import DataParallel, State, Tensors
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")

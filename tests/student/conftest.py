@@ -17,7 +17,8 @@ from pipeline.shards import write_shard
 from pipeline.tokenization import TeacherTokenizer
 from pipeline.vocabulary import WatchedSet
 from student.config import StudentConfig
-from student.model import Shape, Student
+from student.model import Student
+from student.shape import Shape
 from tests.tiny import tiny_task, tiny_tokenizer
 
 DEBUG = StudentConfig(layers=2, width=32, heads=2, mlp=64)

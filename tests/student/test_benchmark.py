@@ -10,7 +10,8 @@ from benchmarks.training import flops
 from pipeline.manifest import Shards
 from student.config import StudentConfig, TrainConfig
 from student.examples import open_examples
-from student.model import Shape, Student
+from student.model import Student
+from student.shape import Shape
 from student.unpack import TRAIN
 from tests.student.conftest import DEBUG
 

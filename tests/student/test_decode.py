@@ -14,7 +14,8 @@ from pipeline.compiled import CompiledTask
 from pipeline.task import Task
 from pipeline.vocabulary import WatchedSet
 from student.decode import Decoder
-from student.model import Shape, Student
+from student.model import Student
+from student.shape import Shape
 from tests.student.conftest import DEBUG
 from tests.tiny import tiny_task
 

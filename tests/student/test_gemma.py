@@ -18,7 +18,9 @@ from transformers import (
 
 from pipeline.errors import UserError
 from student.gemma import gemma_shape, load_gemma
-from student.model import KeyValueCache, Layer, Student
+from student.model import Student
+from student.reach import KeyValueCache
+from student.shape import Layer
 from tests.tiny import save_conditional, save_teacher, text_config
 
 LENGTH = 50  # longer than any window

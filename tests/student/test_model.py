@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from pipeline.compiled import CompiledTask
 from student.config import StudentConfig
-from student.model import KeyValueCache, Shape, Student, embedding_rows, rotate, rotations
+from student.model import Student, embedding_rows, rotate, rotations
+from student.reach import KeyValueCache
+from student.shape import Shape
 from tests.student.conftest import DEBUG
 
 

@@ -10,7 +10,8 @@ import torch
 from pipeline.compiled import CompiledTask
 from pipeline.manifest import Shards
 from student.examples import Examples, open_examples
-from student.model import Layer, Shape, Student
+from student.model import Student
+from student.shape import Layer, Shape
 from student.unpack import TRAIN
 
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -18,11 +18,12 @@ from pipeline.errors import UserError
 from pipeline.manifest import Shards
 from student.checkpoint import load_student, save_student
 from student.examples import Examples
-from student.model import Shape, Student
+from student.model import Student
 from student.prune.config import PruneConfig
 from student.prune.cut import Kept, choose, cut, top
 from student.prune.importance import Importance, importance, measure, width_norms
 from student.prune.sizes import Sizes, parameters, target_sizes
+from student.shape import Shape
 from tests.student.prune.students import examples_of, make
 
 MEASURED = np.arange(0, 160, 16)

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from student.model import Shape, Student
+from student.model import Student
 from student.prune.config import PruneConfig
 from student.prune.sizes import Sizes, parameters, target_sizes
+from student.shape import Shape
 
 
 @st.composite

@@ -1,0 +1,106 @@
+"""What a chunk of tokens attends to: itself, what was read before it, and how far each layer looks back.
+
+Shape suffixes as in `student.model`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from student.shape import Shape
+
+Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values, each [B, G, T, K]
+
+
+class Memory(Protocol):
+    """What a chunk can look at beside itself."""
+
+    def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
+        """Takes a layer's keys and values of a chunk; returns all that its queries may look at."""
+
+
+class Opening:
+    """Collects the opening's keys and values, [1, G, P, K] each, as the opening is read."""
+
+    def __init__(self) -> None:
+        self.pairs: list[Pair] = []
+
+    def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
+        """See `Memory`."""
+        self.pairs.append(chunk)
+        return chunk
+
+
+class Behind:
+    """Puts every row of a chunk behind the opening."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._pairs = opening.pairs
+
+    def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
+        """See `Memory`."""
+        rows = (len(chunk[0]), -1, -1, -1)
+        keys, values = (torch.cat([before.expand(rows), new], 2) for before, new in zip(self._pairs[layer], chunk, strict=True))
+        return keys, values
+
+
+class KeyValueCache:
+    """Keys and values of what has been read, by slot: each row has its own length.
+
+    A chunk is padded to its longest row. What its padding writes lies behind the row's length, where no query looks
+    until the next chunk has written over it.
+
+    Args:
+        shape: of the student.
+        rows: B.
+        slots: the tokens a row can hold after the opening, padding of its last chunk included.
+        like: a tensor of the wanted kind.
+        opening: what all rows have read.
+    """
+
+    def __init__(self, shape: Shape, rows: int, slots: int, like: torch.Tensor, opening: Opening | None = None) -> None:
+        before = len(shape.opening)
+        size = (shape.layers, rows, shape.groups, before + slots, shape.per_head)
+        self.keys_LBGCK, self.values_LBGCK = like.new_zeros(size), like.new_zeros(size)
+        for layer, (keys, values) in enumerate(opening.pairs if opening else []):
+            self.keys_LBGCK[layer, :, :, :before], self.values_LBGCK[layer, :, :, :before] = keys, values
+        self.lengths_B = torch.full((rows,), before, dtype=torch.int64, device=like.device)
+
+    @property
+    def slots(self) -> int:
+        """C, opening included."""
+        return self.keys_LBGCK.shape[3]
+
+    def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
+        """See `Memory`."""
+        at = positions_BT[:, None, :, None].expand_as(chunk[0])
+        keys, values = self.keys_LBGCK[layer], self.values_LBGCK[layer]
+        return keys.scatter_(2, at, chunk[0]), values.scatter_(2, at, chunk[1])
+
+
+class Reach:
+    """What a chunk attends to, by the window of a layer.
+
+    Args:
+        positions_BT: of its tokens; B may be 1 for all rows alike.
+        keys: C, how many keys there are, those of the memory included.
+        windows: of all layers.
+        memory: what there is beside the chunk.
+    """
+
+    def __init__(self, positions_BT: torch.Tensor, keys: int, windows: set[int | None], memory: Memory | None = None) -> None:
+        self.positions_BT, self.memory = positions_BT, memory
+        alone = keys == positions_BT.shape[1] and len(positions_BT) == 1
+        self.masks = {w: None if alone and (w is None or keys <= w) else _mask(positions_BT, keys, w) for w in windows}
+
+    def extend(self, layer: int, chunk: Pair) -> Pair:
+        """The chunk's keys and values with those of the memory."""
+        return chunk if self.memory is None else self.memory.update(layer, self.positions_BT, chunk)
+
+
+def _mask(positions_BT: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
+    """Which keys each query may look at: bool [B or 1, 1, T, C]."""
+    back = positions_BT[:, None, :, None] - torch.arange(keys, device=positions_BT.device)
+    return back >= 0 if window is None else (back >= 0) & (back < window)
