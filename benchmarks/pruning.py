@@ -43,6 +43,7 @@ from student.trainer import Sums, Trainer
 from student.unpack import TEST, TRAIN
 
 CPU = torch.device("cpu")
+MEASURED = (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1)  # shares of the steps after which agreement is measured
 ROUNDS = 4  # of scoring and cutting, where they take turns
 HIDDEN = 1.0  # weight of the hidden states' distance
 WAYS = {
@@ -103,7 +104,7 @@ class Bench:
         trainer = Trainer(make_strategy(student, config, CPU), config, student.shape, self._steps, CPU, parent=parent)
         for step, indices in enumerate(self._batches(config), 1):
             trainer.step([self._train.batch(indices)], self._train.weight(indices, 1.0), Sums())
-            if step in (self._steps // 3, self._steps):
+            if step in {max(1, round(share * self._steps)) for share in MEASURED}:
                 agreements[step] = self.agreement(student)
         sizes = asdict(self.sizes(trial))
         return asdict(trial) | {"agreement": agreements, "sizes": sizes, "parameters": sum(student.parameter_counts().values())}
@@ -192,7 +193,7 @@ def _summary(members: list[dict[str, Any]]) -> dict[str, Any]:
 
 def show(summaries: list[dict[str, Any]], title: str) -> None:
     """Prints the table."""
-    steps = list(summaries[0]["mean"])
+    steps = [step for step in summaries[0]["mean"] if all(step in row["mean"] for row in summaries)]
     table = Table(
         "begun", "parameters", "layers × width, heads, neurons", *(f"after {step} steps" for step in steps), title=title
     )
@@ -214,22 +215,37 @@ def show_speeds(rows: list[dict[str, Any]], out: str) -> None:
 
 
 def plot(summaries: list[dict[str, Any]], path: str) -> None:
-    """Agreement against size at the beginning and at the end, and against steps at each size."""
+    """Agreement against size, at the beginning and at the end; against steps, at the largest and at the smallest size."""
+    steps, sizes = list(summaries[0]["mean"]), sorted({row["fraction"] for row in summaries})
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 4.2), layout="constrained")
-        steps = list(summaries[0]["mean"])
-        for place, step in enumerate((steps[0], steps[-1])):
-            axes = figure.add_subplot(1, 2, place + 1)
-            for way, name in WAYS.items():
-                mine = [row for row in summaries if row["way"] == way]
-                if mine:
-                    x, y = [row["parameters"] / 1e6 for row in mine], [100 * row["mean"][step] for row in mine]
-                    axes.errorbar(
-                        x, y, [100 * row["spread"][step] for row in mine], fmt="o-", ms=4, lw=1.2, capsize=2, label=name
-                    )
-            axes.set(xlabel="million parameters", title=f"whole answers as the teacher's, %, after {step} steps", xscale="log")
-            axes.legend(fontsize=8) if place else None
-        figure.savefig(path, dpi=110)
+        figure = Figure(figsize=(11, 8), layout="constrained")
+        axes = [figure.add_subplot(2, 2, place) for place in range(1, 5)]
+        for axis, step in zip(axes, (steps[0], steps[-1]), strict=False):
+            by_way = {way: [row for row in summaries if row["way"] == way] for way in WAYS}
+            _lines(axis, {way: [(row["parameters"] / 1e6, row, step) for row in rows] for way, rows in by_way.items()})
+            axis.set(
+                xlabel="million parameters",
+                title=f"after {step} steps",
+                xscale="log",
+                ylabel="whole answers as the teacher's, %",
+            )
+        for axis, size in zip(axes[2:], (sizes[-1], sizes[0]), strict=True):
+            mine = [row for row in summaries if row["fraction"] == size]
+            _lines(axis, {row["way"]: [(int(step), row, step) for step in row["mean"]] for row in mine})
+            axis.set(xlabel="steps", title=f"{size:g} of the source's parameters", ylabel="whole answers as the teacher's, %")
+        axes[1].legend(fontsize=8)
+        figure.savefig(path, dpi=100)
+
+
+def _lines(axis: Any, lines: dict[str, list[tuple[float, dict[str, Any], str]]]) -> None:
+    """A line a way, in the way's own colour."""
+    for place, (way, name) in enumerate(WAYS.items()):
+        if points := lines.get(way):
+            means = [100 * row["mean"][step] for _, row, step in points]
+            spreads = [100 * row["spread"][step] for _, row, step in points]
+            axis.errorbar(
+                [x for x, _, _ in points], means, spreads, fmt="o-", ms=4, lw=1.2, capsize=2, label=name, color=f"C{place}"
+            )
 
 
 @click.command(help=__doc__)
