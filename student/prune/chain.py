@@ -20,7 +20,7 @@ from pipeline.stopping import Stopped
 from student.config import StudentChanges
 from student.evaluate import evaluate
 from student.prune.prune import prune
-from student.prune.sizes import Sizes, parameters
+from student.prune.sizes import Sizes, parameters, target_sizes
 from student.prune.source import Source, open_source
 from student.train import Child, train
 from tune.tracking import Tracking, tracking_uri
@@ -45,6 +45,8 @@ def run_chain(config: RunConfig, shards_folder: str, folder: str) -> str:
     """
     source = open_source(config.prune, open_shards(shards_folder))
     whole = parameters(source.shape, Sizes.of(source.shape))
+    for share in config.prune.chain:  # better refused now than after the links before
+        target_sizes(config.prune.model_copy(update={"chain": (), "fraction": share}), source.shape)
     tracking = _track(config, source, folder)
     try:
         place = source.place
