@@ -75,6 +75,11 @@ class PruneConfig(Strict):
             raise ValueError("the shares of a chain must fall, from below 1")
         return self
 
+    @property
+    def has_target(self) -> bool:
+        """Whether it says how small the student is to be."""
+        return any(getattr(self, name) for name in (*SIZES, "params", "fraction"))
+
     def recipe(self) -> dict[str, Any]:
         """For JSON: all that changes what is kept."""
         how = {"source", "chain", "workers", "cpus_per_worker", "gpus_per_worker", "machines", "batch_size"}

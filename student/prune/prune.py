@@ -41,6 +41,10 @@ def prune(config: PruneConfig, shards_folder: str, folder: str, whole: int | Non
     Raises:
         UserError: the source or the shards are unusable, it has no such sizes, or the folder holds another student.
     """
+    if not config.has_target:
+        raise UserError(
+            "nothing says how small: give --fraction (1 keeps all), --params, or sizes such as --set prune.width=512"
+        )
     shards = open_shards(shards_folder)
     source = open_source(config, shards)
     sizes = target_sizes(config, source.shape, whole)

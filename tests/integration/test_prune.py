@@ -42,6 +42,7 @@ def test_a_student_cut_from_the_teacher_trains_and_follows_it(
     retort: Retort, shards: Shards, teacher: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "half"
+    assert "nothing says how small" in retort.refuses("prune", f"--from={teacher}", f"--shards={shards.folder}", f"--out={out}")
     said = retort("prune", f"--from={teacher}", f"--shards={shards.folder}", f"--out={out}", "--fraction=1/2", *PRUNE)
     assert f"retort train --init {out}/pruned --shards {shards.folder} --out {out}" in said
     about = json.loads((out / "pruned/prune.json").read_text())
