@@ -6,16 +6,16 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
 from pipeline import storage
-from pipeline.config import RunConfig, load_config, student_shape
+from pipeline.config import student_shape
 from pipeline.console import console, set_up_logging
 from pipeline.errors import UserError
+from pipeline.options import KEYS, configure, folder_of, stage_options
 from pipeline.stopping import STOPPED, Stopped
 from pipeline.task import load_task
 
@@ -25,79 +25,7 @@ if TYPE_CHECKING:
 # Each stage imports what it runs on when it is asked for: `retort --help` answers at once, and a student's machine
 # needs no vLLM.
 
-Command = Callable[..., None]
-
 log = logging.getLogger("pipeline.cli")  # also when this module is the program
-
-
-def _options(*names: str) -> Callable[[Command], Command]:
-    """The shared options of these names, and those every stage takes."""
-    known = {
-        "task": click.option("--task", metavar="YAML", help="The task, such as tasks/goemotions.yaml."),
-        "teacher": click.option("--teacher", metavar="MODEL", help="Hugging Face name or path; by default the task's."),
-        "comments": click.option(
-            "--comments", multiple=True, metavar="PATH", help="File, folder, glob or URI of comments; may be repeated."
-        ),
-        "limit": click.option("--limit", type=click.IntRange(1), help="Stop after so many comments that pass the filters."),
-        "out": click.option("--out", metavar="DIR", help="The run's folder; each stage has its own folder inside."),
-        "config": click.option("--config", metavar="YAML", help="A file with any of the configuration's keys."),
-        "set": click.option(
-            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key: --set student.layers=4."
-        ),
-        "verbose": click.option("--verbose", is_flag=True, help="Show the workers' own log lines too."),
-    }
-
-    def decorate(command: Command) -> Command:
-        for name in reversed([*names, "out", "config", "set", "verbose"]):
-            command = known[name](command)
-        return command
-
-    return decorate
-
-
-KEYS = {
-    "task": "task",
-    "teacher": "teacher.model",
-    "comments": "comments.paths",
-    "limit": "comments.limit",
-    "out": "out",
-    "init": "train.init",
-    "source": "prune.source",
-    "prune_params": "prune.params",
-    "fraction": "prune.fraction",
-    "chain": "prune.chain",
-    "space": "tune.space",
-    "trials": "tune.trials",
-    "max_params": "tune.max_params",
-    "max_latency_ms": "tune.max_latency_ms",
-    "workers": "scale.workers",
-    "stage": "scale.stage",
-    "price_per_hour": "scale.price_per_hour",
-    "comments_count": "plan.comments",
-    "teacher_params": "plan.teacher_params",
-    "teacher_machine": "plan.teacher_machine",
-    "student_machine": "plan.student_machine",
-    "plan_workers": "plan.workers",
-    "scale": "plan.scale",
-    "prices": "plan.prices",
-}  # of the configuration, by option
-
-
-def _configure(
-    overrides: tuple[str, ...], config: str | None = None, verbose: bool = False, **options: Any
-) -> tuple[RunConfig, str]:
-    """The configuration and the run's folder; sets up logging."""
-    set_up_logging(verbose)
-    given = {KEYS[name]: list(value) if isinstance(value, tuple) else value for name, value in options.items() if value}
-    settings = load_config(config, list(overrides), given)
-    if settings.out is None:
-        raise UserError("no folder given: say where the run lives with --out")
-    return settings, storage.absolute(settings.out)
-
-
-def _folder(given: str | None, out: str, name: str) -> str:
-    """A stage's folder: as given, else within the run's; absolute, as workers have other working directories."""
-    return storage.absolute(given) if given else storage.join(out, name)
 
 
 class _Group(click.Group):
@@ -141,14 +69,14 @@ def main() -> None:
 
 
 @main.command()
-@_options("task", "teacher", "comments", "limit")
+@stage_options("task", "teacher", "comments", "limit")
 def run(**options: Any) -> None:
     """Everything: extract, train, evaluate, and a summary."""
     from pipeline.extract import extract
     from student.evaluate import evaluate
     from student.train import train
 
-    config, out = _configure(**options)
+    config, out = configure(**options)
     if config.task:  # better refused now than after the extraction
         shape = student_shape(load_task(config.task), config.student)
         if config.extract.capture == "choices" and shape.sequence == "full":
@@ -156,26 +84,26 @@ def run(**options: Any) -> None:
                 "a student of whole answers needs the logits of all steps: set student.sequence=choices, or extract.capture=all"
             )
     extract(config)
-    shards, student, report = (_folder(None, out, name) for name in ("shards", "student", "report"))
+    shards, student, report = (folder_of(None, out, name) for name in ("shards", "student", "report"))
     trained = train(config, shards, student)
     figures = evaluate(config.evaluate, shards, student, report)
     _summary(figures, shards, student, report, trained["mlflow"]["uri"])
 
 
 @main.command()
-@_options("task", "teacher", "comments", "limit")
+@stage_options("task", "teacher", "comments", "limit")
 def extract(**options: Any) -> None:
     """Comments through the teacher to logit shards, in OUT/shards."""
     from pipeline.extract import extract as stage
 
-    config, out = _configure(**options)
+    config, out = configure(**options)
     manifest = stage(config)
     console.print(f"{manifest['rows']:,} answers, {manifest['bytes'] / 1e6:,.1f} MB, in {storage.join(out, 'shards')}")
 
 
 @main.command()
 @click.option("--answers", "answer", default="answer", show_default=True, metavar="COLUMN", help="Where the answers are.")
-@_options("task", "teacher", "comments", "limit")
+@stage_options("task", "teacher", "comments", "limit")
 def score(answer: str, **options: Any) -> None:
     """The teacher's logits along given answers, in OUT/shards.
 
@@ -184,7 +112,7 @@ def score(answer: str, **options: Any) -> None:
     """
     from pipeline.extract import extract as stage
 
-    config, out = _configure(**options)
+    config, out = configure(**options)
     manifest = stage(config.model_copy(update={"comments": config.comments.model_copy(update={"answer": answer})}))
     console.print(f"{manifest['rows']:,} answers scored, {manifest['bytes'] / 1e6:,.1f} MB, in {storage.join(out, 'shards')}")
 
@@ -192,7 +120,7 @@ def score(answer: str, **options: Any) -> None:
 @main.command()
 @click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
 @click.option("--init", metavar="DIR", help="Start from this student's weights, and with its shape; see `retort prune`.")
-@_options()
+@stage_options()
 def train(shards: str | None, **options: Any) -> None:
     """Logit shards to a student, in OUT/student.
 
@@ -209,8 +137,8 @@ def train(shards: str | None, **options: Any) -> None:
     """  # noqa: D301 (\b is click's mark, as a character)
     from student.train import train as stage
 
-    config, out = _configure(**options)
-    stage(config, _folder(shards, out, "shards"), _folder(None, out, "student"))
+    config, out = configure(**options)
+    stage(config, folder_of(shards, out, "shards"), folder_of(None, out, "student"))
 
 
 @main.command()
@@ -221,7 +149,7 @@ def train(shards: str | None, **options: Any) -> None:
 @click.option(
     "--chain", metavar="PARTS", help="Several shares, as 1/2,1/4,1/8: each student cut from the one before, and trained."
 )
-@_options()
+@stage_options()
 def prune(shards: str | None, chain: str | None, **options: Any) -> None:
     """A smaller student cut from a trained model, in OUT/pruned, to train further.
 
@@ -236,8 +164,8 @@ def prune(shards: str | None, chain: str | None, **options: Any) -> None:
     With --chain, each student is trained and evaluated before the next is cut from it, in OUT/chain; the same command goes
     on with a chain that was stopped, and `retort compare` shows all of them.
     """  # noqa: D301 (\b is click's mark, as a character)
-    config, out = _configure(chain=chain, **options)
-    folder = _folder(shards, out, "shards")
+    config, out = configure(chain=chain, **options)
+    folder = folder_of(shards, out, "shards")
     if config.prune.chain:
         from student.prune.chain import run_chain
         from tune.compare.page import compare_runs
@@ -263,7 +191,7 @@ def prune(shards: str | None, chain: str | None, **options: Any) -> None:
 @click.option("--max-params", type=click.IntRange(1), help="The most parameters a student may have, embedding included.")
 @click.option("--max-latency-ms", type=float, help="The longest it may take for one comment, where it trains.")
 @click.option("--resume", is_flag=True, help="Go on with the search in OUT, under the settings it was begun with.")
-@_options()
+@stage_options()
 def tune(shards: str | None, resume: bool, **options: Any) -> None:
     """A search for the smallest student that is faithful enough, in OUT/search.
 
@@ -281,37 +209,37 @@ def tune(shards: str | None, resume: bool, **options: Any) -> None:
     from tune.search import begun, search
 
     if resume:
-        options["config"], began_on = begun(_folder(None, storage.absolute(options["out"] or "."), "search"))
+        options["config"], began_on = begun(folder_of(None, storage.absolute(options["out"] or "."), "search"))
         shards = shards or began_on
-    config, out = _configure(**options)
-    folder = _folder(None, out, "search")
-    _show(search(config, _folder(shards, out, "shards"), folder), folder)
+    config, out = configure(**options)
+    folder = folder_of(None, out, "search")
+    _show(search(config, folder_of(shards, out, "shards"), folder), folder)
 
 
 @main.command()
 @click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
 @click.option("--student", metavar="DIR", help="Folder of the student; by default OUT/student.")
-@_options()
+@stage_options()
 def evaluate(shards: str | None, student: str | None, **options: Any) -> None:
     """The student's fidelity on test comments, in OUT/report."""
     from student.evaluate import evaluate as stage
 
-    config, out = _configure(**options)
-    folders = (_folder(shards, out, "shards"), _folder(student, out, "student"), _folder(None, out, "report"))
+    config, out = configure(**options)
+    folders = (folder_of(shards, out, "shards"), folder_of(student, out, "student"), folder_of(None, out, "report"))
     _summary(stage(config.evaluate, *folders), *folders)
 
 
 @main.command()
 @click.option("--student", metavar="DIR", help="Folder of the student; by default OUT/student.")
 @click.option("--answers", metavar="FILE", help="Where the answers go; by default OUT/answers.jsonl.")
-@_options("comments", "limit")
+@stage_options("comments", "limit")
 def predict(student: str | None, answers: str | None, **options: Any) -> None:
     """Comments through the student to answers, one JSON line each."""
     from student.predict import predict as stage
 
-    config, out = _configure(**options)
+    config, out = configure(**options)
     place = answers or storage.join(out, "answers.jsonl")
-    counts = stage(config.comments, _folder(student, out, "student"), place)
+    counts = stage(config.comments, folder_of(student, out, "student"), place)
     console.print(f"{counts['kept']:,} answers in {place}", highlight=False)
 
 
@@ -320,7 +248,7 @@ def predict(student: str | None, answers: str | None, **options: Any) -> None:
 @click.option("--experiment", metavar="NAME", help="The experiment in it; by default tracking.experiment.")
 @click.option("--search", metavar="RUN", help="Id or name of a search's run: compare its trials alone.")
 @click.option("--by", multiple=True, metavar="KEY", help="A param to name students by, as objective; may be repeated.")
-@_options()
+@stage_options()
 def compare(uri: str | None, experiment: str | None, search: str | None, by: tuple[str, ...], **options: Any) -> None:
     """Students side by side, from their runs in MLflow, in OUT/compare.
 
@@ -337,7 +265,7 @@ def compare(uri: str | None, experiment: str | None, search: str | None, by: tup
     from tune.compare.page import compare_runs
     from tune.tracking import tracking_uri
 
-    config, out = _configure(**options)
+    config, out = configure(**options)
     store, folder = tracking_uri(uri or config.tracking.uri, out), storage.join(out, "compare")
     comparison = compare_runs(store, experiment or config.tracking.experiment, folder, search, by)
     _show(comparison, folder)
@@ -383,7 +311,7 @@ def submit(
     if not options.get("resume"):  # whose settings are in --out
         shared = {name: value for name, value in options.items() if name in KEYS or name in ("config", "overrides")}
         folders = {f"--{name}": options.get(name) for name in ("shards", "student", "answers")}
-        check_paths(_configure(**shared)[0], options["config"], folders)
+        check_paths(configure(**shared)[0], options["config"], folders)
     submission = prepare(stage, list(arguments), address, install)
     if dry_run:
         click.echo(submission.command())
@@ -396,7 +324,7 @@ def submit(
 @click.option("--stage", type=click.Choice(["extract", "train", "both"]), help="What to measure; by default both.")
 @click.option("--shards", metavar="DIR", help="Folder of logit shards to train on; by default OUT/shards.")
 @click.option("--price-per-hour", type=float, metavar="PRICE", help="Of one worker's share of a machine, for the cost.")
-@_options("task", "teacher", "comments")
+@stage_options("task", "teacher", "comments")
 def scale(shards: str | None, **options: Any) -> None:
     """Throughput with 1, 2, 4, … workers, and what a cluster would add, in OUT/scale.
 
@@ -411,9 +339,9 @@ def scale(shards: str | None, **options: Any) -> None:
     from tune.scale.measure import PAGE, measure_scaling
     from tune.scale.page import notes, tables
 
-    config, out = _configure(**options)
+    config, out = configure(**options)
     folder = storage.join(out, "scale")
-    result = measure_scaling(config, _folder(shards, out, "shards"), folder)
+    result = measure_scaling(config, folder_of(shards, out, "shards"), folder)
     for table in tables(result):
         console.print(table)
     for line in notes(result):
@@ -429,7 +357,7 @@ def scale(shards: str | None, **options: Any) -> None:
 @click.option("--workers", "plan_workers", type=click.IntRange(1), help="Of each stage; by default the configuration's.")
 @click.option("--scale", metavar="JSON", help="The scale.json that `retort scale` left: measured rates come first.")
 @click.option("--prices", metavar="YAML", help="Machines and prices; by default cluster/plan/prices.yaml, to be copied.")
-@_options("task")
+@stage_options("task")
 def plan(**options: Any) -> None:
     """Hours, bytes and money of a run before you pay for it, in OUT/plan.
 
@@ -445,7 +373,7 @@ def plan(**options: Any) -> None:
     from cluster.plan.estimate import make_plan
     from cluster.plan.report import PAGE, notes, tables, write
 
-    config, out = _configure(**options)
+    config, out = configure(**options)
     folder, made = storage.join(out, "plan"), make_plan(config)
     write(made, folder)
     for table in tables(made):

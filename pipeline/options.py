@@ -1,0 +1,85 @@
+"""Options that the stages of the `retort` command share, and the configuration they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from pipeline import storage
+from pipeline.config import RunConfig, load_config
+from pipeline.console import set_up_logging
+from pipeline.errors import UserError
+
+Command = Callable[..., None]
+
+
+def stage_options(*names: str) -> Callable[[Command], Command]:
+    """The shared options of these names, and those every stage takes."""
+    known = {
+        "task": click.option("--task", metavar="YAML", help="The task, such as tasks/goemotions.yaml."),
+        "teacher": click.option("--teacher", metavar="MODEL", help="Hugging Face name or path; by default the task's."),
+        "comments": click.option(
+            "--comments", multiple=True, metavar="PATH", help="File, folder, glob or URI of comments; may be repeated."
+        ),
+        "limit": click.option("--limit", type=click.IntRange(1), help="Stop after so many comments that pass the filters."),
+        "out": click.option("--out", metavar="DIR", help="The run's folder; each stage has its own folder inside."),
+        "config": click.option("--config", metavar="YAML", help="A file with any of the configuration's keys."),
+        "set": click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key: --set student.layers=4."
+        ),
+        "verbose": click.option("--verbose", is_flag=True, help="Show the workers' own log lines too."),
+    }
+
+    def decorate(command: Command) -> Command:
+        for name in reversed([*names, "out", "config", "set", "verbose"]):
+            command = known[name](command)
+        return command
+
+    return decorate
+
+
+KEYS = {
+    "task": "task",
+    "teacher": "teacher.model",
+    "comments": "comments.paths",
+    "limit": "comments.limit",
+    "out": "out",
+    "init": "train.init",
+    "source": "prune.source",
+    "prune_params": "prune.params",
+    "fraction": "prune.fraction",
+    "chain": "prune.chain",
+    "space": "tune.space",
+    "trials": "tune.trials",
+    "max_params": "tune.max_params",
+    "max_latency_ms": "tune.max_latency_ms",
+    "workers": "scale.workers",
+    "stage": "scale.stage",
+    "price_per_hour": "scale.price_per_hour",
+    "comments_count": "plan.comments",
+    "teacher_params": "plan.teacher_params",
+    "teacher_machine": "plan.teacher_machine",
+    "student_machine": "plan.student_machine",
+    "plan_workers": "plan.workers",
+    "scale": "plan.scale",
+    "prices": "plan.prices",
+}  # of the configuration, by option
+
+
+def configure(
+    overrides: tuple[str, ...], config: str | None = None, verbose: bool = False, **given: Any
+) -> tuple[RunConfig, str]:
+    """The configuration and the run's folder; sets up logging."""
+    set_up_logging(verbose)
+    keys = {KEYS[name]: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value}
+    settings = load_config(config, list(overrides), keys)
+    if settings.out is None:
+        raise UserError("no folder given: say where the run lives with --out")
+    return settings, storage.absolute(settings.out)
+
+
+def folder_of(given: str | None, out: str, name: str) -> str:
+    """A stage's folder: as given, else within the run's; absolute, as workers have other working directories."""
+    return storage.absolute(given) if given else storage.join(out, name)
