@@ -143,12 +143,6 @@ class TrainConfig(Strict):
         return workers
 
     @model_validator(mode="after")
-    def _has_parent(self) -> Self:
-        if self.hidden and not self.init:
-            raise ValueError("train.hidden compares a student with what it was cut from: it needs train.init")
-        return self
-
-    @model_validator(mode="after")
     def _whole_cpus(self) -> Self:
         if not isinstance(self.workers, int) and not float(self.cpus_per_worker).is_integer():
             raise ValueError("a range of workers needs a whole number of cpus_per_worker: Ray counts in those for it")

@@ -23,7 +23,7 @@ from student.examples import Batch, Examples, columns_of, open_examples
 from student.losses import Loss
 from student.model import Student, embedding_rows
 from student.order import Order, parts
-from student.prune.parent import open_parent
+from student.prune.parent import open_parent, parent_folder
 from student.shape import Shape
 from student.strategy import State, make_strategy
 from student.trainer import Sums, Totals, Trainer, means
@@ -62,6 +62,8 @@ class Training:
             UserError: the shards hold too little, or the configuration does not fit them.
         """
         Loss(config)  # better refused now than by every worker
+        if config.hidden:
+            parent_folder(config.init)
         if config.init:
             return Training._from(config.init, student, config, shards)
         compiled = shards.compiled

@@ -70,16 +70,24 @@ class _Stream:
         return [state[batch.predict // length, batch.predict % length].float() for state in before] + [last.float()]
 
 
+def parent_folder(init: str | None) -> str:
+    """The pruned student's folder, which says what it was cut from.
+
+    Raises:
+        UserError: a training does not start from one.
+    """
+    if init is None or not storage.exists(storage.join(init, PRUNED)):
+        raise UserError("train.hidden compares a student with what it was cut from: start from a folder of `retort prune`")
+    return init
+
+
 def open_parent(init: str | None, student: Student, shards: Shards) -> Parent:
     """The parent of the student that a training starts from.
 
     Raises:
         UserError: the student was not cut from anything.
     """
-    path = storage.join(init, PRUNED) if init else None
-    if path is None or not storage.exists(path):
-        raise UserError("train.hidden compares a student with what it was cut from: start from a folder of `retort prune`")
-    about: dict[str, Any] = storage.read_json(path)
+    about: dict[str, Any] = storage.read_json(storage.join(parent_folder(init), PRUNED))
     place = about["source"].get("student") or about["source"]["model"]
     source = open_source(PruneConfig.model_validate(about["prune"] | {"source": place}), shards)
     parent = source.load(shards.compiled.watched.tokens).to(student.rows.device)

@@ -97,8 +97,8 @@ def test_a_training_begins_at_the_weights_it_is_given(shards: Shards, pruned: Pa
 
 
 def test_what_does_not_fit_is_refused(shards: Shards, pruned: Path) -> None:
-    with pytest.raises(ValueError, match=r"it needs train\.init"):
-        TrainConfig(hidden=1)
+    with pytest.raises(UserError, match="start from a folder of `retort prune`"):
+        Training.of(DEBUG, TrainConfig(hidden=1), shards)
     with pytest.raises(UserError, match="was not made so"):
         Training.of(DEBUG, TrainConfig(init=str(pruned), tail=True), shards)
     with pytest.raises(UserError, match="no student in"):
