@@ -23,6 +23,7 @@ from pipeline import storage
 from pipeline.config import RunConfig, student_shape
 from pipeline.console import progress
 from pipeline.errors import UserError
+from pipeline.identity import find_same
 from pipeline.manifest import Shards, open_shards
 from pipeline.stopping import Stopped, StopRequest
 from student.channel import Row, open_channel
@@ -98,7 +99,7 @@ def train(
     shards = open_shards(shards_folder)
     training = Training.of(student_shape(shards.compiled.task, config.student), config.train, shards)
     identity = _identity(training, shards)
-    done = _found(storage.join(student_folder, "train.json"), identity, student_folder)
+    done = find_same(student_folder, "train.json", identity, "training")
     if done:
         log.info("%s already holds this training", student_folder)
         return done
@@ -135,21 +136,9 @@ def _identity(training: Training, shards: Shards) -> dict[str, Any]:
     return {"student": training.shape.as_dict(), "train": training.config.recipe(), "shards": made_of} | begun_from
 
 
-def _found(path: str, identity: dict[str, Any], folder: str) -> dict[str, Any] | None:
-    """What the file says of a training, if it is there and this training's."""
-    if not storage.exists(path):
-        return None
-    found: dict[str, Any] = storage.read_json(path)
-    differ = [name for name in identity if found.get(name) != identity[name]]
-    if differ:
-        raise UserError(f"{folder} holds another training (its {', '.join(differ)} differ): choose another --out, or delete it")
-    return found
-
-
 def _track(config: RunConfig, identity: dict[str, Any], folder: str, child: Child | None) -> Tracking:
     """The training's MLflow run: a new one, or the one it was begun under."""
-    path = storage.join(folder, BEGUN)
-    begun = _found(path, identity, folder)
+    begun = find_same(folder, BEGUN, identity, "training")
     if begun:
         return Tracking.reopen(**begun["mlflow"])
     uri = tracking_uri(config.tracking.uri, config.out or ".")
@@ -161,7 +150,7 @@ def _track(config: RunConfig, identity: dict[str, Any], folder: str, child: Chil
         "pruned": _pruned(config.train.init),
     }
     tracking = Tracking.start(uri, config.tracking.experiment, name, parameters, "student", child.parent if child else None)
-    storage.write_json(path, identity | {"mlflow": {"uri": tracking.uri, "run_id": tracking.run_id}})
+    storage.write_json(storage.join(folder, BEGUN), identity | {"mlflow": {"uri": tracking.uri, "run_id": tracking.run_id}})
     return tracking
 
 

@@ -14,7 +14,7 @@ from mlflow.entities import RunStatus
 
 from pipeline import storage
 from pipeline.config import RunConfig
-from pipeline.errors import UserError
+from pipeline.identity import find_same
 from pipeline.manifest import open_shards
 from pipeline.stopping import Stopped
 from student.config import StudentChanges
@@ -87,17 +87,11 @@ def _track(config: RunConfig, source: Source, folder: str) -> Tracking:
         UserError: the folder holds another chain.
     """
     identity: dict[str, Any] = {"source": source.identity, "prune": config.prune.recipe(), "train": config.train.recipe()}
-    identity["links"] = list(config.prune.chain)
-    path = storage.join(folder, CHAIN)
-    if storage.exists(path):
-        begun = storage.read_json(path)
-        differ = [name for name in identity if begun[name] != identity[name] and name != "links"]
-        if differ:
-            raise UserError(
-                f"{folder} holds another chain (its {', '.join(differ)} differ): choose another --out, or delete it"
-            )
+    begun = find_same(folder, CHAIN, identity, "chain")  # which may have had fewer links
+    if begun:
         return Tracking.reopen(**begun["mlflow"])
     uri = tracking_uri(config.tracking.uri, config.out or ".")
-    tracking = Tracking.start(uri, config.tracking.experiment, "chain", identity, "chain")
-    storage.write_json(path, identity | {"mlflow": {"uri": tracking.uri, "run_id": tracking.run_id}})
+    parameters = identity | {"links": list(config.prune.chain)}
+    tracking = Tracking.start(uri, config.tracking.experiment, "chain", parameters, "chain")
+    storage.write_json(storage.join(folder, CHAIN), identity | {"mlflow": {"uri": tracking.uri, "run_id": tracking.run_id}})
     return tracking

@@ -15,6 +15,7 @@ from cluster.room import require_room
 from cluster.runtime import start_ray
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.identity import find_same
 from pipeline.manifest import open_shards
 from student.prune.config import PRUNED, PruneConfig
 from student.prune.cut import Kept
@@ -54,7 +55,7 @@ def prune(config: PruneConfig, shards_folder: str, folder: str, whole: int | Non
         "prune": config.recipe(),
         "sizes": vars(sizes),
     }
-    done = _found(storage.join(folder, PRUNED), identity, folder)
+    done = find_same(folder, PRUNED, identity, "pruned student")
     if done:
         log.info("%s already holds this student", folder)
         return done
@@ -82,15 +83,3 @@ def prune(config: PruneConfig, shards_folder: str, folder: str, whole: int | Non
 def describe(sizes: Sizes) -> str:
     """Sizes for people."""
     return f"{sizes.layers} layers, width {sizes.width}, {sizes.heads} heads, {sizes.mlp} neurons"
-
-
-def _found(path: str, identity: dict[str, Any], folder: str) -> dict[str, Any] | None:
-    if not storage.exists(path):
-        return None
-    found: dict[str, Any] = storage.read_json(path)
-    differ = [name for name in identity if found.get(name) != identity[name]]
-    if differ:
-        raise UserError(
-            f"{folder} holds a student cut otherwise (its {', '.join(differ)} differ): choose another --out, or delete it"
-        )
-    return found
