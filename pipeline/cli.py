@@ -158,7 +158,7 @@ def prune(shards: str | None, chain: str | None, **options: Any) -> None:
 
     \b
       retort prune --from runs/first/student --shards runs/first/shards --out runs/half --fraction 1/2
-      retort prune --from google/gemma-3-1b-it --out runs/first --set prune.layers=8 --set prune.width=512
+      retort prune --from google/gemma-3-1b-it --shards runs/first/shards --out runs/small --set prune.width=512
       retort train --init runs/half/pruned --shards runs/first/shards --out runs/half
 
     With --chain, each student is trained and evaluated before the next is cut from it, in OUT/chain; the same command goes
@@ -181,7 +181,8 @@ def prune(shards: str | None, chain: str | None, **options: Any) -> None:
     pruned = storage.join(out, "pruned")
     stage(config.prune, folder, pruned)
     console.print(f"student  {pruned}\nwhat matters in its source   {storage.join(pruned, 'importance.html')}", highlight=False)
-    console.print(f"train it retort train --init {pruned} --shards {folder} --out {out}", highlight=False, soft_wrap=True)
+    place = f"{out}-pruned" if storage.exists(storage.join(out, "student", "train.json")) else out  # never over another student
+    console.print(f"train it retort train --init {pruned} --shards {folder} --out {place}", highlight=False, soft_wrap=True)
 
 
 @main.command()

@@ -17,8 +17,8 @@ def _parts(value: Any) -> Any:
     """1/4 as people write it."""
     try:
         return float(Fraction(value)) if isinstance(value, str) else value
-    except ZeroDivisionError as error:
-        raise ValueError(f"{value} is no number") from error
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{value} is no share: write 1/4 or 0.25") from error
 
 
 def _links(value: Any) -> Any:
