@@ -59,6 +59,9 @@ def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
         Stopped: a signal ended it early.
     """
     shards, space = open_shards(shards_folder), read_space(config.tune.space)
+    shapes = [key for key in space.root if key.startswith("student.") and key != "student.dropout"]
+    if config.train.init and shapes:
+        raise UserError(f"every trial has the shape of {config.train.init}: give a --space without {', '.join(shapes)}")
     identity = _identity(config, shards, space)
     known, others = read_trials(folder), [trial for earlier in config.tune.warm_start for trial in _earlier(earlier)]
     found = _found(folder, identity, known)
@@ -129,7 +132,7 @@ def _identity(config: RunConfig, shards: Shards, space: Space) -> dict[str, Any]
         "space": space.model_dump(mode="json"),
         "tune": settings,
         "student": student_shape(shards.compiled.task, config.student).model_dump(mode="json"),
-        "train": config.train.recipe(),
+        "train": config.train.recipe() | ({"init": config.train.init} if config.train.init else {}),
         "shards": {name: shards.manifest[name] for name in ("task_name", "rows", "digest")},
     }
 

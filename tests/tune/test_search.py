@@ -60,3 +60,9 @@ def test_a_missing_search_to_learn_from_is_refused_before_anything_begins(begin:
     with pytest.raises(UserError, match=r"no search in .*nowhere to learn from"):
         begin(warm_start=[str(tmp_path / "nowhere")])
     assert not list(tmp_path.iterdir())
+
+
+def test_trials_that_start_from_a_student_have_its_shape(shards: Shards, tmp_path: Path) -> None:
+    config = RunConfig.model_validate({"out": str(tmp_path), "train": {"init": "pruned"}})
+    with pytest.raises(UserError, match=r"the shape of pruned: give a --space without student\.layers"):
+        driver.search(config, shards.folder, str(tmp_path / "search"))
