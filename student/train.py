@@ -112,10 +112,13 @@ def train(
     try:
         result = _run(training, shards_folder, steps * config.train.epochs, tracking, student_folder, watcher)
     except BaseException as error:
-        if not watcher:  # who knows better what it means
+        if not watcher:  # a search ends its trials' runs itself: a trial may be stopped just as its training ends
             tracking.end(RunStatus.KILLED if isinstance(error, Stopped | KeyboardInterrupt) else RunStatus.FAILED)
         raise
-    return _keep_best(training.config, result, student_folder, identity, tracking)
+    about = _keep_best(training.config, result, student_folder, identity, tracking)
+    if not watcher:
+        tracking.end()
+    return about
 
 
 def _announce(training: Training, examples: int, steps: int) -> None:
@@ -304,6 +307,5 @@ def _keep_best(
         "code_version": code_version(),
     }
     storage.write_json(storage.join(folder, "train.json"), about)
-    tracking.end()
     log.info("student of epoch %s in %s", best_epoch, folder)
     return about
