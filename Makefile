@@ -50,7 +50,7 @@ format: setup  ## put the code in ruff's form
 	$(VENV)/bin/ruff format .
 
 COMPILE = $(VENV)/bin/uv pip compile pyproject.toml --quiet --python-version 3.11 --override $(VENV)/overrides.txt \
-  --extra student --no-annotate --custom-compile-command "make lock"
+  --extra student --extra serve --extra onnx --no-annotate --custom-compile-command "make lock"
 
 # Machines with and without a GPU work together, so the second lock has the first one's versions where it can.
 lock: setup  ## solve pyproject.toml anew into requirements-cpu.lock and requirements-gpu.lock

@@ -48,7 +48,7 @@ def passes(batch: Batch) -> Iterator[Batch]:
         mine = (step_M == step).nonzero()[:, 0]
         read = int(column_M[mine].max()) + 1
         predict = torch.arange(len(mine)) * read + column_M[mine]
-        rest = (values[mine] for values in (batch.targets, batch.teacher, batch.lse, batch.choice))
+        rest = (values[mine] for values in (batch.targets, batch.teacher, batch.lse, batch.choice, batch.state))
         yield Batch(batch.tokens[row_M[mine], :read], predict, *rest)
 
 

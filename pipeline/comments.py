@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,9 +21,6 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.task import CommentRules, Task
 from pipeline.tokenization import TextTokenizer
-
-if TYPE_CHECKING:
-    import ray.data
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 FORMATS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
@@ -61,6 +58,13 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     given: Any = None  # an answer as it was read
     answer: list[int] = field(default_factory=list)  # and its tokens
+
+    @property
+    def set_aside(self) -> str | None:
+        """Why it is not answered, None where it is: the word it is counted under, then what more is known."""
+        if self.status == KEPT:
+            return None
+        return f"{self.status}: {self.reason}" if self.reason else self.status
 
 
 @dataclass(frozen=True)
@@ -291,8 +295,8 @@ def _misfit(given: Any) -> str:
     return "no answer is given" if given in (None, "") else f"the answer does not fit the task: {given!r}"[:500]
 
 
-def comment_dataset(paths: list[str], columns: Columns, task: Task, tokenizer: TextTokenizer) -> ray.data.Dataset:
-    """All rows of all files in order, as a Ray Dataset with the columns of `SCHEMA`. Files are read in parallel."""
+def comment_batches(paths: list[str], columns: Columns, task: Task, tokenizer: TextTokenizer) -> Iterator[pa.Table]:
+    """All rows of all files in order, with the columns of `SCHEMA`. Files are read in parallel, under Ray Data."""
     import ray.data  # a second to import, and predicting does without it
 
     context = ray.data.DataContext.get_current()
@@ -301,13 +305,22 @@ def comment_dataset(paths: list[str], columns: Columns, task: Task, tokenizer: T
     files = [{"file": i, "path": path} for i, path in enumerate(paths)]
     source = ray.data.from_items(files, override_num_blocks=len(files))
     settings = {"columns": columns, "task": task, "serialized": tokenizer.serialized, "end_id": tokenizer.end_id}
-    return source.map_batches(_read_and_filter, batch_size=1, fn_kwargs=settings, num_cpus=0.5)
+    dataset = source.map_batches(_file_batches, batch_size=1, fn_kwargs=settings, num_cpus=0.5)
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _read_and_filter(batch: dict[str, Any], columns: Columns, task: Task, serialized: str, end_id: int) -> Iterator[pa.Table]:
+def _file_batches(batch: dict[str, Any], columns: Columns, task: Task, serialized: str, end_id: int) -> Iterator[pa.Table]:
     check_code_version()
-    tokenizer = _tokenizer(serialized, end_id)
-    file, path = int(batch["file"][0]), str(batch["path"][0])
+    yield from _file_tables(int(batch["file"][0]), str(batch["path"][0]), columns, task, _tokenizer(serialized, end_id))
+
+
+def comment_tables(paths: list[str], columns: Columns, task: Task, tokenizer: TextTokenizer) -> Iterator[pa.Table]:
+    """The same in this process, one file after another."""
+    for file, path in enumerate(paths):
+        yield from _file_tables(file, path, columns, task, tokenizer)
+
+
+def _file_tables(file: int, path: str, columns: Columns, task: Task, tokenizer: TextTokenizer) -> Iterator[pa.Table]:
     rows = read_file(path, columns)
     while chunk := list(itertools.islice(rows, BATCH_ROWS)):
         marked = filter_rows(chunk, task.comments, tokenizer)

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.runtime import start_ray
 from cluster.version import code_version
 from pipeline import storage
+from pipeline.comments import comment_batches
 from pipeline.compiled import CompiledTask, cached_automaton, check_context, require_same
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
@@ -34,7 +35,6 @@ from tune.tracking import Tracking, tracking_uri
 
 log = logging.getLogger(__name__)
 
-PROMPT_SLACK = 8  # tokens a prompt may be longer than its parts: tokens merge, or fail to, across their edges
 MAX_BLOCKS = 4096  # of Ray Data: units beyond this number share blocks
 
 
@@ -77,7 +77,7 @@ def settle(config: RunConfig) -> tuple[Extraction, Plan, CompiledTask]:
         capture=config.extract.capture,
         samples=config.extract.samples_per_comment,
         prompt=prompt,
-        max_prompt=len(prompt.ids([""], tokenizer)[0]) + task.comments.max_tokens + PROMPT_SLACK,
+        max_prompt=prompt.longest(task, tokenizer),
         comments=storage.join(out, "comments"),
         shards=storage.join(out, "shards"),
     )
@@ -87,7 +87,8 @@ def settle(config: RunConfig) -> tuple[Extraction, Plan, CompiledTask]:
     check_same_teacher(extraction)
     start_ray()
     if plan is None:
-        plan = make_plan(extraction.comments, source, config.comments, task, tokenizer)
+        tables = comment_batches(source.paths, source.columns, task, tokenizer)
+        plan = make_plan(extraction.comments, source, config.comments, tables)
     log.info("comments: %s", plan.summary())
     return extraction, plan, prepare(extraction, plan, config.extract, task, tokenizer, automaton)
 

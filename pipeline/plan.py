@@ -10,6 +10,7 @@ import io
 import json
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from pipeline import storage
-from pipeline.comments import DROPS, KEPT, MALFORMED, SCHEMA, Columns, comment_dataset, file_format, read_file
+from pipeline.comments import DROPS, KEPT, MALFORMED, SCHEMA, Columns, file_format, read_file
 from pipeline.config import CommentsConfig
 from pipeline.errors import UserError
 from pipeline.task import Task
@@ -42,6 +43,16 @@ class Source(Strict):
     answer: str | None
     limit: int | None
     rows_per_unit: int
+
+    @property
+    def paths(self) -> list[str]:
+        """The files."""
+        return [path for path, _ in self.files]
+
+    @property
+    def columns(self) -> Columns:
+        """What is read of them."""
+        return Columns(self.text, self.id, self.answer)
 
 
 class Plan(Strict):
@@ -71,7 +82,7 @@ def find_comments(config: CommentsConfig) -> list[str]:
     paths = [storage.absolute(path) for pattern in config.paths for path in storage.expand(pattern)]
     for path in paths:
         file_format(path)
-    if not any(_size(path) for path in paths):
+    if not any(storage.size(path) for path in paths):
         raise UserError(f"{paths[0]} is empty" if len(paths) == 1 else f"all {len(paths)} files of comments are empty")
     next(
         read_file(paths[0], Columns(config.text, config.id, config.answer)), None
@@ -97,11 +108,6 @@ def describe_source(
     )
 
 
-def _size(path: str) -> int:
-    fs, inner = storage.filesystem(path)
-    return int(fs.get_file_info(inner).size)
-
-
 def find_plan(folder: str, source: Source) -> Plan | None:
     """The plan a folder holds, if any.
 
@@ -121,20 +127,26 @@ def find_plan(folder: str, source: Source) -> Plan | None:
     return plan
 
 
-def make_plan(folder: str, source: Source, config: CommentsConfig, task: Task, tokenizer: TextTokenizer) -> Plan:
-    """Reads, filters and cuts the comments.
+def make_plan(folder: str, source: Source, config: CommentsConfig, tables: Iterable[pa.Table], every: bool = False) -> Plan:
+    """Cuts comments that were read and filtered.
+
+    Args:
+        folder: of the plan.
+        source: of the comments.
+        config: what else is said of them.
+        tables: with the columns of `SCHEMA`, as `comment_batches` and `comment_tables` give them.
+        every: set aside every row that takes no part, not only malformed ones; the filters may drop all of them.
 
     Raises:
         UserError: no comment passes the filters, or more are malformed than allowed.
     """
-    paths = [path for path, _ in source.files]
-    dataset = comment_dataset(paths, Columns(source.text, source.id, source.answer), task, tokenizer)
     writer = _UnitWriter(folder, source.rows_per_unit, source.limit)
     with storage.writing(storage.join(folder, "set_aside.jsonl")) as set_aside:
-        malformed = 0
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            records = _malformed_records(table, paths)
-            malformed += len(records)
+        malformed, first = 0, None
+        for table in tables:
+            records = _set_aside(table, source.paths, every)
+            first = first or next(iter(records), None)
+            malformed += pa.compute.sum(pa.compute.equal(table["status"], MALFORMED)).as_py() or 0
             if config.max_malformed is not None and malformed > config.max_malformed:
                 raise UserError(
                     f"more than {config.max_malformed} malformed rows (comments.max_malformed); the last: {records[-1]}"
@@ -144,15 +156,22 @@ def make_plan(folder: str, source: Source, config: CommentsConfig, task: Task, t
                 break
         writer.flush()
     plan = writer.plan(source)
-    if not plan.kept:
-        raise UserError(f"no comment passed the filters: {plan.summary()}")
+    if not plan.kept and (not every or plan.malformed == plan.read):
+        raise UserError(
+            f"no comment passed the filters: {plan.summary()}" + (f"; the first set aside: {first}" if first else "")
+        )
     storage.write_json(storage.join(folder, "plan.json"), plan.model_dump(mode="json"))
     return plan
 
 
-def _malformed_records(table: pa.Table, paths: list[str]) -> list[dict[str, Any]]:
-    rows = [row for row in table.select(["file", "row", "id", "status", "reason"]).to_pylist() if row["status"] == MALFORMED]
-    return [{"file": paths[r["file"]], "line": r["row"] + 1, "id": r["id"], "reason": r["reason"]} for r in rows]
+def _set_aside(table: pa.Table, paths: list[str], every: bool) -> list[dict[str, Any]]:
+    """Malformed rows with their reasons; if asked, also the rows that the filters drop."""
+    rows = table.select(["file", "row", "id", "status", "reason"]).to_pylist()
+    return [
+        {"file": paths[row["file"]], "line": row["row"] + 1, "id": row["id"], "reason": row["reason"] or row["status"]}
+        for row in rows
+        if row["status"] == MALFORMED or (every and row["status"] != KEPT)
+    ]
 
 
 class _UnitWriter:

@@ -77,6 +77,12 @@ def exists(path: str) -> bool:
     return bool(fs.get_file_info(inner).type != pafs.FileType.NotFound)
 
 
+def size(path: str) -> int:
+    """A file's bytes."""
+    fs, inner = filesystem(path)
+    return int(fs.get_file_info(inner).size)
+
+
 def list_files(folder: str) -> list[str]:
     """Names of the files directly in a folder, sorted; none where there is no folder."""
     fs, inner = filesystem(folder)

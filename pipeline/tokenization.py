@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 COMMENT_MARK = "RETORT-COMMENT-HERE"
 ANSWER_MARK = "RETORT-ANSWER-HERE"
+PROMPT_SLACK = 8  # tokens a prompt may be longer than its parts: tokens merge, or fail to, across their edges
 
 
 class TextTokenizer:
@@ -117,6 +118,10 @@ class Prompt:
             if tokenizer.has_control(turn):
                 raise ValueError(f"the tokenizer turns plain text into a control token: {comment[:80]!r}")
         return [self.head + turn + self.tail for turn in turns]
+
+    def longest(self, task: Task, tokenizer: TextTokenizer) -> int:
+        """Tokens that the prompt of a comment takes at most."""
+        return len(self.ids([""], tokenizer)[0]) + task.comments.max_tokens + PROMPT_SLACK
 
 
 class TeacherTokenizer(TextTokenizer):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load, load_file, save
 
 from pipeline import storage
 from pipeline.compiled import CompiledTask
@@ -18,6 +18,7 @@ from student.model import Student
 from student.shape import Shape
 from student.strategy import State, Tensors
 
+CALIBRATION = "calibration.json"  # what evaluation adds to a student
 WEIGHTS, SHAPE = "model.safetensors", "shape.json"
 MOMENTS, POSITION = "optimizer.safetensors", "position.json"
 
@@ -29,17 +30,37 @@ def save_student(folder: str, model: Student, compiled: CompiledTask) -> None:
     save_tensors(storage.join(folder, WEIGHTS), model.state_dict())
 
 
+def require_student(folder: str) -> None:
+    """Refuses a folder without a student.
+
+    Raises:
+        UserError: saying where students come from.
+    """
+    if not storage.exists(storage.join(folder, WEIGHTS)):
+        raise UserError(f"no student in {folder}: `retort train` writes one")
+
+
 def load_student(folder: str, device: torch.device | str = "cpu") -> tuple[Student, CompiledTask]:
     """Reads a student, in evaluation mode.
 
     Raises:
         UserError: there is none in the folder.
     """
-    if not storage.exists(storage.join(folder, WEIGHTS)):
-        raise UserError(f"no student in {folder}: `retort train` writes one")
+    require_student(folder)
     compiled = CompiledTask.load(folder)
     model = assembled(load_shape(folder), load_tensors(storage.join(folder, WEIGHTS)))
     return model.to(device), compiled
+
+
+def save_temperatures(folder: str, temperatures: dict[str, float]) -> None:
+    """Writes a student's temperatures, by field, for `load_temperatures`."""
+    storage.write_json(storage.join(folder, CALIBRATION), {"temperatures": temperatures})
+
+
+def load_temperatures(folder: str) -> dict[str, float] | None:
+    """A student's temperatures; None where it was not calibrated."""
+    path = storage.join(folder, CALIBRATION)
+    return storage.read_json(path)["temperatures"] if storage.exists(path) else None
 
 
 def load_shape(folder: str) -> Shape:
@@ -90,6 +111,6 @@ def save_tensors(path: str, tensors: Tensors) -> None:
 
 
 def load_tensors(path: str) -> Tensors:
-    """Reads safetensors."""
-    tensors: Tensors = load(storage.read_bytes(path))
+    """Reads safetensors. From a disk they are mapped: what is not asked for, such as most rows of an embedding, is not read."""
+    tensors: Tensors = load(storage.read_bytes(path)) if storage.is_uri(path) else load_file(path)
     return tensors

@@ -1,8 +1,11 @@
 """Greedy decoding with a key/value cache: under the automaton, where every answer is valid, or free.
 
-Under the automaton the model is asked only where there is a choice: forced tokens follow from the state and are read
-together with the choice before them, so an answer costs about as many model calls as it has choices. A student of choices
-never reads them at all.
+Under the automaton the model is asked only where there is a choice: one call for the comment, then one short call for each
+further choice of the comments that still have one. Forced tokens follow from the state: a student of whole answers reads
+them together with the choice before them, a student of choices never does.
+
+At each choice the likeliest token is taken. The answer that is likeliest as a whole may be another one: docs/serving.md
+says how often it is.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.compiled import CompiledTask
-from pipeline.forced import forced_runs
+from student.choices import LEFT, NONE, Choices, Chunks, padded
+from student.fields import Fields
 from student.model import Student
 from student.reach import KeyValueCache
+from student.shares import Sharer, Shares
 
-LEFT = -1  # the state of an answer that has left the automaton
+Prefixes = list[NDArray[np.int32]]  # token ids of each comment and the separator
 
 
 @dataclass(frozen=True)
@@ -26,14 +31,16 @@ class Decoded:
     """Answers of N comments.
 
     Attributes:
-        tokens: each answer's ids, end token last where it was reached.
+        tokens: each answer's ids, end token last where it was reached; equal answers may be one and the same list.
         confidence: float64 [N], product of the probabilities of the choices made, over what was allowed.
         calls: how often the model was run.
+        shares: of the values of each field, where they were asked for.
     """
 
     tokens: list[list[int]]
     confidence: NDArray[np.float64]
     calls: int
+    shares: Shares | None = None
 
 
 class Decoder:
@@ -42,67 +49,31 @@ class Decoder:
     Args:
         model: in evaluation mode.
         compiled: the task it was trained for.
+        temperatures: what the logits of each field's choices are divided by, for shares and confidence; 1 by default.
     """
 
-    def __init__(self, model: Student, compiled: CompiledTask) -> None:
+    def __init__(self, model: Student, compiled: CompiledTask, temperatures: dict[str, float] | None = None) -> None:
         self._model = model
         with torch.inference_mode():
             self._opening = model.read_opening()
         self._device = next(model.parameters()).device
-        self._automaton = compiled.automaton
-        self._end_id = compiled.tokenizer.end_id
-        self._watched = compiled.watched.tokens.astype(np.int64)
-        self._runs = forced_runs(compiled.automaton)
+        self._end_id, self._longest = compiled.tokenizer.end_id, compiled.automaton.longest
         self._choices_only = model.shape.sequence == "choices"
-        table, extra = compiled.automaton.next_state, len(self._watched) - len(compiled.automaton.tokens)
-        self._targets_SW = np.pad(table, [(0, 0), (0, extra)], constant_values=LEFT)
-        self._allowed_SW = torch.as_tensor(self._targets_SW != LEFT, device=self._device)
+        self._choices = Choices(compiled, forced_read=not self._choices_only)
+        self._fields, self._task = Fields(compiled, self._choices), compiled.task
+        self._allowed_SR = torch.as_tensor(compiled.automaton.allowed, device=self._device)
+        self._temperature_S = self._by_state(temperatures)
 
-    def constrained(self, prefixes: list[NDArray[np.int32]]) -> Decoded:
+    def constrained(self, prefixes: Prefixes, shares: bool = False) -> Decoded:
         """The likeliest allowed token at every choice.
 
         Args:
-            prefixes: token ids of each comment and the separator.
+            prefixes: of the comments.
+            shares: whether to tell the share of every value of every field too.
         """
-        return self._walk(prefixes, masked=True)
+        return self._walk(prefixes, masked=True, shares=shares)
 
-    @torch.inference_mode()
-    def _walk(self, prefixes: list[NDArray[np.int32]], masked: bool) -> Decoded:
-        """Follows the automaton; an answer that leaves it, where nothing is masked, breaks off."""
-        runs, end = self._runs, self._automaton.end
-        rows = np.arange(len(prefixes))
-        states = np.full(len(prefixes), runs.after[0])
-        opening = runs.tokens[0, : runs.lengths[0]]
-        answers = [opening.tolist() for _ in prefixes]
-        chunks = [np.concatenate([prefix, opening[:0] if self._choices_only else opening]) for prefix in prefixes]
-        confidence, calls = np.ones(len(prefixes)), 0
-        cache = self._cache(prefixes, chunk=1 + runs.tokens.shape[1])
-        while (active := (states != end) & (states != LEFT)).any():
-            logits = self._read([chunks[row] if active[row] else chunks[row][:0] for row in rows], cache)
-            chosen, probability = self._choose(logits, states, masked)
-            targets = self._targets_SW[states, chosen]
-            calls += 1
-            for row in rows[active]:
-                token, target = self._watched[chosen[row]], targets[row]
-                run = np.concatenate([[token], runs.tokens[target, : runs.lengths[target]]]) if target != LEFT else [token]
-                chunks[row] = np.array(run[:1] if self._choices_only else run)
-                answers[row] += [int(token) for token in run]
-                states[row] = runs.after[target] if target != LEFT else LEFT
-                confidence[row] *= probability[row]
-        return Decoded(answers, confidence, calls)
-
-    def _choose(
-        self, logits_BC: torch.Tensor, states: NDArray[np.int64], masked: bool
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The likeliest column of each row, among those allowed where masked, and its probability among the same."""
-        logits_BW = logits_BC[:, : len(self._watched)].float()
-        if masked:
-            allowed_BW = self._allowed_SW[torch.as_tensor(states, device=self._device)]
-            logits_BW = logits_BW.masked_fill(~allowed_BW, -torch.inf)
-        best = logits_BW.softmax(-1).max(-1)
-        return best.indices.cpu().numpy(), best.values.double().cpu().numpy()
-
-    def free(self, prefixes: list[NDArray[np.int32]]) -> Decoded:
+    def free(self, prefixes: Prefixes) -> Decoded:
         """The likeliest watched token wherever the student is asked, allowed or not: what it has learned of the format.
 
         A student of whole answers is asked at every step, until the end token or the length of the longest answer; one of
@@ -111,31 +82,77 @@ class Decoder:
         return self._walk(prefixes, masked=False) if self._choices_only else self._every_step(prefixes)
 
     @torch.inference_mode()
-    def _every_step(self, prefixes: list[NDArray[np.int32]]) -> Decoded:
-        answers: list[list[int]] = [[] for _ in prefixes]
-        confidence, calls = np.ones(len(prefixes)), 0
-        cache = self._cache(prefixes, chunk=1)
-        chunks = [prefix.astype(np.int64) for prefix in prefixes]
-        going = np.ones(len(prefixes), bool)
-        while going.any() and calls < self._automaton.longest:
-            best = self._read([chunk[: len(chunk) * go] for chunk, go in zip(chunks, going, strict=True)], cache)
-            top = best[:, : len(self._watched)].float().softmax(-1).max(-1)
-            tokens, probability = self._watched[top.indices.cpu().numpy()], top.values.double().cpu().numpy()
+    def _walk(self, prefixes: Prefixes, masked: bool, shares: bool = False) -> Decoded:
+        """Follows the automaton; an answer that leaves it, where nothing is masked, breaks off."""
+        choices, calls = self._choices, 0
+        trails = np.full((len(prefixes), choices.most), NONE, np.int32)
+        confidence, rows = np.ones(len(prefixes)), np.arange(len(prefixes))
+        states = np.full(len(prefixes), choices.first)
+        sharer = Sharer(self._task, self._fields, len(prefixes), self._ask) if shares else None
+        cache, chunks = self._cache(prefixes), padded([np.concatenate([prefix, choices.opening]) for prefix in prefixes])
+        for step in range(choices.most):
+            probability_BW = self._probability(self._read(chunks, cache), states if masked else None)
+            if sharer:
+                sharer.note(rows, states, probability_BW.double().cpu().numpy(), cache)
+            chosen, columns = (found.cpu().numpy() for found in probability_BW.max(-1))
+            trails[rows, step] = columns
+            confidence[rows] *= chosen
             calls += 1
-            for row in np.flatnonzero(going):
-                answers[row].append(int(tokens[row]))
-                chunks[row] = tokens[row : row + 1]
-                confidence[row] *= probability[row]
-            going &= tokens != self._end_id
+            targets = choices.targets(states, columns)
+            states = choices.after(targets)
+            going = np.flatnonzero((states != choices.end) & (states != LEFT))
+            if not len(going):
+                break
+            if len(going) < len(rows):
+                rows, states, columns, targets = rows[going], states[going], columns[going], targets[going]
+                cache = cache.select(going)
+            chunks = choices.chunks(columns, targets)
+        calls += sharer.calls if sharer else 0
+        return Decoded([choices.spell(trail) for trail in trails], confidence, calls, sharer.shares if sharer else None)
+
+    def _probability(self, logits_BC: torch.Tensor, states: NDArray[np.int64] | None) -> torch.Tensor:
+        """Of every watched token; with states, of the required ones that they allow: float32 [B, W or R]."""
+        if states is None:
+            return logits_BC[:, : len(self._choices.watched)].float().softmax(-1)
+        at = torch.as_tensor(states, device=self._device)
+        logits_BR = logits_BC[:, : self._allowed_SR.shape[1]].float() / self._temperature_S[at, None]
+        return logits_BR.masked_fill(~self._allowed_SR[at], -torch.inf).softmax(-1)
+
+    def _by_state(self, temperatures: dict[str, float] | None) -> torch.Tensor:
+        """The temperature of every state's logits: float32 [S]."""
+        by_state = np.ones(self._choices.end + 1, np.float32)
+        if temperatures:
+            by_field = np.array([temperatures.get(name, 1.0) for name in self._task.fields])
+            decides = self._fields.by_state >= 0
+            by_state[decides] = by_field[self._fields.by_state[decides]]
+        return torch.as_tensor(by_state, device=self._device)
+
+    def _ask(self, chunks: Chunks, cache: KeyValueCache, states: NDArray[np.int64]) -> NDArray[np.float64]:
+        return self._probability(self._read(chunks, cache), states).double().cpu().numpy()
+
+    @torch.inference_mode()
+    def _every_step(self, prefixes: Prefixes) -> Decoded:
+        answers: list[list[int]] = [[] for _ in prefixes]
+        confidence, calls, rows = np.ones(len(prefixes)), 0, np.arange(len(prefixes))
+        cache, chunks = self._cache(prefixes), padded(prefixes)
+        while len(rows) and calls < self._longest:
+            probability_BW = self._probability(self._read(chunks, cache), None)
+            chosen, columns = (found.cpu().numpy() for found in probability_BW.max(-1))
+            tokens = self._choices.watched[columns]
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                answers[row].append(token)
+            confidence[rows] *= chosen
+            calls += 1
+            going = np.flatnonzero(tokens != self._end_id)
+            rows, chunks = rows[going], (tokens[going, None], np.ones(len(going), np.int64))
+            cache = cache.select(going) if len(going) < len(tokens) else cache
         return Decoded(answers, confidence, calls)
 
-    def _cache(self, prefixes: list[NDArray[np.int32]], chunk: int) -> KeyValueCache:
-        slots = max(map(len, prefixes)) + self._automaton.longest + chunk
+    def _cache(self, prefixes: Prefixes) -> KeyValueCache:
+        answer = self._choices.most if self._choices_only else self._longest
+        slots = max(map(len, prefixes)) + 2 * answer  # a chunk is padded to one of another length, of an answer at most
         return KeyValueCache(self._model.shape, len(prefixes), slots, like=self._model.head.weight, opening=self._opening)
 
-    def _read(self, chunks: list[NDArray[np.int64]], cache: KeyValueCache) -> torch.Tensor:
-        lengths = np.array([len(chunk) for chunk in chunks])
-        tokens = np.zeros((len(chunks), lengths.max()), np.int64)
-        for row, chunk in enumerate(chunks):
-            tokens[row, : len(chunk)] = chunk
-        return self._model.read(torch.from_numpy(tokens).to(self._device), torch.from_numpy(lengths).to(self._device), cache)
+    def _read(self, chunks: Chunks, cache: KeyValueCache) -> torch.Tensor:
+        tokens, lengths = (torch.from_numpy(part).to(self._device) for part in chunks)
+        return self._model.read(tokens, lengths, cache)

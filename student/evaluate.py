@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,21 +13,22 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from pipeline import storage
-from pipeline.compiled import CompiledTask, require_same
+from pipeline.compiled import require_same
 from pipeline.config import EvaluateConfig
 from pipeline.console import progress
 from pipeline.errors import UserError
 from pipeline.manifest import Shards, open_shards
 from student.answers import parse_all, teacher_answers
-from student.checkpoint import is_student, load_student
-from student.decode import Decoded, Decoder
+from student.calibrate import fit_temperatures
+from student.checkpoint import is_student, load_student, save_temperatures
+from student.decode import Decoded, Decoder, Prefixes
 from student.examples import Batch, Examples, open_examples
-from student.fidelity import agreement, step_measures
+from student.fidelity import agreement, matches, step_measures, trust
 from student.floors import floors
 from student.model import Student
 from student.report import render
 from student.speed import latency_ms
-from student.unpack import TEST, TRAIN
+from student.unpack import TEST, TRAIN, VALIDATION
 from tune.model import log_report, log_student
 from tune.tracking import Tracking
 
@@ -63,15 +64,20 @@ def measure(config: EvaluateConfig, shards_folder: str, student_folder: str, rep
     test = open_examples(shards, TEST, model.shape.sequence, model.shape.separator).first(config.limit)
     log.info("evaluating on %s test comments", f"{len(test):,}")
     truth = teacher_answers(test)
-    constrained, seconds = _decode_all(model, compiled, test, config.batch_size, free=False)
-    free, _ = _decode_all(model, compiled, test, config.batch_size, free=True)
+    held_out = open_examples(shards, VALIDATION, model.shape.sequence, model.shape.separator)
+    temperatures = fit_temperatures(model, compiled, _batches(held_out, config.batch_size))
+    save_temperatures(student_folder, temperatures)
+    constrained, seconds = _decode_all(Decoder(model, compiled, temperatures).constrained, test, config.batch_size, "decoding")
+    free, _ = _decode_all(Decoder(model, compiled).free, test, config.batch_size, "decoding freely")
     task, train = compiled.task, open_examples(shards, TRAIN, model.shape.sequence, model.shape.separator)
+    answers = parse_all(compiled, constrained.tokens)
     figures = {
         "task": task.name,
         "examples": {"test": len(test), "train": len(train)},
-        "student": agreement(task, truth, parse_all(compiled, constrained.tokens)),
+        "student": agreement(task, truth, answers),
         "unconstrained": agreement(task, truth, parse_all(compiled, free.tokens)),
         "floors": floors(shards, train, test),
+        "confidence": {"temperatures": temperatures} | trust(constrained.confidence, matches(truth, answers)),
         "steps": step_measures(model, _batches(test, config.batch_size)),
         "sizes": _sizes(model, shards),
         "speed": _speed(shards, len(test), seconds, constrained.calls) | {"latency_ms": latency_ms(model, compiled, test)},
@@ -112,12 +118,10 @@ def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> s
     return log_student(uri, run_id, student_folder)
 
 
-def _decode_all(model: Student, compiled: CompiledTask, examples: Examples, size: int, free: bool) -> tuple[Decoded, float]:
+def _decode_all(decode: Callable[[Prefixes], Decoded], examples: Examples, size: int, what: str) -> tuple[Decoded, float]:
     """All answers and the seconds they took."""
-    decoder = Decoder(model, compiled)
-    decode = decoder.free if free else decoder.constrained
     parts, started = [], time.perf_counter()
-    with progress("decoding freely" if free else "decoding", len(examples)) as (bar, task):
+    with progress(what, len(examples)) as (bar, task):
         for start in range(0, len(examples), size):
             rows = range(start, min(start + size, len(examples)))
             parts.append(decode([examples.prefix(i) for i in rows]))

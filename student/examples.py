@@ -31,6 +31,7 @@ class Batch:
         teacher: float16 [M, W], the teacher's logits, as log-probabilities under its full vocabulary.
         lse: float32 [M, K], the teacher's log-sum-exps.
         choice: bool [M], whether the automaton leaves a choice there.
+        state: int64 [M], the automaton's state there.
     """
 
     tokens: torch.Tensor
@@ -39,6 +40,7 @@ class Batch:
     teacher: torch.Tensor
     lse: torch.Tensor
     choice: torch.Tensor
+    state: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -122,6 +124,7 @@ class Examples:
             teacher=torch.from_numpy(self.stored.logprobs(logits, states)),
             lse=torch.from_numpy(self.stored.lse[logits]),
             choice=torch.from_numpy(~self.compiled.automaton.forced[states]),
+            state=torch.from_numpy(states.astype(np.int64)),
         )
 
     def _steps(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

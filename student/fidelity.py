@@ -15,6 +15,7 @@ from student.losses import forward_kl
 from student.model import Student
 
 BINS = 10
+THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 def agreement(task: Task, teacher: list[Values], other: list[Values | None]) -> dict[str, Any]:
@@ -25,9 +26,32 @@ def agreement(task: Task, teacher: list[Values], other: list[Values | None]) -> 
     }
     return {
         "valid": _mean(answer is not None for answer in other),
-        "whole": _mean(answer == true for true, answer in pairs),
+        "whole": _mean(matches(teacher, other)),
         "fields": fields,
     }
+
+
+def matches(teacher: list[Values], other: list[Values | None]) -> NDArray[np.float64]:
+    """Which answers equal the teacher's as a whole: [N], 1 or 0."""
+    return np.array([answer == true for true, answer in zip(teacher, other, strict=True)], np.float64)
+
+
+def trust(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> dict[str, Any]:
+    """What a student's confidence in whole answers is worth, and what a threshold for it would give.
+
+    Args:
+        confidence: [N].
+        right: [N], 1 where the answer is the teacher's.
+
+    Returns:
+        `ece` and `bins`, see `calibration`; `thresholds`: for each, the share of comments with at least this confidence, and
+        the share of these that are answered as the teacher does, None where there is none.
+    """
+    rows = []
+    for threshold in THRESHOLDS:
+        sure = confidence >= threshold
+        rows.append({"confidence": threshold, "share": _mean(sure), "whole": float(right[sure].mean()) if sure.any() else None})
+    return calibration(confidence, right) | {"thresholds": rows}
 
 
 def _mean(flags: Iterable[bool]) -> float:

@@ -46,15 +46,17 @@ class Attention(nn.Module):
         if x_BTD.device.type == "cpu":
             qkv = qkv.float()  # CPUs are slow at rotations and attention in bf16
         with torch.autocast("cpu", enabled=False):
-            queries, keys, values = qkv.split(self._parts, 1)
+            turned, values = qkv.split([sum(self._parts[:2]), self._parts[2]], 1)
             if hasattr(self, "query_norm"):
-                queries, keys = self.query_norm(queries), self.key_norm(keys)
-            angles = rotary[self._kind]
-            keys, values = reach.extend(self._layer, (rotate(keys, angles), values))
+                queries, keys = turned[:, : self._parts[0]], turned[:, self._parts[0] :]
+                turned = torch.cat([self.query_norm(queries), self.key_norm(keys)], 1)
+            turned = rotate(turned, rotary[self._kind])
+            queries, keys = turned[:, : self._parts[0]], turned[:, self._parts[0] :]
+            keys, values = reach.extend(self._layer, (keys, values))
             mask = reach.masks[self._kind.window]
             shared = {"enable_gqa": True} if self._parts[0] != self._parts[1] else {}
             mixed = F.scaled_dot_product_attention(
-                rotate(queries, angles), keys, values, mask, is_causal=mask is None, scale=self._scale, **shared
+                queries, keys, values, mask, is_causal=mask is None, scale=self._scale, **shared
             )
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 
@@ -167,12 +169,11 @@ class Student(nn.Module):
         Returns:
             [B, W], logits after each row's last token; of no meaning for rows with an empty chunk.
         """
-        steps = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        positions_BT = cache.lengths_B[:, None] + steps
+        positions_BT = cache.positions(tokens_BT.shape[1])
         rows = torch.arange(len(tokens_BT), device=tokens_BT.device)
-        reach = self._reach(positions_BT, cache.slots, cache)
+        reach = self._reach(positions_BT, cache.filled, cache)
         logits_BW = self._logits(tokens_BT, reach, (rows, (lengths_B - 1).clamp_min(0)))
-        cache.lengths_B += lengths_B
+        cache.read(lengths_B)
         return logits_BW
 
     def rest(self, x_BTD: torch.Tensor, first: int) -> torch.Tensor:

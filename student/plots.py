@@ -86,17 +86,38 @@ def learning_curves(epochs: list[dict[str, Any]]) -> str:
 
 
 def reliability(calibration: dict[str, Any]) -> str:
-    """Accuracy by confidence at choice steps, beside the diagonal of a calibrated student; dots grow with their count."""
+    """Accuracy by confidence at choice steps."""
+    with svg(1, 4.0, 3.2) as (drawing, (axes,)):
+        _calibrated(axes, calibration)
+    return drawing.uri
+
+
+def trust(confidence: dict[str, Any]) -> str:
+    """Accuracy by confidence in whole answers, and what a threshold for it leaves to the student."""
+    rows = [row for row in confidence["thresholds"] if row["whole"] is not None]
+    with svg(2, 8.4, 3.2) as (drawing, (axes, kept)):
+        _calibrated(axes, confidence)
+        kept.plot([row["share"] for row in rows], [row["whole"] for row in rows], "o-", ms=4, color=STUDENT)
+        for row in rows:
+            at = (row["share"], row["whole"])
+            kept.annotate(f"{row['confidence']:g}", at, (0, 6), textcoords="offset points", fontsize=8)
+        kept.set_xlim(0, 1.03)
+        kept.set_xlabel("share of comments with at least this confidence")
+        kept.set_ylabel("share equal to the teacher's")
+        kept.set_title("Whole answers, by the least confidence")
+    return drawing.uri
+
+
+def _calibrated(axes: Axes, calibration: dict[str, Any]) -> None:
+    """Accuracy by confidence, beside the diagonal of a calibrated student; dots grow with their count."""
     bins = calibration["bins"]
     total = sum(b["count"] for b in bins) or 1
-    with svg(1, 4.0, 3.2) as (drawing, (axes,)):
-        axes.plot([0, 1], [0, 1], "--", lw=1, color=MAJORITY)
-        axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "-", lw=1.2, color=STUDENT)
-        sizes = [20 + 300 * b["count"] / total for b in bins]
-        axes.scatter([b["confidence"] for b in bins], [b["accuracy"] for b in bins], sizes, color=STUDENT, alpha=0.7)
-        axes.set_xlim(0, 1.03)
-        axes.set_ylim(0, 1.03)
-        axes.set_xlabel("confidence")
-        axes.set_ylabel("share equal to the teacher's")
-        axes.set_title(f"Calibration, ECE {calibration['ece']:.3f}")
-    return drawing.uri
+    axes.plot([0, 1], [0, 1], "--", lw=1, color=MAJORITY)
+    axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "-", lw=1.2, color=STUDENT)
+    sizes = [20 + 300 * b["count"] / total for b in bins]
+    axes.scatter([b["confidence"] for b in bins], [b["accuracy"] for b in bins], sizes, color=STUDENT, alpha=0.7)
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(0, 1.03)
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("share equal to the teacher's")
+    axes.set_title(f"Calibration, ECE {calibration['ece']:.3f}")

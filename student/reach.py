@@ -5,9 +5,12 @@ Shape suffixes as in `student.model`.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from student.shape import Shape
 
@@ -67,17 +70,37 @@ class KeyValueCache:
         for layer, (keys, values) in enumerate(opening.pairs if opening else []):
             self.keys_LBGCK[layer, :, :, :before], self.values_LBGCK[layer, :, :, :before] = keys, values
         self.lengths_B = torch.full((rows,), before, dtype=torch.int64, device=like.device)
+        self.filled = before  # slots written so far, in any row
+        self.even = True  # whether all rows are equally long
 
-    @property
-    def slots(self) -> int:
-        """C, opening included."""
-        return self.keys_LBGCK.shape[3]
+    def positions(self, length: int) -> torch.Tensor:
+        """Where a chunk goes: [B, T], or [1, T] where that is the same for all rows. It is then counted as read."""
+        steps = torch.arange(length, device=self.lengths_B.device)
+        positions = self.filled + steps[None] if self.even else self.lengths_B[:, None] + steps
+        self.filled = min(self.filled + length, self.keys_LBGCK.shape[3])
+        return positions
+
+    def read(self, lengths_B: torch.Tensor) -> None:
+        """Counts what was read of a chunk."""
+        self.lengths_B, self.even = self.lengths_B + lengths_B, False
 
     def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
         """See `Memory`."""
+        keys, values = (memory[layer, :, :, : self.filled] for memory in (self.keys_LBGCK, self.values_LBGCK))
+        if self.even:
+            start = self.filled - positions_BT.shape[1]
+            keys[:, :, start:], values[:, :, start:] = chunk
+            return keys, values
         at = positions_BT[:, None, :, None].expand_as(chunk[0])
-        keys, values = self.keys_LBGCK[layer], self.values_LBGCK[layer]
         return keys.scatter_(2, at, chunk[0]), values.scatter_(2, at, chunk[1])
+
+    def select(self, rows: NDArray[np.int64]) -> KeyValueCache:
+        """A copy of some rows; a row may be taken twice."""
+        other = copy(self)
+        at = torch.as_tensor(rows, device=self.lengths_B.device)
+        other.keys_LBGCK, other.values_LBGCK = self.keys_LBGCK[:, at], self.values_LBGCK[:, at]
+        other.lengths_B = self.lengths_B[at]
+        return other
 
 
 class Reach:

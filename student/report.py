@@ -22,6 +22,7 @@ def render(figures: dict[str, Any]) -> str:
         "agreement": plots.agreement_bars(figures),
         "curves": plots.learning_curves(epochs),
         "reliability": plots.reliability(figures["steps"]["calibration"]),
+        "trust": plots.trust(figures["confidence"]),
     }
     return environment.get_template("report.html.jinja").render(f=figures, plots=drawings, verdict=verdict(figures))
 

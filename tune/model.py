@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -27,7 +27,7 @@ from mlflow.types import ColSpec, Schema
 
 from pipeline import storage
 from pipeline.errors import UserError
-from student.checkpoint import load_student, save_student
+from student.checkpoint import load_student, load_temperatures, save_student, save_temperatures
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # its bars would run through Retort's
 
@@ -67,12 +67,16 @@ def log_student(uri: str, run_id: str, student_folder: str) -> str:
     with tempfile.TemporaryDirectory() as scratch, _store(uri) as client:
         student, path = f"{scratch}/student", f"{scratch}/model"
         save_student(student, *load_student(student_folder))
+        temperatures = load_temperatures(student_folder)
+        if temperatures:
+            save_temperatures(student, temperatures)
         run = client.get_run(run_id)
         if run.outputs and run.outputs.model_outputs:
             return f"models:/{run.outputs.model_outputs[0].model_id}"
         logged = client.create_logged_model(run.info.experiment_id, NAME, run_id, params=run.data.params)
         try:
-            _save(path, student, _code(f"{scratch}/code"), logged)
+            id_ = logged.model_id
+            save_pyfunc(path, student, Model(logged.artifact_location, run_id, model_uuid=id_, model_id=id_))
             client.log_model_artifacts(logged.model_id, path)
         except BaseException:
             client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
@@ -91,20 +95,26 @@ def _code(folder: str) -> list[str]:
     return [shutil.copytree(ROOT / package, f"{folder}/{package}", ignore=others) for package in PACKAGES]
 
 
-def _save(path: str, student: str, code: list[str], logged: LoggedModel) -> None:
-    """Writes the model's folder. With the signature and the requirements given, MLflow need not load it to find them out."""
-    about = Model(logged.artifact_location, logged.source_run_id, model_uuid=logged.model_id, model_id=logged.model_id)
-    save_model(
-        path,
-        python_model=ROOT / "tune" / "pyfunc.py",
-        artifacts={"student": student},
-        code_paths=code,
-        signature=SIGNATURE,
-        input_example=pd.DataFrame(EXAMPLE),
-        pip_requirements=_requirements(),
-        uv_project_path=student,  # else MLflow takes along the uv project the process happens to stand in
-        mlflow_model=about,
-    )
+def save_pyfunc(path: str, student: str, about: Model | None = None) -> None:
+    """Writes a student as a folder that `mlflow.pyfunc.load_model` reads.
+
+    Args:
+        path: of the folder, on a disk.
+        student: a folder on a disk with the student and nothing else.
+        about: what MLflow is to know of the model; None where it is not logged.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        save_model(  # with the signature and the requirements given, MLflow need not load it to find them out
+            path,
+            python_model=ROOT / "tune" / "pyfunc.py",
+            artifacts={"student": student},
+            code_paths=_code(scratch),
+            signature=SIGNATURE,
+            input_example=pd.DataFrame(EXAMPLE),
+            pip_requirements=_requirements(),
+            uv_project_path=student,  # else MLflow takes along the uv project the process happens to stand in
+            mlflow_model=about,
+        )
 
 
 def _requirements() -> list[str]:

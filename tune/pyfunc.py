@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
-import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-from pipeline.comments import KEPT, Row, filter_rows, text_row
-from student.answerer import BATCH, Answerer
-from student.checkpoint import load_student
+from pipeline.comments import KEPT, filter_rows, text_row
+from student.answerer import Answerer
 
 COLUMNS = ["answer", "confidence", "reason"]
 
@@ -26,8 +24,8 @@ class StudentModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Reads the student among the model's artifacts, onto a GPU where there is one."""
-        model, self._compiled = load_student(context.artifacts["student"], "cuda" if torch.cuda.is_available() else "cpu")
-        self._answerer = Answerer(model, self._compiled)
+        self._answerer = Answerer.load(context.artifacts["student"])
+        self._compiled = self._answerer.compiled
 
     def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
         """Answers comments.
@@ -42,11 +40,10 @@ class StudentModel(PythonModel):
         """
         column = model_input["text"]
         texts = column.astype(object).where(column.notna(), None).tolist()  # pandas may hold null as NaN, a float
-        records = [record for start in range(0, len(texts), BATCH) for record in self._batch(texts[start : start + BATCH])]
         # dtype object keeps None: as NaN, MLflow's server would write it into its JSON, where there is no such value
-        return pd.DataFrame(records, columns=COLUMNS, index=model_input.index, dtype=object)
+        return pd.DataFrame(list(self._records(texts)), columns=COLUMNS, index=model_input.index, dtype=object)
 
-    def _batch(self, texts: list[Any]) -> Iterator[tuple[str | None, float | None, str | None]]:
+    def _records(self, texts: list[Any]) -> Iterator[tuple[str | None, float | None, str | None]]:
         rows = [text_row(i, text) for i, text in enumerate(texts)]
         marked = filter_rows(rows, self._compiled.task.comments, self._compiled.tokenizer)
         answers = iter(self._answerer.answer([row for row in marked if row.status == KEPT]))
@@ -55,11 +52,7 @@ class StudentModel(PythonModel):
                 answer = next(answers)
                 yield json.dumps(answer.values, ensure_ascii=False), answer.confidence, None
             else:
-                yield None, None, _reason(row)
-
-
-def _reason(row: Row) -> str:
-    return f"{row.status}: {row.reason}" if row.reason else row.status
+                yield None, None, row.set_aside
 
 
 set_model(StudentModel())

@@ -5,7 +5,6 @@ import json
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +20,7 @@ from pipeline.plan import (
     UNIT_COLUMNS,
     Plan,
     Source,
-    _malformed_records,
+    _set_aside,
     _UnitWriter,
     describe_source,
     find_comments,
@@ -127,9 +126,11 @@ def test_the_summary_is_one_line(tmp_path: Path) -> None:
     assert writer.plan(make_source()).summary() == "7 rows read, 3 kept, 1 malformed, dropped: 1 urls, 2 too long"
 
 
-def test_malformed_records_name_file_and_line() -> None:
+def test_rows_set_aside_name_file_and_line() -> None:
     table = make_table([KEPT, MALFORMED, "urls"], first_row=10)
-    assert _malformed_records(table, ["/a.jsonl"]) == [{"file": "/a.jsonl", "line": 12, "id": "id11", "reason": "why é"}]
+    malformed = {"file": "/a.jsonl", "line": 12, "id": "id11", "reason": "why é"}
+    assert _set_aside(table, ["/a.jsonl"], every=False) == [malformed]
+    assert _set_aside(table, ["/a.jsonl"], every=True) == [malformed, malformed | {"line": 13, "id": "id12", "reason": "urls"}]
 
 
 def save_plan(folder: Path, source: Source) -> None:
@@ -201,20 +202,14 @@ def test_a_unit_has_its_own_file() -> None:
     assert unit_path("s3://b/c", 7) == "s3://b/c/unit-000007.parquet"
 
 
-def plan_of(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer, tables: Iterator[pa.Table], **config: Any
-) -> Plan:
+def plan_of(folder: Path, tables: Iterator[pa.Table], **config: Any) -> Plan:
     """Makes a plan of these tables, as though they were what the files gave."""
-    dataset = SimpleNamespace(iter_batches=lambda **_: tables)
-    monkeypatch.setattr("pipeline.plan.comment_dataset", lambda *_: dataset)
-    return make_plan(str(folder), make_source(), CommentsConfig(**config), make_task(), tokenizer)
+    return make_plan(str(folder), make_source(), CommentsConfig(**config), tables)
 
 
-def test_malformed_rows_are_set_aside_as_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer
-) -> None:
+def test_malformed_rows_are_set_aside_as_lines(tmp_path: Path) -> None:
     tables = iter([make_table([KEPT, MALFORMED]), make_table([MALFORMED, "urls", MALFORMED], 2)])
-    plan = plan_of(tmp_path, monkeypatch, tokenizer, tables, max_malformed=3)
+    plan = plan_of(tmp_path, tables, max_malformed=3)
     lines = (tmp_path / "set_aside.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"file": "/a.jsonl", "line": line, "id": f"id{line - 1}", "reason": "why é"} for line in (2, 3, 5)
@@ -224,28 +219,22 @@ def test_malformed_rows_are_set_aside_as_lines(
     assert storage.list_files(str(tmp_path)) == ["plan.json", "set_aside.jsonl", "unit-000000.parquet"]
 
 
-def test_too_many_malformed_rows_leave_no_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer
-) -> None:
+def test_too_many_malformed_rows_leave_no_plan(tmp_path: Path) -> None:
     tables = iter([make_table([KEPT, MALFORMED, MALFORMED]), make_table([KEPT, MALFORMED, KEPT], 3)])
     with pytest.raises(UserError, match=r"more than 2 malformed rows .*; the last: .*'line': 5, 'id': 'id4'"):
-        plan_of(tmp_path, monkeypatch, tokenizer, tables, max_malformed=2)
+        plan_of(tmp_path, tables, max_malformed=2)
     assert storage.list_files(str(tmp_path)) == []
 
 
-def test_a_file_without_malformed_rows_sets_nothing_aside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer
-) -> None:
-    plan_of(tmp_path, monkeypatch, tokenizer, iter([make_table([KEPT])]), max_malformed=0)
+def test_a_file_without_malformed_rows_sets_nothing_aside(tmp_path: Path) -> None:
+    plan_of(tmp_path, iter([make_table([KEPT])]), max_malformed=0)
     assert (tmp_path / "set_aside.jsonl").read_bytes() == b""
 
 
-def test_malformed_rows_do_not_pile_up_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer
-) -> None:
+def test_malformed_rows_do_not_pile_up_in_memory(tmp_path: Path) -> None:
     table = make_table([KEPT] + [MALFORMED] * 500)
     tracemalloc.start()
-    plan_of(tmp_path, monkeypatch, tokenizer, itertools.repeat(table, 60))
+    plan_of(tmp_path, itertools.repeat(table, 60))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (tmp_path / "set_aside.jsonl").read_text().count("\n") == 30_000

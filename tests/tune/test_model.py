@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.compiled import CompiledTask
 from pipeline.errors import UserError
-from student.checkpoint import save_student
+from student.checkpoint import load_temperatures, save_student, save_temperatures
 from student.decode import Decoder
 from student.model import Student
 from tests.student.test_decode import make_student
@@ -93,6 +93,7 @@ def logged(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> 
         (standing / name).write_text("")
     student = make_student(compiled, seed=0, scale=8.0)
     save_student(str(folder / "student"), student, compiled)
+    save_temperatures(str(folder / "student"), {"mood": 3.0})
     (folder / "student" / "optimizer.safetensors").write_bytes(b"not the model's")
     uri = f"sqlite:///{folder}/mlflow.db"
     run = Tracking.start(uri, "tests", "a run", {"seed": 1}, "student").run_id
@@ -150,6 +151,7 @@ def test_what_is_kept(logged: Logged, files: Path, compiled: CompiledTask) -> No
     assert endings == {".py", ".json", ".yaml", ".txt", ".safetensors"}  # no pickle
     assert "__pycache__" not in {path.name for path in files.rglob("*")}
     assert "optimizer.safetensors" not in names
+    assert load_temperatures(str(files / "artifacts/student")) == {"mood": 3.0}
     model = mlflow.models.Model.load(str(files))
     assert model.model_id == logged.model_id
     assert model.run_id == logged.run_id
