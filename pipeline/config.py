@@ -10,8 +10,9 @@ from pydantic import Field, ValidationError
 from cluster.plan.config import PlanConfig
 from pipeline.errors import UserError
 from pipeline.task import Task, describe, read_yaml
-from student.config import Strict, StudentChanges, StudentConfig, TrainConfig, presence
+from student.config import PredictConfig, Strict, StudentChanges, StudentConfig, TrainConfig, presence
 from student.prune.config import PruneConfig
+from student.serve.config import ServeConfig
 from tune.config import ScaleConfig, TuneConfig
 
 
@@ -96,6 +97,8 @@ class RunConfig(Strict):
     prune: PruneConfig = PruneConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    predict: PredictConfig = PredictConfig()
+    serve: ServeConfig = ServeConfig()
     tracking: TrackingConfig = TrackingConfig()
     tune: TuneConfig = TuneConfig()
     scale: ScaleConfig = ScaleConfig()

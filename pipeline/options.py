@@ -51,6 +51,15 @@ KEYS = {
     "prune_params": "prune.params",
     "fraction": "prune.fraction",
     "chain": "prune.chain",
+    "answers_format": "predict.format",
+    "probabilities": "predict.probabilities",
+    "predict_workers": "predict.workers",
+    "predict_teacher": "predict.teacher",
+    "predict_fallback": "predict.fallback",
+    "host": "serve.host",
+    "port": "serve.port",
+    "serve_teacher": "serve.teacher",
+    "serve_fallback": "serve.fallback",
     "space": "tune.space",
     "trials": "tune.trials",
     "max_params": "tune.max_params",
@@ -73,11 +82,16 @@ def configure(
 ) -> tuple[RunConfig, str]:
     """The configuration and the run's folder; sets up logging."""
     set_up_logging(verbose)
-    keys = {KEYS[name]: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value}
+    keys = {KEYS[name]: list(value) if isinstance(value, tuple) else value for name, value in given.items() if _says(value)}
     settings = load_config(config, list(overrides), keys)
     if settings.out is None:
         raise UserError("no folder given: say where the run lives with --out")
     return settings, storage.absolute(settings.out)
+
+
+def _says(value: Any) -> bool:
+    """Whether an option was given, if only as 0."""
+    return value not in (None, (), "") and value is not False
 
 
 def folder_of(given: str | None, out: str, name: str) -> str:

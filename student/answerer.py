@@ -32,6 +32,15 @@ class Answer:
     confidence: float
     shares: dict[str, list[float]] | None = None
 
+    def probabilities(self, fields: dict[str, list[Scalar]]) -> dict[str, list[dict[str, Scalar]]] | None:
+        """The shares beside their values: a list for each field, as JSON's keys could not tell true from "true"."""
+        if self.shares is None:
+            return None
+        return {
+            name: [{"value": value, "share": share} for value, share in zip(values, self.shares[name], strict=True)]
+            for name, values in fields.items()
+        }
+
 
 class Answerer:
     """Decodes answers under the automaton. One thread may use it at a time.

@@ -58,6 +58,50 @@ def presence(machines: str | None) -> dict[str, float]:
     return {machines: PRESENCE} if machines else {}
 
 
+class FallbackConfig(Strict):
+    """Somebody to ask where the student is unsure."""
+
+    teacher: str | None = Field(
+        None, description="Hugging Face name or path of a teacher beside the student, on the engine that `teacher` configures"
+    )
+    fallback: float | None = Field(
+        None, ge=0, le=1, description="confidence below which the teacher's answer is taken; null takes the student's always"
+    )
+
+    @model_validator(mode="after")
+    def _has_teacher(self) -> Self:
+        if self.fallback is not None and self.teacher is None:
+            raise ValueError("a fallback needs somebody to fall back on: name the teacher (--teacher)")
+        return self
+
+
+class PredictConfig(FallbackConfig):
+    """The answers of a student to comments."""
+
+    format: Literal["jsonl", "parquet"] = Field("jsonl", description="of the files of answers")
+    probabilities: bool = Field(False, description="write the share of every value of every field too")
+    rows_per_unit: int = Field(8192, ge=1, le=100_000, description="comments of one unit of work and of one file")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="under Ray Data; 0 answers in this process, null does so where the comments are less than 64 MiB",
+    )
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs Ray reserves for a worker, which are its threads")
+    gpus_per_worker: float = Field(0, ge=0)
+    machines: str | None = Field(None, description="custom Ray resource of the machines to run on; null takes any")
+
+    @model_validator(mode="after")
+    def _asks(self) -> Self:
+        if self.teacher is not None and self.fallback is None:
+            raise ValueError("say below which confidence the teacher is asked (--fallback)")
+        return self
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray reserves for a worker."""
+        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker} | presence(self.machines)
+
+
 HOW = {
     "init",  # a training's identity has the content instead
     "accumulation",

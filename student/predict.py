@@ -1,84 +1,200 @@
-"""`retort predict`: comments through a student to answers, one JSON line each. Neither Ray nor the teacher is needed."""
+"""`retort predict`: comments through a student to answers, exactly once. The teacher is asked only where one is named.
+
+As in an extraction a plan cuts the comments into units first, and each unit has a file of answers with its number: what a
+killed run has left to do is the units without one. A few comments are answered in this process, many under Ray Data.
+"""
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
-from collections import Counter
+import os
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
+from cluster.room import ray_options, require_room
+from cluster.runtime import MALLOC, start_ray
+from cluster.version import VARIABLE, check_code_version, code_version
 from pipeline import storage
-from pipeline.comments import KEPT, Columns, Row, filter_rows, read_file
-from pipeline.config import CommentsConfig
-from pipeline.errors import UserError
-from pipeline.plan import find_comments
-from student.answerer import BATCH, Answerer
-from student.checkpoint import load_student
+from pipeline.comments import Row, comment_batches, comment_tables
+from pipeline.compiled import CompiledTask
+from pipeline.config import RunConfig, TeacherConfig
+from pipeline.console import progress
+from pipeline.identity import find_same
+from pipeline.plan import Plan, Source, describe_source, find_comments, find_plan, make_plan, read_unit
+from pipeline.stopping import Stopped, StopRequest
+from student.answerer import Answer, Answerer
+from student.checkpoint import CALIBRATION, WEIGHTS, require_student
+from student.config import PredictConfig
+from student.part import Sourced, encode_part, part_name
+from student.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
+ABOUT, PLAN, ANSWERS = "predict.json", "comments", "answers"  # in the stage's folder
+LARGE = 64 << 20  # bytes of comments from which Ray's start pays
+MAX_BLOCKS = 4096  # of Ray Data: units beyond this number share blocks
 
-def predict(config: CommentsConfig, student_folder: str, out: str) -> Counter[str]:
-    """Answers every comment that the task's filters let through.
 
-    `out` gets one JSON line a comment: file, line, id, the comment under its column's name, answer, and the confidence
-    (product of the probabilities of the choices made); `retort score` reads it as it is. `out` + `.set_aside` gets one line
-    for every other row, with its reason.
+@dataclass(frozen=True)
+class Prediction:
+    """What is to be answered, and where.
 
-    Returns:
-        How many rows were answered (`kept`) and set aside, by reason.
+    Attributes:
+        student: its folder.
+        folder: of the stage.
+        source: of the comments.
+        config: of the stage.
+        engine: of the teacher, if it takes part.
+    """
+
+    student: str
+    folder: str
+    source: Source
+    config: PredictConfig
+    engine: TeacherConfig
+
+    def identity(self) -> dict[str, Any]:
+        """What makes a prediction this one and no other."""
+        files = [storage.join(self.student, name) for name in (WEIGHTS, CALIBRATION)]
+        return {
+            "student": [storage.fingerprint(file) for file in files if storage.exists(file)],
+            "comments": self.source.model_dump(mode="json"),
+            "form": self.config.model_dump(mode="json", include={"format", "probabilities", "teacher", "fallback"}),
+        }
+
+    def part(self, unit: int) -> str:
+        """Where a unit's answers go."""
+        return storage.join(self.folder, ANSWERS, part_name(unit, self.config.format))
+
+
+def predict(config: RunConfig, student_folder: str, folder: str) -> dict[str, Any]:
+    """Answers every comment that the task's filters let through; returns what predict.json holds.
+
+    `answers/` gets a file for each unit, and `comments/set_aside.jsonl` a line for every row without an answer, with its
+    reason. What is already there is not done again.
 
     Raises:
-        UserError: no comments, no student, or more malformed rows than allowed.
+        UserError: no comments, no student, more malformed rows than allowed, or the folder holds another prediction.
+        Stopped: a signal ended it early.
     """
-    paths = find_comments(config)
-    model, compiled = load_student(student_folder, "cuda" if torch.cuda.is_available() else "cpu")
-    answerer, counts = Answerer(model, compiled), Counter[str]()
-    with storage.writing(out) as answers, storage.writing(out + ".set_aside") as set_aside:
-        for path, rows in _batches(paths, config):
-            marked = filter_rows(rows, compiled.task.comments, compiled.tokenizer)
-            kept = [row for row in marked if row.status == KEPT][: _room(config, counts)]
-            _write(answers, _answers(path, kept, answerer, config.text))
-            _write(set_aside, (_reason(path, row) for row in marked if row.status != KEPT))
-            counts.update(row.status for row in marked if row.status != KEPT)
-            counts[KEPT] += len(kept)
-            if config.max_malformed is not None and counts["malformed"] > config.max_malformed:
-                raise UserError(f"more than {config.max_malformed} malformed rows (comments.max_malformed), in {path}")
-            if _room(config, counts) == 0:
+    require_student(student_folder)
+    compiled, paths = CompiledTask.load(student_folder), find_comments(config.comments)
+    source = describe_source(config.comments, paths, compiled.task, compiled.tokenizer, config.predict.rows_per_unit)
+    job = Prediction(student_folder, folder, source, config.predict, config.teacher)
+    workers = config.predict.workers if config.predict.workers is not None else _workers(paths)
+    identity = job.identity()
+    if find_same(folder, ABOUT, identity, "prediction") is None:
+        storage.write_json(storage.join(folder, ABOUT), identity)
+    plan = find_plan(storage.join(folder, PLAN), source)
+    if plan is None:
+        if workers:
+            import ray.data  # noqa: F401 - before Ray starts, so that its log lines stay away
+
+            start_ray()
+        read = comment_batches if workers else comment_tables
+        tables = read(paths, source.columns, compiled.task, compiled.tokenizer)
+        plan = make_plan(storage.join(folder, PLAN), source, config.comments, tables, every=True)
+    log.info("comments: %s", plan.summary())
+    _answer(job, plan, workers)
+    storage.sweep(storage.join(folder, ANSWERS))  # what killed writes have left
+    return {"answers": plan.kept, "set_aside": plan.read - plan.kept}
+
+
+def _answer(job: Prediction, plan: Plan, workers: int) -> None:
+    """Answers the units that have no file yet.
+
+    Raises:
+        Stopped: a signal asked for it.
+    """
+    there = set(storage.list_files(storage.join(job.folder, ANSWERS)))
+    todo = [unit for unit in range(plan.units) if part_name(unit, job.config.format) not in there]
+    if not todo:
+        log.info("all %s units have their answers", plan.units)
+        return
+    before, started, rows = (plan.units - len(todo)) * plan.source.rows_per_unit, time.perf_counter(), 0
+    with StopRequest("finishing the unit under way") as stop, progress("answering", plan.kept) as (bar, task):
+        for count in _on_ray(job, todo, workers) if workers else map(Predictor(job).unit, todo):
+            rows += count
+            bar.update(task, completed=before + rows)
+            if stop:
                 break
-    log.info("answered %s comments; set aside: %s", f"{counts[KEPT]:,}", _others(counts) or "none")
-    return counts
+    if stop and rows < plan.kept - before:
+        raise Stopped(f"stopped with {before + rows:,} of {plan.kept:,} comments answered")
+    seconds = time.perf_counter() - started
+    log.info("answered %s comments in %.1f s, %s a second", f"{rows:,}", seconds, f"{rows / seconds:,.0f}")
 
 
-def _batches(paths: list[str], config: CommentsConfig) -> Iterator[tuple[str, list[Row]]]:
-    for path in paths:
-        rows = read_file(path, Columns(config.text, config.id))
-        while batch := list(itertools.islice(rows, BATCH)):
-            yield path, batch
+def _workers(paths: list[str]) -> int:
+    """Workers under Ray Data, one a CPU; 0 answers in this process."""
+    return (os.cpu_count() or 1) if sum(storage.size(path) for path in paths) > LARGE else 0
 
 
-def _room(config: CommentsConfig, counts: Counter[str]) -> int | None:
-    return None if config.limit is None else config.limit - counts[KEPT]
+def _on_ray(job: Prediction, todo: list[int], workers: int) -> Iterator[int]:
+    """Maps units over a pool of actors; gives the comments of each as it ends."""
+    import ray.data  # some seconds, which a few comments do not need
+
+    start_ray()
+    workers = min(workers, len(todo))
+    require_room("prediction", workers, job.config.resources)
+    log.info("answering %s units with %s workers", len(todo), workers)
+    threads = str(max(1, int(job.config.cpus_per_worker)))
+    environment = MALLOC | {VARIABLE: code_version(), "OMP_NUM_THREADS": threads}
+    ray.data.DataContext.get_current().execution_options.preserve_order = False
+    units = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=min(len(todo), MAX_BLOCKS))
+    answered = units.map_batches(
+        Predictor,
+        fn_constructor_args=(job,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        runtime_env={"env_vars": environment},
+        **ray_options(job.config.resources),
+    )
+    for row in answered.iter_rows():
+        yield row["rows"]
 
 
-def _answers(path: str, rows: list[Row], answerer: Answerer, column: str) -> Iterator[dict[str, Any]]:
-    for row, answer in zip(rows, answerer.answer(rows), strict=True):
-        place = {"file": path, "line": row.row + 1, "id": row.id, column: row.text}
-        yield place | {"answer": answer.values, "confidence": answer.confidence}
+class Predictor:
+    """Answers units, in this process or as an actor of Ray Data."""
+
+    def __init__(self, job: Prediction) -> None:
+        check_code_version()
+        self._job, self._answerer = job, Answerer.load(job.student)
+        model = job.config.teacher
+        self._teacher = Teacher(model, job.engine, self._answerer.compiled) if model else None
+
+    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, list[int]]:
+        """Answers the batch's units; returns the comments of each."""
+        return {"rows": [self.unit(unit) for unit in batch["unit"].tolist()]}
+
+    def unit(self, unit: int) -> int:
+        """Answers one unit and writes its file; returns its comments. Again, it writes the same."""
+        comments = read_unit(storage.join(self._job.folder, PLAN), unit)
+        answers = self._answerer.answer(_rows(comments), shares=self._job.config.probabilities)
+        sourced = self._fall_back(answers, comments["text"].to_pylist())
+        part = encode_part(self._job.config.format, self._job.source, comments, sourced, self._answerer.compiled.task)
+        storage.write_bytes(self._job.part(unit), part)
+        return len(comments)
+
+    def _fall_back(self, answers: list[Answer], texts: list[str]) -> list[Sourced]:
+        """The answers, the teacher's instead of unsure ones."""
+        sourced = [Sourced(answer) for answer in answers]
+        threshold = self._job.config.fallback
+        if self._teacher is None or threshold is None:
+            return sourced
+        unsure = [i for i, answer in enumerate(answers) if answer.confidence < threshold]
+        for i, values in zip(unsure, self._teacher.answer([texts[i] for i in unsure]), strict=True):
+            sourced[i] = replace(sourced[i], teacher=values)
+        return sourced
 
 
-def _reason(path: str, row: Row) -> dict[str, Any]:
-    return {"file": path, "line": row.row + 1, "id": row.id, "status": row.status, "reason": row.reason}
-
-
-def _write(stream: Any, records: Iterator[dict[str, Any]]) -> None:
-    for record in records:
-        stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-
-
-def _others(counts: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in counts.items() if status != KEPT and count)
+def _rows(comments: pa.Table) -> list[Row]:
+    return [
+        Row(i, text=text, tokens=tokens)
+        for i, (text, tokens) in enumerate(zip(*(comments[c].to_pylist() for c in ("text", "tokens")), strict=True))
+    ]

@@ -1,0 +1,38 @@
+"""Typed configuration of the service."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from student.config import FallbackConfig
+
+
+class ServeConfig(FallbackConfig):
+    """How a student is served."""
+
+    host: str = Field("127.0.0.1", description="address to listen at; 0.0.0.0 is every one of this machine")
+    port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
+    batch: int = Field(64, ge=1, description="comments decoded together, when as many wait")
+    queue: int = Field(4096, ge=1, description="comments that may wait; a request that would add more is refused")
+    max_texts: int = Field(1024, ge=1, description="comments of one request")
+    max_bytes: int = Field(4 << 20, ge=1, description="of a request's body")
+    timeout_seconds: float = Field(30, gt=0, description="after which a request is given up")
+    drain_seconds: float = Field(30, gt=0, description="that the requests in flight have when the service is asked to stop")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the student; null takes the machine's")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.max_texts > self.queue:
+            raise ValueError(f"a request of max_texts ({self.max_texts}) never fits in the queue ({self.queue})")
+        return self
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"

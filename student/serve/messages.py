@@ -1,0 +1,111 @@
+"""Requests and answers of `/classify` and `/task`, as the API's description has them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, StrictBool, WithJsonSchema, model_validator
+
+from pipeline.task import CommentRules, Scalar
+from student.config import Strict
+from student.serve.service import Result, Service
+from student.teacher import State
+
+Text = Annotated[Any, WithJsonSchema({"type": "string"})]  # anything else is set aside, not refused with all the others
+
+EXAMPLES = [{"text": "I love it"}, {"texts": ["I love it", "not for me"], "probabilities": False}]
+
+
+class ClassifyRequest(Strict):
+    """One text, or several."""
+
+    text: Text = Field("", description="instead of texts: one")
+    texts: list[Text] = Field([], description="instead of text: any number up to the limit that /task tells")
+    probabilities: StrictBool = Field(True, description="tell the share of every value too")
+    teacher: StrictBool = Field(False, description="tell the teacher's answer too")
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if len(self.model_fields_set & {"text", "texts"}) != 1:
+            raise ValueError('send either "text", a string, or "texts", a list of them')
+        return self
+
+    @property
+    def all_texts(self) -> list[Any]:
+        """However many there are."""
+        return [self.text] if "text" in self.model_fields_set else self.texts
+
+
+class Share(BaseModel):
+    """How likely a value is to the student, given its answers to the fields before."""
+
+    value: Scalar
+    share: float
+
+
+class ResultBody(BaseModel):
+    """What became of one text."""
+
+    answer: dict[str, Scalar] | None = Field(description="by field; null for a text that the task's filters set aside")
+    confidence: float | None = Field(description="of the student: the product of its choices' probabilities")
+    probabilities: dict[str, list[Share]] | None = Field(None, description="of the student, by field, in the task's order")
+    source: Literal["student", "teacher"] | None = Field(description="whose answer it is")
+    reason: str | None = Field(description="why there is none; its first word is malformed, too_short, too_long, …")
+    teacher: dict[str, Scalar] | None = Field(None, description="the teacher's, if wanted; null where it gave none in time")
+
+
+class ClassifyResponse(BaseModel):
+    """The results, in the order of the texts."""
+
+    results: list[ResultBody]
+
+
+class TeacherBody(BaseModel):
+    """The teacher beside the student."""
+
+    model: str
+    state: State
+
+
+class TaskBody(BaseModel):
+    """What the student does."""
+
+    name: str
+    instruction: str = Field(description="the teacher's; the student reads nothing but the comment")
+    fields: dict[str, list[Scalar]] = Field(description="every field's allowed values")
+    comments: CommentRules = Field(description="which comments are answered; lengths are in tokens")
+    max_texts: int
+    max_bytes: int
+    fallback: float | None = Field(description="confidence below which the teacher's answer is taken")
+    teacher: TeacherBody | None
+
+
+def result_body(result: Result, request: ClassifyRequest, fields: dict[str, list[Scalar]]) -> dict[str, Any]:
+    """A `ResultBody`, with what the request wants."""
+    answer = result.answer
+    body: dict[str, Any] = {
+        "answer": result.values,
+        "confidence": answer.confidence if answer else None,
+        "source": result.source if answer else None,
+        "reason": result.row.set_aside,
+    }
+    if request.probabilities:
+        body["probabilities"] = answer.probabilities(fields) if answer else None
+    if request.teacher:
+        body["teacher"] = result.teacher
+    return body
+
+
+def task_body(service: Service) -> TaskBody:
+    """Of a service."""
+    task, config, teacher = service.task, service.config, service.teacher
+    return TaskBody(
+        name=task.name,
+        instruction=task.instruction,
+        fields=task.fields,
+        comments=task.comments,
+        max_texts=config.max_texts,
+        max_bytes=config.max_bytes,
+        fallback=config.fallback,
+        teacher=TeacherBody(model=teacher.model, state=teacher.state) if teacher else None,
+    )

@@ -1,0 +1,158 @@
+"""`retort serve`: the process around the application, which ends without dropping a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import socket
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import torch
+import uvicorn
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
+
+from pipeline.config import RunConfig
+from pipeline.console import console
+from pipeline.errors import UserError
+from pipeline.stopping import STOPPED
+from student.answerer import Answerer
+from student.serve.app import create_app
+from student.serve.config import ServeConfig
+from student.serve.service import Service
+from student.teacher import Teacher
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE = 75  # seconds of an idle connection: more than clients keep theirs, or both would take the last moment for theirs
+LINGER = 0.5  # seconds in which a request already on its way over an idle connection may arrive
+LOOK = 0.02  # seconds between two looks at the connections
+
+
+def serve(config: RunConfig, student_folder: str) -> None:
+    """Serves a student until a signal ends it.
+
+    Raises:
+        UserError: no student, a teacher that does not fit it, or a port that cannot be had.
+    """
+    settings = config.serve
+    listener = _listen(settings)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    answerer = Answerer.load(student_folder)
+    teacher = Teacher(settings.teacher, config.teacher, answerer.compiled) if settings.teacher else None
+    service = Service(answerer, settings, teacher)
+    _announce(settings, listener.getsockname()[1], service)
+    DrainingServer(service).run(sockets=[listener])
+    service.close()
+
+
+def _listen(settings: ServeConfig) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen at port {settings.port} of {settings.host}: {error.strerror or error}. Name another with --port; "
+            "--port 0 takes a free one"
+        ) from error
+
+
+def _announce(settings: ServeConfig, port: int, service: Service) -> None:
+    host = settings.host if settings.host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared, not bound
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    lines = [
+        f"{service.task.name} at {url}",
+        f"""try it   curl {url}/classify -H 'Content-Type: application/json' -d '{{"text": "I love it"}}'""",
+        "Ctrl-C finishes the requests in flight and ends; twice ends at once",
+    ]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn that drops no request which has reached this machine when it is asked to stop.
+
+    The original closes its port with those who wait to be let in, and idle connections with what was just sent over them.
+
+    Args:
+        service: told that it drains.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        super().__init__(
+            uvicorn.Config(
+                create_app(service),
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE,
+            )
+        )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Takes a signal: the first has `shutdown` called, and the second does not wait for it."""
+        if self.should_exit:
+            os._exit(STOPPED)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Lets nobody in any more, and returns when everyone in here is answered and gone, or the time is up."""
+        self._service.draining = True
+        self.server_state.default_headers.append(CLOSE_HEADER)
+        await self._stop_listening(sockets or [])
+        start = asyncio.get_running_loop().time()
+        while (connections := list(self.server_state.connections)) and self._passed(start) < self._service.config.drain_seconds:
+            for connection in connections:
+                if _busy(connection) or (self._passed(start) > LINGER and not _unread(connection)):
+                    connection.shutdown()  # now if idle, else when the answer is sent
+            await asyncio.sleep(LOOK)
+        if self.server_state.connections:
+            log.warning("%d connections were not done within serve.drain_seconds", len(self.server_state.connections))
+
+    def _passed(self, start: float) -> float:
+        return asyncio.get_running_loop().time() - start
+
+    async def _stop_listening(self, sockets: list[socket.socket]) -> None:
+        """Closes the port, and takes those in who had connected before and wait in the kernel's queue."""
+        rest = [listener.dup() for listener in sockets]
+        for server in self.servers:
+            server.close()
+        waiting = [connection for listener in rest for connection in _accept_all(listener)]
+        loop = asyncio.get_running_loop()
+        kind: Any = self.config.http_protocol_class
+        protocol = partial(kind, self.config, self.server_state, self.lifespan.state)
+        for connection in waiting:
+            await loop.connect_accepted_socket(protocol, connection)
+
+
+def _accept_all(listener: socket.socket) -> list[socket.socket]:
+    connections = []
+    with listener:
+        listener.setblocking(False)
+        while True:
+            try:
+                connections.append(listener.accept()[0])
+            except BlockingIOError:
+                return connections
+
+
+def _busy(connection: Any) -> bool:
+    """Whether a request of it is not answered yet."""
+    return connection.cycle is not None and not connection.cycle.response_complete
+
+
+def _unread(connection: Any) -> bool:
+    """Whether something has come over it that was not read yet."""
+    if connection.transport.is_closing():
+        return False
+    poll = select.poll()
+    poll.register(connection.transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,0 +1,130 @@
+"""Texts through the student, and the unsure ones through the teacher: what every way to ask has in common."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.comments import KEPT, Row, filter_rows, text_row
+from pipeline.task import Scalar
+from student.answerer import Answer, Answerer
+from student.serve.batcher import Batcher
+from student.serve.config import ServeConfig
+from student.serve.metrics import Metrics
+from student.teacher import Teacher
+
+log = logging.getLogger(__name__)
+
+TeacherAnswer = dict[str, Scalar] | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one text.
+
+    Attributes:
+        row: the text as read, with its tokens, or why it is set aside.
+        answer: the student's; None where the text is set aside.
+        teacher: the teacher's answer, where it was asked and gave one.
+        unsure: whether the student's confidence is too low for its answer to be taken while there is the teacher's.
+    """
+
+    row: Row
+    answer: Answer | None = None
+    teacher: TeacherAnswer = None
+    unsure: bool = False
+
+    @property
+    def source(self) -> str:
+        """Whose answer counts."""
+        return "teacher" if self.unsure and self.teacher else "student"
+
+    @property
+    def values(self) -> TeacherAnswer:
+        """The answer that counts, by field."""
+        if self.answer is None:
+            return None
+        return self.teacher if self.unsure and self.teacher else self.answer.values
+
+
+class Service:
+    """A student, and a teacher if there is one, for callers that ask at the same time.
+
+    Attributes:
+        draining: whether it is about to end.
+    """
+
+    def __init__(self, answerer: Answerer, config: ServeConfig, teacher: Teacher | None = None) -> None:
+        self.config, self.teacher, self.metrics, self.draining = config, teacher, Metrics(), False
+        self.compiled, self.task = answerer.compiled, answerer.compiled.task
+        self._answerer = answerer
+        self._student = Batcher(self._decode, config.batch, config.queue, self.metrics.batch)
+        self.metrics.watch_queue(lambda: self._student.waiting)
+        self._teacher = Batcher(teacher.answer, config.batch, config.queue, _unobserved) if teacher else None
+
+    async def classify(self, texts: list[Any], shares: bool = False, ask: bool = False) -> list[Result]:
+        """The results of texts, in order.
+
+        Args:
+            texts: strings; anything else is set aside as malformed.
+            shares: whether to tell the share of every value.
+            ask: whether the teacher is to answer all of them, too.
+
+        Raises:
+            TimeoutError: the student took too long. A teacher that does is left out.
+            Overloaded, Closed, Failed: see `Batcher`.
+        """
+        deadline = time.monotonic() + self.config.timeout_seconds
+        async with asyncio.timeout(self.config.timeout_seconds):
+            rows = await asyncio.to_thread(self._read, texts)
+            answers = iter(await self._student.answer([(row, shares) for row in rows if row.status == KEPT]))
+        results = [self._result(row, next(answers)) if row.status == KEPT else Result(row) for row in rows]
+        for result in results:
+            self.metrics.comments.labels("answered" if result.answer else result.row.status).inc()
+        return await self._taught(results, ask, deadline - time.monotonic())
+
+    def close(self) -> None:
+        """Answers what waits, then ends the teacher."""
+        self._student.close()
+        if self.teacher:
+            self.teacher.close()
+
+    def _read(self, texts: list[Any]) -> list[Row]:
+        rows = [text_row(i, text) for i, text in enumerate(texts)]
+        return filter_rows(rows, self.task.comments, self.compiled.tokenizer)
+
+    def _decode(self, items: list[tuple[Row, bool]]) -> list[Answer]:
+        return self._answerer.answer([row for row, _ in items], shares=any(shares for _, shares in items))
+
+    def _result(self, row: Row, answer: Answer) -> Result:
+        threshold = self.config.fallback
+        return Result(row, answer, unsure=threshold is not None and answer.confidence < threshold)
+
+    async def _taught(self, results: list[Result], ask: bool, seconds: float) -> list[Result]:
+        """The results, with the teacher's answers to those it is asked about."""
+        asked = [i for i, result in enumerate(results) if result.answer and (ask or result.unsure)]
+        if not asked:
+            return results
+        given = await self._ask([results[i].row.text for i in asked], seconds)
+        for i, values in zip(asked, given, strict=True):
+            results[i] = replace(results[i], teacher=values)
+            if results[i].unsure:
+                self.metrics.fallbacks.labels(results[i].source).inc()
+        return results
+
+    async def _ask(self, texts: list[str], seconds: float) -> list[TeacherAnswer]:
+        """The teacher's answers; None to all where it is not there, or fails, or takes too long."""
+        if self._teacher and self.teacher and self.teacher.state == "ready":
+            try:
+                async with asyncio.timeout(seconds):
+                    return await self._teacher.answer(texts)
+            except (TimeoutError, RuntimeError) as error:  # the second: what a batcher raises
+                log.warning("%d comments go without the teacher's answer: %s", len(texts), error or "it took too long")
+        return [None] * len(texts)
+
+
+def _unobserved(_size: int, _seconds: float) -> None:
+    """The teacher's batches are no part of the student's figures."""

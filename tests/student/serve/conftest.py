@@ -1,0 +1,85 @@
+"""Services around a tiny student, and around a made-up one that does what a test wants."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from pipeline.comments import Row
+from pipeline.compiled import CompiledTask
+from student.answerer import Answer, Answerer
+from student.serve.config import ServeConfig
+from student.serve.server import DrainingServer
+from student.serve.service import Service
+from tests.student.test_decode import make_student
+
+Serve = Callable[..., AbstractContextManager[httpx.Client]]
+
+
+class FakeAnswerer:
+    """Says "bad" to comments that begin so, else "good"; fails on "poison"; waits at its gate."""
+
+    def __init__(self, compiled: CompiledTask, confidence: float = 0.9) -> None:
+        self.compiled, self._confidence = compiled, confidence
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[list[str]] = []
+
+    def answer(self, rows: list[Row], shares: bool = False) -> list[Answer]:
+        self.batches.append([row.text for row in rows])
+        self.gate.wait(20)
+        if any(row.text == "poison" for row in rows):
+            raise RuntimeError("the model broke")
+        return [self._answer(row.text, shares) for row in rows]
+
+    def _answer(self, text: str, shares: bool) -> Answer:
+        bad = text.startswith("bad")
+        each = {"mood": [0.0, 1.0, 0.0] if bad else [1.0, 0.0, 0.0], "loud": [1.0, 0.0]}
+        return Answer({"mood": "bad" if bad else "good", "loud": True}, self._confidence, each if shares else None)
+
+
+@pytest.fixture
+def fake(compiled: CompiledTask) -> FakeAnswerer:
+    return FakeAnswerer(compiled)
+
+
+@pytest.fixture(scope="session")
+def answerer(compiled: CompiledTask) -> Answerer:
+    """A real one, of random weights, whose answers differ."""
+    return Answerer(make_student(compiled, scale=3.0), compiled)
+
+
+@contextmanager
+def running(answerer: Any, beside: Any = None, **settings: Any) -> Iterator[httpx.Client]:
+    """A client of a real server."""
+    service = Service(answerer, ServeConfig(**settings), beside)
+    server, listener = DrainingServer(service), socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        yield client
+    server.should_exit = True
+    thread.join()
+    service.close()
+
+
+@pytest.fixture
+def serve() -> Serve:
+    return running
+
+
+@pytest.fixture(scope="session")
+def client(answerer: Answerer) -> Iterator[httpx.Client]:
+    """Of one server around the real student."""
+    with running(answerer, max_texts=50, max_bytes=20_000) as client:
+        yield client
