@@ -62,7 +62,7 @@ class Decoder:
         self._choices = Choices(compiled, forced_read=not self._choices_only)
         self._fields, self._task = Fields(compiled, self._choices), compiled.task
         self._allowed_SR = torch.as_tensor(compiled.automaton.allowed, device=self._device)
-        self._temperature_S = self._by_state(temperatures)
+        self._temperature_S = torch.as_tensor(self._fields.temperatures(temperatures), device=self._device)
 
     def constrained(self, prefixes: Prefixes, shares: bool = False) -> Decoded:
         """The likeliest allowed token at every choice.
@@ -117,15 +117,6 @@ class Decoder:
         at = torch.as_tensor(states, device=self._device)
         logits_BR = logits_BC[:, : self._allowed_SR.shape[1]].float() / self._temperature_S[at, None]
         return logits_BR.masked_fill(~self._allowed_SR[at], -torch.inf).softmax(-1)
-
-    def _by_state(self, temperatures: dict[str, float] | None) -> torch.Tensor:
-        """The temperature of every state's logits: float32 [S]."""
-        by_state = np.ones(self._choices.end + 1, np.float32)
-        if temperatures:
-            by_field = np.array([temperatures.get(name, 1.0) for name in self._task.fields])
-            decides = self._fields.by_state >= 0
-            by_state[decides] = by_field[self._fields.by_state[decides]]
-        return torch.as_tensor(by_state, device=self._device)
 
     def _ask(self, chunks: Chunks, cache: KeyValueCache, states: NDArray[np.int64]) -> NDArray[np.float64]:
         return self._probability(self._read(chunks, cache), states).double().cpu().numpy()

@@ -68,7 +68,9 @@ class Fields:
 
     def temperatures(self, by_field: dict[str, float] | None) -> NDArray[np.float32]:
         """What the logits at every state are divided by: float32 [S], 1 where no field's temperature is given."""
-        of_field = np.array([(by_field or {}).get(name, 1.0) for name in self._compiled.task.fields], np.float32)
+        if not by_field:
+            return np.ones(self._choices.end + 1, np.float32)
+        of_field = np.array([by_field.get(name, 1.0) for name in self._compiled.task.fields], np.float32)
         return np.where(self.by_state >= 0, of_field[self.by_state], np.float32(1))
 
     @cached_property

@@ -46,17 +46,15 @@ class Attention(nn.Module):
         if x_BTD.device.type == "cpu":
             qkv = qkv.float()  # CPUs are slow at rotations and attention in bf16
         with torch.autocast("cpu", enabled=False):
-            turned, values = qkv.split([sum(self._parts[:2]), self._parts[2]], 1)
+            queries, keys, values = qkv.split(self._parts, 1)
             if hasattr(self, "query_norm"):
-                queries, keys = turned[:, : self._parts[0]], turned[:, self._parts[0] :]
-                turned = torch.cat([self.query_norm(queries), self.key_norm(keys)], 1)
-            turned = rotate(turned, rotary[self._kind])
-            queries, keys = turned[:, : self._parts[0]], turned[:, self._parts[0] :]
-            keys, values = reach.extend(self._layer, (keys, values))
+                queries, keys = self.query_norm(queries), self.key_norm(keys)
+            angles = rotary[self._kind]
+            keys, values = reach.extend(self._layer, (rotate(keys, angles), values))
             mask = reach.masks[self._kind.window]
             shared = {"enable_gqa": True} if self._parts[0] != self._parts[1] else {}
             mixed = F.scaled_dot_product_attention(
-                queries, keys, values, mask, is_causal=mask is None, scale=self._scale, **shared
+                rotate(queries, angles), keys, values, mask, is_causal=mask is None, scale=self._scale, **shared
             )
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 

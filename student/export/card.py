@@ -1,0 +1,62 @@
+"""The model card: what the student does, how to use each form of it, and how far it can be trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline import storage
+from pipeline.task import Task
+from student.export.folder import LISTED
+
+CARD = "README.md"
+
+
+def render_card(
+    task: Task, manifest: dict[str, Any], training: dict[str, Any], fidelity: dict[str, Any] | None, figures: dict[str, Any]
+) -> str:
+    """The card as Markdown, in the layout of Hugging Face's model cards. It names no folder of this machine.
+
+    Args:
+        task: that the student was trained for.
+        manifest: of the shards it was trained on.
+        training: what its train.json holds.
+        fidelity: what its report's fidelity.json holds; None without a report.
+        figures: what export.json holds.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # noqa: S701 - Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "percent": lambda share: "–" if share is None else f"{100 * share:.1f} %",
+        "count": lambda number: "unknown" if number is None else f"{number:,}",
+        "megabytes": lambda size: f"{size / 1e6:,.1f} MB",
+        "json": lambda value: json.dumps(value, ensure_ascii=False),
+    }
+    teacher = manifest["teacher"]["model"]
+    return environment.get_template("README.md.jinja").render(
+        task=task,
+        teacher=teacher_name(teacher),
+        on_hub=teacher_name(teacher) == teacher,
+        manifest=manifest,
+        files=[os.path.basename(file) for file in manifest["files"]],
+        training=training,
+        fidelity=fidelity,
+        figures=figures,
+        listed=LISTED,
+    )
+
+
+def teacher_name(model: str) -> str:
+    """A teacher's name on the Hub, or the last part of where it lies."""
+    is_path = storage.is_uri(model) or os.path.isabs(model) or model.startswith(".") or os.path.exists(model)
+    return os.path.basename(model.rstrip("/")) if is_path else model

@@ -1,0 +1,127 @@
+"""`retort export`: a student in forms that need no Retort, each held against the student and its teacher."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.comments import filter_rows, text_row
+from pipeline.compiled import require_same
+from pipeline.config import EvaluateConfig
+from pipeline.errors import UserError
+from pipeline.manifest import open_shards
+from student.answers import teacher_answers
+from student.checkpoint import is_student
+from student.examples import Examples, open_examples
+from student.export.card import CARD, render_card
+from student.export.folder import Source, write_folder
+from student.export.measure import by_folder, by_mlflow, by_onnx, by_pytorch, verify
+from student.export.onnx import quantize, require_onnx, write_onnx
+from student.fidelity import agreement
+from student.unpack import TEST
+from tune.model import save_pyfunc
+
+log = logging.getLogger(__name__)
+
+FIGURES = "export.json"
+FORMS = {  # by name: how it is called, and where it is made
+    "folder": ("answer.py", "folder"),
+    "onnx": ("ONNX", "onnx/student.onnx"),
+    "int8": ("ONNX, 8 bits", "onnx/student.int8.onnx"),
+    "mlflow": ("MLflow", "mlflow"),
+}
+
+
+def export(config: EvaluateConfig, shards_folder: str, student_folder: str, report_folder: str, folder: str) -> dict[str, Any]:
+    """Writes a student as a portable folder with ONNX files and a model card; returns what export.json holds.
+
+    Nothing is written unless every form runs, and the ONNX graph answers as the student does.
+
+    Args:
+        config: how many test comments to measure on.
+        shards_folder: the shards it was trained on.
+        student_folder: the student.
+        report_folder: where its report is; without one the card says less.
+        folder: to write.
+
+    Raises:
+        UserError: no trained student, other shards than its own, or a library is missing.
+    """
+    require_onnx()
+    trained = storage.join(student_folder, "train.json")
+    if is_student(student_folder) and not storage.exists(trained):
+        raise UserError(f"the student in {student_folder} was not trained: `retort train --init {student_folder}` does")
+    source, shards = Source.load(student_folder), open_shards(shards_folder)
+    require_same(source.compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
+    shape, training = source.model.shape, storage.read_json(trained)
+    test = open_examples(shards, TEST, shape.sequence, shape.separator).first(config.limit)
+    with tempfile.TemporaryDirectory() as scratch:
+        forms = _make(source, Path(scratch))
+        log.info("answering %s test comments in each form", f"{len(test):,}")
+        figures = _measure(forms, source, test, config.batch_size)
+        card = render_card(source.compiled.task, shards.manifest, training, _report(report_folder, training), figures)
+        for made in (forms["folder"], forms["onnx"].parent):
+            _copy(made, folder)
+    storage.write_text(storage.join(folder, CARD), card)
+    storage.write_json(storage.join(folder, FIGURES), figures)
+    return figures
+
+
+def _make(source: Source, scratch: Path) -> dict[str, Path]:
+    """Makes every form of a student; returns where each is."""
+    log.info("writing the forms of %s", source.compiled.task.name)
+    forms = {name: scratch / place for name, (_, place) in FORMS.items()}
+    forms["onnx"].parent.mkdir()
+    write_folder(str(forms["folder"]), source)
+    write_onnx(str(forms["onnx"]), source)
+    quantize(str(forms["onnx"]), str(forms["int8"]))
+    source.save(str(scratch / "student"))
+    save_pyfunc(str(forms["mlflow"]), str(scratch / "student"))
+    return forms
+
+
+def _measure(forms: dict[str, Path], source: Source, test: Examples, batch_size: int) -> dict[str, Any]:
+    """Has every form answer the test comments; returns the figures."""
+    task, teacher = source.compiled.task, teacher_answers(test)
+    rows = filter_rows([text_row(i, test.text(i)) for i in range(len(test))], task.comments, source.compiled.tokenizer)
+    texts, student = [row.text for row in rows], by_pytorch(source, rows)
+    answers = {name: by_onnx(str(forms[name]), source, rows, batch_size) for name in ("onnx", "int8")}
+    verify(student, answers["onnx"])
+    answers |= {"folder": by_folder(str(forms["folder"]), texts), "mlflow": by_mlflow(str(forms["mlflow"]), texts)}
+    own = [values for values in student.values if values is not None]
+    formats = {
+        name: {
+            "name": FORMS[name][0],
+            "bytes": _bytes(path),
+            "teacher": agreement(task, teacher, answers[name].values),
+            "student": agreement(task, own, answers[name].values),
+        }
+        for name, path in forms.items()
+    }
+    return {"task": task.name, "examples": len(test), "student": agreement(task, teacher, student.values), "formats": formats}
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+
+
+def _report(folder: str, training: dict[str, Any]) -> dict[str, Any] | None:
+    """The figures of a student's report; None where there is none, or it is another student's."""
+    path = storage.join(folder, "fidelity.json")
+    if not storage.exists(path):
+        return None
+    figures: dict[str, Any] = storage.read_json(path)
+    if figures["training"] != training:
+        log.warning("the report in %s is about another student: the card says nothing of it", folder)
+        return None
+    return figures
+
+
+def _copy(made: Path, folder: str) -> None:
+    """Copies a folder on a disk to anywhere."""
+    for file in sorted(made.rglob("*")):
+        if file.is_file():
+            storage.write_bytes(storage.join(folder, *file.relative_to(made).parts), file.read_bytes())

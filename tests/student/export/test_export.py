@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+from contextlib import redirect_stdout
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from pipeline import storage
+from pipeline.cli import main
+from pipeline.config import EvaluateConfig
+from pipeline.errors import UserError
+from pipeline.manifest import Shards
+from student.export.answer import load
+from student.export.card import render_card, teacher_name
+from student.export.export import export
+from student.export.folder import Source
+from student.fidelity import THRESHOLDS
+from tests.student.export.conftest import source_of
+
+TRAINING = {
+    "train": {"objective": "topk", "epochs": 5, "batch_size": 48, "learning_rate": 0.00123, "seed": 7},
+    "student": {"layers": 2, "width": 32, "heads": 2, "mlp": 64},
+    "parameters": {"embedding": 9600, "rest": 12345},
+    "best_epoch": 4,
+    "epochs": [{"samples": [{"comment": "a comment of somebody"}]}],
+}
+FLOOR = {"valid": 1.0, "whole": 0.321, "fields": {"mood": 0.432, "loud": 0.543}}
+FIDELITY = {
+    "examples": {"test": 77},
+    "floors": {"majority": FLOOR, "tfidf_regression": FLOOR | {"whole": 0.654}},
+    "confidence": {
+        "ece": 0.0123,
+        "thresholds": [{"confidence": at, "share": 1 - at, "whole": 0.765 if at < 0.9 else None} for at in THRESHOLDS],
+    },
+    "sizes": {"student": 21945, "teacher": None},
+    "speed": {
+        "teacher_answers_per_second": 12.3,
+        "student_answers_per_second": 4567.8,
+        "student_device": "an abacus",
+        "latency_ms": 8.76,
+    },
+    "training": TRAINING,
+}
+
+
+@pytest.fixture(scope="module")
+def run(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with an export, without a report."""
+    folder = tmp_path_factory.mktemp("run")
+    source_of("choices", shards.compiled).save(str(folder / "student"))
+    storage.write_json(str(folder / "student" / "train.json"), TRAINING)
+    export(
+        EvaluateConfig(limit=12), shards.folder, str(folder / "student"), str(folder / "report"), (folder / "export").as_uri()
+    )
+    return folder
+
+
+@pytest.fixture
+def figures(run: Path) -> dict[str, Any]:
+    return json.loads((run / "export" / "export.json").read_text())
+
+
+def card_of(run: Path, shards: Shards, figures: dict[str, Any], **changes: Any) -> str:
+    given = {"manifest": shards.manifest, "training": TRAINING, "fidelity": FIDELITY} | changes
+    return render_card(shards.compiled.task, given["manifest"], given["training"], given["fidelity"], figures)
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_every_form_answers_as_the_student_does(run: Path, figures: dict[str, Any]) -> None:
+    assert (figures["task"], figures["examples"]) == ("tiny", 12)
+    forms = figures["formats"]
+    assert list(forms) == ["folder", "onnx", "int8", "mlflow"]
+    for name in ("folder", "onnx", "mlflow"):
+        assert forms[name]["student"] == {"valid": 1.0, "whole": 1.0, "fields": {"mood": 1.0, "loud": 1.0}}
+        assert forms[name]["teacher"] == figures["student"]
+    assert forms["int8"]["student"]["valid"] == 1.0
+    assert 0 < figures["student"]["fields"]["mood"] < 1
+    sizes = {file.name: file.stat().st_size for file in (run / "export").rglob("*") if file.is_file()}
+    assert (forms["onnx"]["bytes"], forms["int8"]["bytes"]) == (sizes["student.onnx"], sizes["student.int8.onnx"])
+    assert forms["int8"]["bytes"] < forms["onnx"]["bytes"]
+    later = ("README.md", "export.json", "student.onnx", "student.int8.onnx")
+    assert forms["folder"]["bytes"] == sum(size for name, size in sizes.items() if name not in later)
+    assert not {"train.json", "__pycache__"} & {file.name for file in (run / "export").rglob("*")}
+
+
+def test_the_card_without_a_report(run: Path, figures: dict[str, Any]) -> None:
+    card = (run / "export" / "README.md").read_text()
+    assert "`retort evaluate`" in card
+    assert "TF-IDF" not in card
+    metrics = front_matter(card)["model-index"][0]["results"][0]["metrics"]
+    assert [metric["value"] for metric in metrics] == [figures["student"]["whole"], *figures["student"]["fields"].values()]
+    assert "a comment of somebody" not in card
+    assert "made up" in card
+    assert "21,945 parameters" in card
+    for form in figures["formats"].values():
+        assert f"| {form['name']} | 100.0 % | {100 * form['teacher']['whole']:.1f} % |" in card
+
+
+def test_the_card_with_a_report(run: Path, shards: Shards, figures: dict[str, Any]) -> None:
+    card = card_of(run, shards, figures)
+    for text in (
+        "| TF-IDF + logistic regression | 100.0 % | 65.4 % | 43.2 % | 54.3 % |",
+        "| majority answer | 100.0 % | 32.1 % |",
+    ):
+        assert text in card
+    for text in ("0.012", "| 0.7 | 30.0 % | 76.5 % |", "| 0.95 | 5.0 % | – |", "an abacus", "8.8 ms", "4,568", "unknown"):
+        assert text in card
+    for text in (
+        "topk",
+        "epoch 4",
+        "48, 0.00123, 7",
+        "9,600, 12,345",
+        "of 1 to 40 tokens, without URLs, without the text of control",
+    ):
+        assert text in card
+
+
+def test_the_card_names_no_folder_of_this_machine(run: Path, shards: Shards, figures: dict[str, Any]) -> None:
+    manifest = deepcopy(shards.manifest) | {"files": ["/home/me/private/a.jsonl.gz", "s3://secret/b.parquet"]}
+    manifest["teacher"]["model"] = "/home/me/private/teacher/"
+    card = card_of(run, shards, figures, manifest=manifest)
+    assert "private" not in card
+    assert "secret" not in card
+    assert "a.jsonl.gz, b.parquet" in card
+    assert "a language model, teacher," in card
+    assert "base_model" not in front_matter(card)
+    manifest["teacher"]["model"] = "google/gemma-3-4b-it"
+    assert front_matter(card_of(run, shards, figures, manifest=manifest))["base_model"] == "google/gemma-3-4b-it"
+    assert teacher_name("s3://bucket/models/mine") == "mine"
+
+
+def test_the_cards_own_example(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (run / "export" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(run / "export")
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(script, {})
+    answer, confidence = printed.getvalue().splitlines()
+    expected = load(run / "export").answer("I love it")
+    assert answer == str(expected["answer"])
+    assert float(confidence) == pytest.approx(expected["confidence"], abs=1e-5)
+
+
+def test_the_report_of_another_student_is_left_out(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from student.export.export import _report
+
+    folder = str(run / "another")
+    assert _report(folder, TRAINING) is None
+    storage.write_json(f"{folder}/fidelity.json", FIDELITY)
+    assert _report(folder, TRAINING) == json.loads(json.dumps(FIDELITY))
+    assert _report(folder, TRAINING | {"best_epoch": 1}) is None
+    assert "another student" in caplog.text
+
+
+def test_nothing_is_written_where_the_graph_is_wrong(
+    run: Path, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with the weights of another student."""
+    other = Source(source_of("full", shards.compiled).model, shards.compiled, None)
+    made = run / "export" / "student.onnx"
+    monkeypatch.setattr("student.export.export.write_onnx", lambda path, source: Path(path).write_bytes(made.read_bytes()))
+    other.save(str(tmp_path / "student"))
+    storage.write_json(str(tmp_path / "student" / "train.json"), TRAINING)
+    folders = (str(tmp_path / "student"), str(tmp_path / "report"), str(tmp_path / "export"))
+    with pytest.raises(UserError, match="the ONNX graph is not the student"):
+        export(EvaluateConfig(limit=12), shards.folder, *folders)
+    assert not (tmp_path / "export").exists()
+
+
+def test_what_cannot_be_exported(shards: Shards, tmp_path: Path) -> None:
+    folders = (shards.folder, str(tmp_path / "student"), str(tmp_path / "report"), str(tmp_path / "export"))
+    with pytest.raises(UserError, match="no student in"):
+        export(EvaluateConfig(), *folders)
+    source_of("choices", shards.compiled).save(str(tmp_path / "student"))
+    with pytest.raises(UserError, match="was not trained"):
+        export(EvaluateConfig(), *folders)
+    source_of("spelt", shards.compiled).save(str(tmp_path / "student"))
+    storage.write_json(str(tmp_path / "student" / "train.json"), TRAINING)
+    with pytest.raises(UserError, match="another task"):
+        export(EvaluateConfig(), *folders)
+
+
+def test_the_command(run: Path, figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("student.export.export.export", lambda *arguments: given.extend(arguments) or figures)
+    done = CliRunner().invoke(
+        main, ["export", "--out", str(run), "--student", "s3://models/first", "--set", "evaluate.limit=5"]
+    )
+    assert done.exit_code == 0, done.output
+    assert given == [EvaluateConfig(limit=5), f"{run}/shards", "s3://models/first", f"{run}/report", f"{run}/export"]
+    for form in figures["formats"].values():
+        assert form["name"] in done.output
+    assert os.path.basename(run) in done.output
