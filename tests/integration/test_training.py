@@ -94,6 +94,7 @@ def measures(epochs: list[dict[str, Any]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if "second" not in k and k != "samples"} for row in epochs]
 
 
+@pytest.mark.slow
 def test_a_training_that_lost_its_worker_and_was_stopped_ends_as_an_undisturbed_one(
     retort: Retort, shards: Shards, tmp_path: Path
 ) -> None:

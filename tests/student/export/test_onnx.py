@@ -20,7 +20,7 @@ from tests.student.test_decode import make_student, recompiled
 from tests.tiny import ROOT, tiny_task
 
 
-@pytest.fixture(scope="module", params=["full", "spelt", "gemma"])
+@pytest.fixture(scope="module", params=["full", "spelt", pytest.param("gemma", marks=pytest.mark.slow)])
 def source(request: pytest.FixtureRequest, compiled: CompiledTask) -> Source:
     """Plain students of both sequences, and one of Gemma 3's layers with an opening: to trace one takes seconds."""
     return source_of(request.param, compiled)

@@ -1,0 +1,259 @@
+"""The contenders of `benchmarks.inference`: each goes from comments' texts to the values of their answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.comments import Row, filter_rows, text_row
+from pipeline.compiled import CompiledTask
+from pipeline.task import Values
+
+BATCH_SIZES = (32, 64, 128, 256)  # that `generate` is tried with
+
+Run = Callable[[list[str]], list[Values | None]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What every contender is asked.
+
+    Attributes:
+        student: its folder.
+        teacher: a local model.
+        export: a folder with ONNX files; None without.
+        compiled: the task.
+        texts: comments of the test split, those to warm up with first.
+        truth: the teacher's stored answers to them.
+    """
+
+    student: str
+    teacher: str
+    export: str | None
+    compiled: CompiledTask
+    texts: list[str]
+    truth: list[Values]
+
+    def lengths(self, answers: list[Values]) -> list[int]:
+        """Tokens of answers' texts, end token included."""
+        texts = self.compiled.tokenizer.encode([self.compiled.task.render(values) for values in answers])
+        return [len(ids) + 1 for ids in texts]
+
+    def rows(self, texts: list[str]) -> list[Row]:
+        """Comments as the task's filters leave them, with their tokens."""
+        rows = [text_row(i, text) for i, text in enumerate(texts)]
+        return filter_rows(rows, self.compiled.task.comments, self.compiled.tokenizer)
+
+    def parse(self, tokens: list[int]) -> Values | None:
+        """What an answer's tokens say; None where they do not fit the task."""
+        return self.compiled.task.parse(self.compiled.tokenizer.decode(tokens))
+
+
+def ours(question: Question, shares: bool = False) -> Run:
+    """The student as `retort predict` runs it."""
+    from student.answerer import Answerer
+
+    answerer = Answerer.load(question.student)
+    return lambda texts: [tuple(found.values.values()) for found in answerer.answer(question.rows(texts), shares)]
+
+
+def onnx(question: Question, file: str) -> Run:
+    """An exported graph under ONNX Runtime, batches made as ours are."""
+    import onnxruntime
+
+    from student.answerer import BATCH
+    from student.checkpoint import load_shape
+    from student.choices import padded
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = os.cpu_count() or 1
+    session = onnxruntime.InferenceSession(f"{question.export}/{file}", options, providers=["CPUExecutionProvider"])
+    listed = json.loads(Path(f"{question.export}/answers.json").read_text("utf-8"))
+    numbered = [tuple(answer.values()) for answer in listed]
+    separator = load_shape(question.student).separator or question.compiled.separator
+
+    def run(texts: list[str]) -> list[Values | None]:
+        prefixes = [np.array([*row.tokens, *separator]) for row in question.rows(texts)]
+        order, answers = sorted(range(len(texts)), key=lambda i: len(prefixes[i])), {}
+        for start in range(0, len(order), BATCH):
+            part = order[start : start + BATCH]
+            tokens, lengths = padded([prefixes[i] for i in part])
+            *_, numbers = session.run(None, {"tokens": tokens, "lengths": lengths})
+            answers |= zip(part, (numbered[number] for number in numbers.tolist()), strict=True)
+        return [answers[i] for i in range(len(texts))]
+
+    return run
+
+
+def generate(model: Any, prompts: list[list[int]], size: int, **options: Any) -> list[list[int]]:
+    """What `transformers` writes after each prompt, batch after batch."""
+    import torch
+
+    answers: list[list[int]] = []
+    with torch.inference_mode():
+        for start in range(0, len(prompts), size):
+            batch = prompts[start : start + size]
+            longest = max(map(len, batch))
+            ids = torch.tensor([[0] * (longest - len(row)) + row for row in batch])
+            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in batch])
+            written = model.generate(ids, attention_mask=mask, do_sample=False, pad_token_id=0, **options)
+            answers += written[:, longest:].tolist()
+    return answers
+
+
+def fastest_size(answer: Callable[[list[list[int]], int], Any], prompts: list[list[int]]) -> int:
+    """The size of batches with the most answers a second."""
+    rates = {}
+    for size in BATCH_SIZES:
+        started = time.perf_counter()
+        answer(prompts[:size], size)
+        rates[size] = size / (time.perf_counter() - started)
+    return max(rates, key=rates.__getitem__)
+
+
+def same_size(question: Question) -> Run:
+    """A Llama with the student's sizes, random weights and the teacher's vocabulary, that writes all tokens of an answer.
+
+    Its feed-forward is gated, and two thirds as wide as the student's, so that both have equally many parameters; its input
+    and output tables are one.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from student.checkpoint import load_shape
+
+    shape = load_shape(question.student)
+    config = LlamaConfig(
+        vocab_size=shape.input_vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=2 * shape.mlp // 3,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.groups,
+        head_dim=shape.per_head,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+    model, separator = LlamaForCausalLM(config).eval(), list(shape.separator or question.compiled.separator)
+    length = round(statistics.mean(question.lengths(question.truth)))
+
+    def answer(prompts: list[list[int]], size: int) -> list[list[int]]:
+        return generate(model, prompts, size, min_new_tokens=length, max_new_tokens=length, eos_token_id=None)
+
+    def prompts(texts: list[str]) -> list[list[int]]:
+        return [row.tokens + separator for row in question.rows(texts)]
+
+    size = fastest_size(answer, prompts(question.texts))
+    return lambda texts: [None for _ in answer(prompts(texts), size)]
+
+
+def teacher_prompts(question: Question) -> Callable[[list[str]], list[list[int]]]:
+    """Makes the teacher's prompts of comments."""
+    from pipeline.tokenization import load_teacher_tokenizer
+
+    tokenizer = load_teacher_tokenizer(question.teacher)
+    prompt = tokenizer.prompt(question.compiled.task)
+    return lambda texts: prompt.ids(texts, tokenizer)
+
+
+def transformers(question: Question) -> Run:
+    """The teacher under `generate`."""
+    from transformers import AutoModelForCausalLM
+
+    compiled, prompts = question.compiled, teacher_prompts(question)
+    model: Any = AutoModelForCausalLM.from_pretrained(question.teacher, dtype="auto").eval()
+
+    def answer(ids: list[list[int]], size: int) -> list[list[int]]:
+        end = compiled.tokenizer.end_id
+        return generate(model, ids, size, max_new_tokens=compiled.automaton.longest, eos_token_id=end)
+
+    size = fastest_size(answer, prompts(question.texts))
+    return lambda texts: [question.parse(tokens) for tokens in answer(prompts(texts), size)]
+
+
+def vllm(question: Question, held: bool = False, **options: Any) -> Run:
+    """The teacher under vLLM, with the options that were best for it on CPU; `held` to the answers by their JSON schema."""
+    from vllm import LLM, SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    compiled, prompts = question.compiled, teacher_prompts(question)
+    settings = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "block_size": 32, "enable_prefix_caching": True}
+    longest = max(map(len, prompts(question.texts))) + compiled.automaton.longest
+    settings |= {"max_model_len": longest, "generation_config": "vllm", "skip_tokenizer_init": not held}
+    llm = LLM(model=question.teacher, **(settings | options))
+    fields = compiled.task.fields
+    schema = {
+        "type": "object",
+        "properties": {name: {"enum": values} for name, values in fields.items()},
+        "required": list(fields),
+        "additionalProperties": False,
+    }
+    asked = SamplingParams(
+        temperature=0,
+        max_tokens=compiled.automaton.longest,
+        stop_token_ids=[compiled.tokenizer.end_id],
+        detokenize=False,
+        structured_outputs=StructuredOutputsParams(json=schema) if held else None,
+    )
+
+    def run(texts: list[str]) -> list[Values | None]:
+        found = llm.generate([{"prompt_token_ids": ids} for ids in prompts(texts)], asked, use_tqdm=False)
+        return [question.parse(list(each.outputs[0].token_ids)) for each in found]
+
+    return run
+
+
+def jumping(question: Question) -> Run:
+    """The teacher under Retort's own engine: vLLM that reads forced tokens without a step for each."""
+    from pipeline.config import TeacherConfig
+    from pipeline.teacher import Job, Request
+    from pipeline.vllm_engine import VllmTeacher
+
+    compiled, prompts = question.compiled, teacher_prompts(question)
+    longest = max(map(len, prompts(question.texts)))
+    job = Job(compiled.automaton, compiled.tokenizer.end_id, longest, compiled.watched.tokens, "choices")
+    teacher = VllmTeacher(question.teacher, TeacherConfig(), job)
+
+    def run(texts: list[str]) -> list[Values | None]:
+        captured = teacher.record([Request(ids) for ids in prompts(texts)])
+        both = zip(captured.tokens.tolist(), captured.lengths.tolist(), strict=True)
+        return [question.parse(tokens[:length]) for tokens, length in both]
+
+    return run
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to answer.
+
+    Attributes:
+        label: for the table.
+        start: opens it and returns what answers comments.
+        rows: comments it gets at once, at most.
+        singles: comments it gets one after another, at most.
+    """
+
+    label: str
+    start: Callable[[Question], Run]
+    rows: int | None = None
+    singles: int | None = None
+
+
+CONTENDERS = {
+    "ours": Contender("student, ours", ours),
+    "shares": Contender("student, ours, with shares", lambda q: ours(q, shares=True)),
+    "onnx": Contender("student, ONNX Runtime", lambda q: onnx(q, "student.onnx")),
+    "onnx-int8": Contender("student, ONNX Runtime, int8", lambda q: onnx(q, "student.int8.onnx")),
+    "same-size": Contender("transformers generate, student's size", same_size, rows=1024, singles=100),
+    "vllm": Contender("teacher, vLLM", vllm, rows=1024, singles=200),
+    "structured": Contender("teacher, vLLM, structured outputs", lambda q: vllm(q, held=True), rows=1024, singles=200),
+    "jumping": Contender("teacher, our engine on vLLM", jumping, rows=1024, singles=200),
+    "transformers": Contender("teacher, transformers generate", transformers, rows=256, singles=60),
+}
