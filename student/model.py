@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from student.reach import Behind, KeyValueCache, Memory, Opening, Reach
+from student.reach import Behind, KeyValueCache, Memory, Opening, Reach, TreeReach
 from student.shape import PLAIN, Layer, Shape
 
 Places = EllipsisType | tuple[torch.Tensor, torch.Tensor]  # of [B, T]: all, or rows and columns
@@ -173,6 +173,28 @@ class Student(nn.Module):
         logits_BW = self._logits(tokens_BT, reach, (rows, (lengths_B - 1).clamp_min(0)))
         cache.read(lengths_B)
         return logits_BW
+
+    def read_tree(
+        self,
+        tokens_T: torch.Tensor,
+        places_T: torch.Tensor,
+        visible_TT: torch.Tensor,
+        at: torch.Tensor,
+        opening: Opening | None,
+    ) -> torch.Tensor:
+        """Logits [K, W] after K tokens of a comment and what may follow it, see `student.ahead`.
+
+        Args:
+            tokens_T: int64 ids.
+            places_T: int64, how far behind the opening each token is.
+            visible_TT: bool, which tokens each of them looks at.
+            at: int64 [K].
+            opening: as `read_opening` gives it.
+        """
+        before = self.opening_1P.shape[1]
+        windows, memory = {kind.window for kind in self._kinds}, Behind(opening) if opening else None
+        reach = TreeReach(before + places_T[None], visible_TT, before, windows, memory)
+        return self._logits(tokens_T[None], reach, (torch.zeros_like(at), at))
 
     def rest(self, x_BTD: torch.Tensor, first: int) -> torch.Tensor:
         """Logits [B, T, W] from a layer on.

@@ -123,6 +123,32 @@ class Reach:
         return chunk if self.memory is None else self.memory.update(layer, self.positions_BT, chunk)
 
 
+class TreeReach(Reach):
+    """What tokens attend to that are laid out as a tree behind a comment.
+
+    Args:
+        positions_1T: of the tokens, those of branches side by side being the same.
+        visible_TT: bool, which tokens each of them looks at.
+        before: tokens of the opening, which all look at.
+        windows: of all layers.
+        memory: the opening's, if there is one.
+    """
+
+    def __init__(
+        self,
+        positions_1T: torch.Tensor,
+        visible_TT: torch.Tensor,
+        before: int,
+        windows: set[int | None],
+        memory: Memory | None = None,
+    ) -> None:
+        self.positions_BT, self.memory = positions_1T, memory
+        opening = torch.arange(before, device=positions_1T.device)
+        visible_TC = torch.cat([visible_TT.new_ones(len(visible_TT), before), visible_TT], 1)
+        back_TC = positions_1T[0][:, None] - torch.cat([opening, positions_1T[0]])
+        self.masks = {w: visible_TC if w is None else visible_TC & (back_TC < w) for w in windows}
+
+
 def _mask(positions_BT: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
     """Which keys each query may look at: bool [B or 1, 1, T, C]."""
     back = positions_BT[:, None, :, None] - torch.arange(keys, device=positions_BT.device)
