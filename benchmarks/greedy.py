@@ -94,13 +94,17 @@ def main(shards: str, student: str, comments: int, out: str) -> None:
     if compiled.task.outputs > MOST_OUTPUTS:
         raise click.UsageError(f"the task has {compiled.task.outputs:,} outputs, too many to score each")
     prefixes = [test.prefix(i) for i in range(len(test))]
-    greedy, outputs = Decoder(model, compiled).constrained(prefixes).tokens, Outputs(compiled, model.shape.sequence == "full")
-    found = {"comments": len(test), "outputs": len(outputs.answers), "other than the reference": 0, "not the likeliest": 0}
+    decoder = Decoder(model, compiled)
+    greedy, outputs = decoder.constrained(prefixes).tokens, Outputs(compiled, model.shape.sequence == "full")
+    counted = ("together other than the reference", "alone other than the reference", "not the likeliest")
+    found = {"comments": len(test), "outputs": len(outputs.answers)} | dict.fromkeys(counted, 0)
     agree = {"greedy": 0, "likeliest": 0}
     with torch.inference_mode(), progress("scoring every output", len(test)) as (bar, task):
         for i, prefix in enumerate(prefixes):
             likeliest = outputs.answers[int(outputs.scores(model, prefix).argmax())]
-            found["other than the reference"] += greedy[i] != reference(model, compiled, prefix)
+            slow = reference(model, compiled, prefix)
+            found["together other than the reference"] += greedy[i] != slow
+            found["alone other than the reference"] += decoder.constrained([prefix]).tokens[0] != slow
             found["not the likeliest"] += greedy[i] != likeliest
             truth = test.answer(i).tolist()
             agree["greedy"] += greedy[i] == truth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from concurrent.futures import Future
@@ -52,6 +53,11 @@ class Teacher:
         )
         self._closed = False
         self._engine = self._begin()
+
+    @property
+    def name(self) -> str:
+        """For people: without the folders of this machine."""
+        return os.path.basename(self.model.rstrip("/")) if os.path.isabs(self.model) else self.model
 
     @property
     def state(self) -> State:

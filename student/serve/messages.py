@@ -107,5 +107,5 @@ def task_body(service: Service) -> TaskBody:
         max_texts=config.max_texts,
         max_bytes=config.max_bytes,
         fallback=config.fallback,
-        teacher=TeacherBody(model=teacher.model, state=teacher.state) if teacher else None,
+        teacher=TeacherBody(model=teacher.name, state=teacher.state) if teacher else None,
     )

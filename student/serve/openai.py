@@ -146,7 +146,7 @@ def _completion(result: Result, service: Service) -> ChatCompletion:
     return ChatCompletion(
         id=f"chatcmpl-{uuid.uuid4().hex}",
         created=int(time.time()),
-        model=taught.model if taught else service.task.name,
+        model=taught.name if taught else service.task.name,
         choices=[Choice(message=AnswerMessage(content=text))],
         usage=Usage(prompt_tokens=prompt, completion_tokens=answer, total_tokens=prompt + answer),
     )

@@ -25,7 +25,7 @@ class FakeTeacher:
     """Finds everything mixed, at its gate; fails on "poison"."""
 
     def __init__(self) -> None:
-        self.model, self.state, self.gate, self.asked = "a teacher", "ready", threading.Event(), list[list[str]]()
+        self.name, self.state, self.gate, self.asked = "a teacher", "ready", threading.Event(), list[list[str]]()
         self.gate.set()
 
     def answer(self, texts: list[str]) -> list[dict[str, Scalar] | None]:
