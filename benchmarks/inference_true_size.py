@@ -27,7 +27,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.nn import functional as F
 
 from benchmarks.inference import in_process_of_its_own, seconds_of, take_turns, write
 from pipeline.compiled import CompiledTask
@@ -71,27 +70,6 @@ def thesis_student(compiled: CompiledTask, sequence: str) -> Student:
     config = StudentConfig(layers=16, width=1024, heads=16, mlp=4096, sequence=sequence)
     shape = Shape(VOCABULARY, VOCABULARY, compiled.watched.size, compiled.task.context, **config.model_dump())
     return Student(shape, np.arange(VOCABULARY, dtype=np.int32)).eval()
-
-
-class HalfLinear(nn.Module):
-    """A layer's product in bf16, between activations in float32."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(linear.weight.detach().bfloat16())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The product."""
-        return F.linear(x.bfloat16(), self.weight).to(x.dtype)
-
-
-def in_bf16(model: Student) -> Student:
-    """The same with blocks whose weights are bf16."""
-    for module in list(model.blocks.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                setattr(module, name, HalfLinear(child))
-    return model
 
 
 def in_int8(model: Student) -> Student:
@@ -141,8 +119,8 @@ STARTS: dict[str, tuple[str, Callable[[str], Run]]] = {
     "teacher": ("teacher, 4 B in bf16, vLLM", teacher),
     "choices": ("student, choices, float32", lambda shards: student(shards, "choices")),
     "full": ("student, full, float32", lambda shards: student(shards, "full")),
-    "choices-bf16": ("student, choices, bf16 products", lambda shards: student(shards, "choices", in_bf16)),
-    "full-bf16": ("student, full, bf16 products", lambda shards: student(shards, "full", in_bf16)),
+    "choices-bf16": ("student, choices, bf16", lambda shards: student(shards, "choices", Student.halved)),
+    "full-bf16": ("student, full, bf16", lambda shards: student(shards, "full", Student.halved)),
     "choices-int8": ("student, choices, int8 products", lambda shards: student(shards, "choices", in_int8)),
 }
 

@@ -269,7 +269,7 @@ def drained(student: str, expected: Expected) -> dict[str, int]:
 
 def expectations(student: str, path: str, count: int) -> Expected:
     """What the student answers to comments of a file, each asked alone."""
-    answerer = Answerer.load(student, "cpu")
+    answerer = Answerer.load(student)
     rows = filter_rows(
         list(read_file(path, Columns("body", "id"))), answerer.compiled.task.comments, answerer.compiled.tokenizer
     )

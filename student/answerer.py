@@ -58,14 +58,18 @@ class Answerer:
         self._known: dict[tuple[int, ...], Values] = {}
 
     @staticmethod
-    def load(folder: str, device: torch.device | str | None = None) -> Answerer:
+    def load(folder: str, weights: str = "float32") -> Answerer:
         """A student's, calibrated if it was evaluated; on a GPU where there is one.
+
+        Args:
+            folder: of the student.
+            weights: `float32` or `bf16`.
 
         Raises:
             UserError: there is no student in the folder.
         """
-        model, compiled = load_student(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return Answerer(model, compiled, load_temperatures(folder))
+        model, compiled = load_student(folder, "cuda" if torch.cuda.is_available() else "cpu")
+        return Answerer(model.halved() if weights == "bf16" else model, compiled, load_temperatures(folder))
 
     def answer(self, rows: list[Row], shares: bool = False) -> list[Answer]:
         """The answers to rows that `filter_rows` kept, in their order.

@@ -58,8 +58,12 @@ def presence(machines: str | None) -> dict[str, float]:
     return {machines: PRESENCE} if machines else {}
 
 
-class FallbackConfig(Strict):
-    """Somebody to ask where the student is unsure."""
+class AnswerConfig(Strict):
+    """How a student answers, and whom to ask where it is unsure."""
+
+    weights: Literal["float32", "bf16"] = Field(
+        "float32", description="bf16 takes half the memory, and on CPUs with bf16 it is faster for students of some millions"
+    )
 
     teacher: str | None = Field(
         None, description="Hugging Face name or path of a teacher beside the student, on the engine that `teacher` configures"
@@ -75,7 +79,7 @@ class FallbackConfig(Strict):
         return self
 
 
-class PredictConfig(FallbackConfig):
+class PredictConfig(AnswerConfig):
     """The answers of a student to comments."""
 
     format: Literal["jsonl", "parquet"] = Field("jsonl", description="of the files of answers")

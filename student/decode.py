@@ -166,7 +166,7 @@ class Decoder:
     def _cache(self, prefixes: Prefixes) -> KeyValueCache:
         answer = self._choices.most if self._choices_only else self._longest
         slots = max(map(len, prefixes)) + 2 * answer  # a chunk is padded to one of another length, of an answer at most
-        return KeyValueCache(self._model.shape, len(prefixes), slots, like=self._model.head.weight, opening=self._opening)
+        return self._model.cache(len(prefixes), slots, self._opening)
 
     def _read(self, chunks: Chunks, cache: KeyValueCache) -> torch.Tensor:
         tokens, lengths = (torch.from_numpy(part).to(self._device) for part in chunks)

@@ -49,13 +49,15 @@ class Attention(nn.Module):
             queries, keys, values = qkv.split(self._parts, 1)
             if hasattr(self, "query_norm"):
                 queries, keys = self.query_norm(queries), self.key_norm(keys)
-            angles = rotary[self._kind]
-            keys, values = reach.extend(self._layer, (rotate(keys, angles), values))
+            queries, keys = (rotate(turned, rotary[self._kind]).to(values.dtype) for turned in (queries, keys))
+            keys, values = reach.extend(self._layer, (keys, values))
             mask = reach.masks[self._kind.window]
             shared = {"enable_gqa": True} if self._parts[0] != self._parts[1] else {}
             mixed = F.scaled_dot_product_attention(
-                rotate(queries, angles), keys, values, mask, is_causal=mask is None, scale=self._scale, **shared
+                queries, keys, values, mask, is_causal=mask is None, scale=self._scale, **shared
             )
+        if self.out.weight.dtype != torch.float32:  # in training it is, and autocast sees to it
+            mixed = mixed.to(self.out.weight.dtype)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -110,7 +112,9 @@ class Student(nn.Module):
         self.bf16 = False  # of matrix products in whole sequences; DeepSpeed would switch off an autocast around it
         rows = torch.zeros(shape.input_vocabulary, dtype=torch.int32) if rows_V is None else torch.tensor(rows_V)
         self.register_buffer("rows", rows)
-        self.embedding = nn.Embedding(shape.embeddings, shape.width)
+        to_come = torch.empty(0).is_meta  # and the first random number there is would take a second of imports
+        table = torch.empty(shape.embeddings, shape.width) if to_come else None
+        self.embedding = nn.Embedding(shape.embeddings, shape.width, _weight=table)
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(shape, layer) for layer in range(shape.layers))
         self.norm = nn.RMSNorm(shape.width, shape.epsilon)
@@ -121,7 +125,8 @@ class Student(nn.Module):
             opening = torch.tensor([shape.opening], dtype=torch.int64)
         self.register_buffer("rotations", angles, persistent=False)
         self.register_buffer("opening_1P", opening, persistent=False)
-        self._initialise()
+        if not to_come:
+            self._initialise()
 
     def _initialise(self) -> None:
         """GPT-2's: normal 0.02, and less for what is added to the residual stream in every layer."""
@@ -155,6 +160,23 @@ class Student(nn.Module):
         positions_1P = torch.arange(length, device=self.opening_1P.device)[None]
         self._blocks(self.opening_1P, self._reach(positions_1P, length, opening), ...)
         return opening
+
+    def cache(self, rows: int, slots: int, opening: Opening | None) -> KeyValueCache:
+        """An empty cache, of the kind that attention computes in.
+
+        Args:
+            rows: B.
+            slots: see `KeyValueCache`.
+            opening: as `read_opening` gives it.
+        """
+        like = self.rotations if self.rotations.device.type == "cpu" else self.head.weight
+        return KeyValueCache(self.shape, rows, slots, like, opening)
+
+    def halved(self) -> Student:
+        """Itself with weights in bf16: half the memory, and half the time where that is what a call waits for."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+        return self
 
     def read(self, tokens_BT: torch.Tensor, lengths_B: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
         """Reads one more chunk of each row into the cache.

@@ -65,7 +65,7 @@ class Prediction:
         return {
             "student": [storage.fingerprint(file) for file in files if storage.exists(file)],
             "comments": self.source.model_dump(mode="json"),
-            "form": self.config.model_dump(mode="json", include={"format", "probabilities", "teacher", "fallback"}),
+            "form": self.config.model_dump(mode="json", include={"format", "probabilities", "weights", "teacher", "fallback"}),
         }
 
     def part(self, unit: int) -> str:
@@ -164,7 +164,7 @@ class Predictor:
 
     def __init__(self, job: Prediction) -> None:
         check_code_version()
-        self._job, self._answerer = job, Answerer.load(job.student)
+        self._job, self._answerer = job, Answerer.load(job.student, job.config.weights)
         model = job.config.teacher
         self._teacher = Teacher(model, job.engine, self._answerer.compiled) if model else None
 

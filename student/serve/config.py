@@ -7,10 +7,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from student.config import FallbackConfig
+from student.config import AnswerConfig
 
 
-class ServeConfig(FallbackConfig):
+class ServeConfig(AnswerConfig):
     """How a student is served."""
 
     host: str = Field("127.0.0.1", description="address to listen at; 0.0.0.0 is every one of this machine")

@@ -42,7 +42,7 @@ def serve(config: RunConfig, student_folder: str) -> None:
     listener = _listen(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    answerer = Answerer.load(student_folder)
+    answerer = Answerer.load(student_folder, settings.weights)
     teacher = Teacher(settings.teacher, config.teacher, answerer.compiled) if settings.teacher else None
     service = Service(answerer, settings, teacher)
     _announce(settings, listener.getsockname()[1], service)

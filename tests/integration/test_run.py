@@ -74,7 +74,7 @@ def test_the_student_learns_and_never_derails(out: Path) -> None:
 
 def test_the_page_needs_nothing_beside_it(out: Path) -> None:
     page = (out / "report/fidelity.html").read_text()
-    assert page.count('src="data:image/svg+xml;base64,') == 3
+    assert page.count('src="data:image/svg+xml;base64,') == 4
     assert not re.search(r"""(src|href)=(?!["']data:)""", page)
 
 

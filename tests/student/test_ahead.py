@@ -58,6 +58,20 @@ def test_one_call_answers_as_one_a_choice(branchy: CompiledTask, kind: str) -> N
     assert len(answers) > 3
 
 
+@pytest.mark.parametrize("kind", STUDENTS)
+@torch.inference_mode()
+def test_weights_in_bf16_answer_nearly_the_same(branchy: CompiledTask, kind: str) -> None:
+    given = prefixes(branchy, 8)
+    whole = Decoder(make_student(branchy, 1, 2.0, **STUDENTS[kind]), branchy).constrained(given, shares=True)
+    halved = Decoder(make_student(branchy, 1, 2.0, **STUDENTS[kind]).halved(), branchy)
+    together, alone = halved.constrained(given, shares=True), halved.constrained(given[:1], shares=True)
+    for found in (together, alone):
+        assert whole.shares is not None
+        assert found.shares is not None
+        np.testing.assert_allclose(found.shares["kind"], whole.shares["kind"][: len(found.tokens)], atol=0.05)
+    assert np.abs(together.confidence - whole.confidence).max() > 0  # it is another precision
+
+
 def test_a_tree_that_would_take_longer_is_not_read(branchy: CompiledTask) -> None:
     choices = Choices(branchy, forced_read=False)
     tree = grow_tree(choices, 1000, "cpu")
