@@ -43,9 +43,9 @@ class ChoiceTree:
     places: NDArray[np.int64]
     visible_NN: NDArray[np.bool_]
 
-    def visible(self, comment: int) -> torch.Tensor:
-        """The same with so many tokens of a comment before them: bool [T, T]."""
-        return _visible(self, comment)
+    def mask(self, comment: int) -> torch.Tensor:
+        """The same with so many tokens of a comment before them, to be added to scores: float32 [T, T], 0 or -∞."""
+        return _mask(self, comment)
 
     def follow(self, column_K: NDArray[np.int64]) -> list[int]:
         """The nodes of an answer that takes this column at each node."""
@@ -57,11 +57,11 @@ class ChoiceTree:
 
 
 @lru_cache(256)
-def _visible(tree: ChoiceTree, comment: int) -> torch.Tensor:
+def _mask(tree: ChoiceTree, comment: int) -> torch.Tensor:
     total = comment + len(tree.tokens)
     visible = torch.ones(total, total, dtype=torch.bool).tril()
     visible[comment:, comment:] = torch.from_numpy(tree.visible_NN)
-    return visible
+    return torch.zeros(total, total).masked_fill(~visible, -torch.inf)  # of bools, attention would make it in every layer
 
 
 def grow_tree(choices: Choices, parameters: int, device: str) -> ChoiceTree | None:

@@ -46,10 +46,12 @@ class Attention(nn.Module):
         if x_BTD.device.type == "cpu":
             qkv = qkv.float()  # CPUs are slow at rotations and attention in bf16
         with torch.autocast("cpu", enabled=False):
-            queries, keys, values = qkv.split(self._parts, 1)
+            heads = self._parts[0]
+            turned, values = qkv[:, : sum(self._parts[:2])], qkv[:, sum(self._parts[:2]) :]
             if hasattr(self, "query_norm"):
-                queries, keys = self.query_norm(queries), self.key_norm(keys)
-            queries, keys = (rotate(turned, rotary[self._kind]).to(values.dtype) for turned in (queries, keys))
+                turned = torch.cat([self.query_norm(turned[:, :heads]), self.key_norm(turned[:, heads:])], 1)
+            turned = rotate(turned, rotary[self._kind]).to(values.dtype)  # both in one: a short call is all overhead
+            queries, keys = turned[:, :heads], turned[:, heads:]
             keys, values = reach.extend(self._layer, (keys, values))
             mask = reach.masks[self._kind.window]
             shared = {"enable_gqa": True} if self._parts[0] != self._parts[1] else {}
@@ -200,23 +202,26 @@ class Student(nn.Module):
         self,
         tokens_T: torch.Tensor,
         places_T: torch.Tensor,
-        visible_TT: torch.Tensor,
+        mask_TT: torch.Tensor,
         at: torch.Tensor,
+        required: int,
         opening: Opening | None,
     ) -> torch.Tensor:
-        """Logits [K, W] after K tokens of a comment and what may follow it, see `student.ahead`.
+        """Logits [K, R] of required tokens after K tokens of a comment and what may follow it, see `student.ahead`.
 
         Args:
             tokens_T: int64 ids.
             places_T: int64, how far behind the opening each token is.
-            visible_TT: bool, which tokens each of them looks at.
+            mask_TT: float32, what is added to attention's scores: 0, or -∞ where a token does not look.
             at: int64 [K].
+            required: R, the first watched tokens.
             opening: as `read_opening` gives it.
         """
         before = self.opening_1P.shape[1]
         windows, memory = {kind.window for kind in self._kinds}, Behind(opening) if opening else None
-        reach = TreeReach(before + places_T[None], visible_TT, before, windows, memory)
-        return self._logits(tokens_T[None], reach, (torch.zeros_like(at), at))
+        reach = TreeReach(before + places_T[None], mask_TT, before, windows, memory)
+        x_KD = self.norm(self._blocks(tokens_T[None], reach, (torch.zeros_like(at), at)))
+        return F.linear(x_KD, self.head.weight[:required])
 
     def rest(self, x_BTD: torch.Tensor, first: int) -> torch.Tensor:
         """Logits [B, T, W] from a layer on.

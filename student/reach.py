@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from student.shape import Shape
 
@@ -128,7 +129,7 @@ class TreeReach(Reach):
 
     Args:
         positions_1T: of the tokens, those of branches side by side being the same.
-        visible_TT: bool, which tokens each of them looks at.
+        mask_TT: float32, what is added to attention's scores: 0, or -∞ where a token does not look.
         before: tokens of the opening, which all look at.
         windows: of all layers.
         memory: the opening's, if there is one.
@@ -137,16 +138,16 @@ class TreeReach(Reach):
     def __init__(
         self,
         positions_1T: torch.Tensor,
-        visible_TT: torch.Tensor,
+        mask_TT: torch.Tensor,
         before: int,
         windows: set[int | None],
         memory: Memory | None = None,
     ) -> None:
         self.positions_BT, self.memory = positions_1T, memory
-        opening = torch.arange(before, device=positions_1T.device)
-        visible_TC = torch.cat([visible_TT.new_ones(len(visible_TT), before), visible_TT], 1)
-        back_TC = positions_1T[0][:, None] - torch.cat([opening, positions_1T[0]])
-        self.masks = {w: visible_TC if w is None else visible_TC & (back_TC < w) for w in windows}
+        mask_TC = F.pad(mask_TT, (before, 0))
+        places_C = torch.cat([torch.arange(before, device=positions_1T.device), positions_1T[0]])
+        back_TC = positions_1T[0][:, None] - places_C
+        self.masks = {w: mask_TC if w is None else mask_TC.masked_fill(back_TC >= w, -torch.inf) for w in windows}
 
 
 def _mask(positions_BT: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:

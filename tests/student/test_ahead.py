@@ -88,7 +88,9 @@ def test_every_node_sees_the_choices_on_its_way(branchy: CompiledTask) -> None:
         assert seen[token]
         assert seen.sum() == tree.places[token] + 1
         assert sorted(tree.places[seen]) == list(range(tree.places[token] + 1))
-    visible = tree.visible(4)
+    mask = tree.mask(4)
+    assert set(mask.unique().tolist()) == {0.0, -torch.inf}
+    visible = mask == 0
     assert visible[:4, :4].tolist() == torch.ones(4, 4).tril().bool().tolist()
     assert visible[4:, :4].all()
     assert not visible[:4, 4:].any()
