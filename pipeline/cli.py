@@ -298,7 +298,7 @@ def submit(
     options = command.make_context(stage, list(arguments), parent=context.parent).params
     if not options.get("resume"):  # whose settings are in --out
         shared = {name: value for name, value in options.items() if name in KEYS or name in ("config", "overrides")}
-        folders = {f"--{name}": options.get(name) for name in ("shards", "student", "answers")}
+        folders = {f"--{name}": options.get(name) for name in ("shards", "student")}
         check_paths(configure(**shared)[0], options["config"], folders)
     submission = prepare(stage, list(arguments), address, install)
     if dry_run:
