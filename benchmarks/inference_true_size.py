@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from benchmarks.inference import in_process_of_its_own, seconds_of, take_turns, write
 from pipeline.compiled import CompiledTask
@@ -72,12 +71,6 @@ def thesis_student(compiled: CompiledTask, sequence: str) -> Student:
     return Student(shape, np.arange(VOCABULARY, dtype=np.int32)).eval()
 
 
-def in_int8(model: Student) -> Student:
-    """The same with blocks whose weights are 8 bits; activations are quantized as they come."""
-    model.blocks = torch.ao.quantization.quantize_dynamic(model.blocks, {nn.Linear}, dtype=torch.qint8)
-    return model
-
-
 def student(shards: str, sequence: str, change: Callable[[Student], Student] = lambda model: model) -> Run:
     """Our decoder, from token ids to the answers'."""
     compiled, random = task_of(shards), np.random.default_rng(0)
@@ -121,7 +114,6 @@ STARTS: dict[str, tuple[str, Callable[[str], Run]]] = {
     "full": ("student, full, float32", lambda shards: student(shards, "full")),
     "choices-bf16": ("student, choices, bf16", lambda shards: student(shards, "choices", Student.halved)),
     "full-bf16": ("student, full, bf16", lambda shards: student(shards, "full", Student.halved)),
-    "choices-int8": ("student, choices, int8 products", lambda shards: student(shards, "choices", in_int8)),
 }
 
 
