@@ -117,15 +117,15 @@ def _answer(job: Prediction, plan: Plan, workers: int) -> None:
     if not todo:
         log.info("all %s units have their answers", plan.units)
         return
-    before, started, rows = (plan.units - len(todo)) * plan.source.rows_per_unit, time.perf_counter(), 0
+    before, started, rows, units = (plan.units - len(todo)) * plan.source.rows_per_unit, time.perf_counter(), 0, 0
     with StopRequest("finishing the unit under way") as stop, progress("answering", plan.kept) as (bar, task):
         for count in _on_ray(job, todo, workers) if workers else map(Predictor(job).unit, todo):
-            rows += count
+            rows, units = rows + count, units + 1
             bar.update(task, completed=before + rows)
             if stop:
                 break
-    if stop and rows < plan.kept - before:
-        raise Stopped(f"stopped with {before + rows:,} of {plan.kept:,} comments answered")
+    if units < len(todo):
+        raise Stopped(f"stopped with {plan.units - len(todo) + units} of {plan.units} units answered")
     seconds = time.perf_counter() - started
     log.info("answered %s comments in %.1f s, %s a second", f"{rows:,}", seconds, f"{rows / seconds:,.0f}")
 

@@ -12,6 +12,7 @@ import pytest
 from pipeline.compiled import CompiledTask
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import UserError
+from pipeline.stopping import Stopped
 from student.answerer import Answerer
 from student.checkpoint import save_student, save_temperatures
 from student.predict import Predictor, predict
@@ -84,6 +85,19 @@ def test_a_killed_prediction_goes_on_with_what_is_missing(
     assert {path: path.read_bytes() for path in whole} == whole
     predict(configured(tmp_path), student, str(tmp_path / "out"))
     assert done == [1]
+
+
+def test_a_stopped_prediction_says_so_and_goes_on(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict(configured(tmp_path), student, str(tmp_path / "out"))
+    whole = answers(tmp_path)
+    for number in (0, 1):  # the shorter one is there
+        (tmp_path / f"out/answers/part-{number:06d}.jsonl").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.stopping.StopRequest.__bool__", lambda _: True)
+        with pytest.raises(Stopped, match="2 of 3 units"):
+            predict(configured(tmp_path), student, str(tmp_path / "out"))
+    predict(configured(tmp_path), student, str(tmp_path / "out"))
+    assert answers(tmp_path) == whole
 
 
 def test_another_student_form_or_comments_are_refused(compiled: CompiledTask, student: str, tmp_path: Path) -> None:
