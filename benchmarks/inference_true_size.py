@@ -67,7 +67,7 @@ def task_of(shards: str) -> CompiledTask:
 def thesis_student(compiled: CompiledTask, sequence: str) -> Student:
     """With random weights, and a row of the embedding for every token."""
     config = StudentConfig(layers=16, width=1024, heads=16, mlp=4096, sequence=sequence)
-    shape = Shape(VOCABULARY, VOCABULARY, compiled.watched.size, compiled.task.context, **config.model_dump())
+    shape = Shape(VOCABULARY, VOCABULARY, compiled.watched.size, compiled.context, **config.model_dump())
     return Student(shape, np.arange(VOCABULARY, dtype=np.int32)).eval()
 
 

@@ -6,6 +6,7 @@ teacher's own path say little.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from pipeline.automaton import Automaton
 from pipeline.capture import CensusResult
 from pipeline.errors import UserError
 from pipeline.tokenization import TextTokenizer
+
+log = logging.getLogger(__name__)
 
 ENOUGH_VISITS = 16  # a mean of fewer says little
 
@@ -66,8 +69,13 @@ def _shortest_paths(automaton: Automaton) -> list[list[int]]:
     return [path or [] for path in paths]
 
 
-def check_at_home(states: list[StateMass], floor: float) -> None:
-    """Stops where the mean mass of a state visited often enough is under the floor.
+def check_format(states: list[StateMass], floor: float, given: bool) -> None:
+    """Stops where the teacher would rather write another format: its mean mass on what a state allows is under the floor.
+
+    Args:
+        states: those visited too seldom to tell are left out.
+        floor: least mean mass.
+        given: whether the teacher only scores given answers, which are worth keeping; then it is a warning.
 
     Raises:
         UserError: naming what the teacher would rather write, and the `format` that would allow it.
@@ -76,10 +84,17 @@ def check_at_home(states: list[StateMass], floor: float) -> None:
     if not low:
         return
     first = min(low, key=lambda state: len(state.written))
-    raise UserError(
+    problem = (
         f"the teacher is not at home in the task's format: after {first.written!r} only {first.mass:.3f} of its probability "
         f"is on tokens the task allows (floor {floor}), and it would rather write {first.rival!r}. {suggest(first)} "
         f"{len(low)} states are under the floor; extract.calibration_floor sets it"
+    )
+    if not given:
+        raise UserError(problem)
+    log.warning(
+        "the given answers are kept, but the teacher's logits along them say little: train with --set "
+        "train.objective=hard-label. For %s",
+        problem,
     )
 
 

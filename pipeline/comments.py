@@ -76,9 +76,26 @@ class Columns:
     answer: str | None = None
 
     @property
+    def answers(self) -> list[str]:
+        """The columns of a given answer: one that holds all of it, or one for each field."""
+        return [name.strip() for name in self.answer.split(",")] if self.answer else []
+
+    @property
     def required(self) -> list[str]:
         """Those that must be there."""
-        return [self.text] + ([self.answer] if self.answer else [])
+        return [self.text, *self.answers]
+
+    def require_fields(self, task: Task) -> None:
+        """Refuses several columns of answers that are not the task's fields.
+
+        Raises:
+            UserError: naming both.
+        """
+        if len(self.answers) > 1 and set(self.answers) != set(task.fields):
+            raise UserError(
+                f"--answers names the columns {', '.join(self.answers)}, but the task's fields are {', '.join(task.fields)}: "
+                "name one column that holds the whole answer, or a column for each field under the field's name"
+            )
 
 
 def file_format(path: str) -> tuple[str, str | None]:
@@ -142,7 +159,7 @@ def _parse_line(row: int, line: bytes, columns: Columns) -> Row:
         return _malformed(row, f"a JSON object was expected, not {type(record).__name__}")
     for name in columns.required:
         if name not in record:
-            return _malformed(row, f"no key {name!r}")
+            return _malformed(row, _no_column("key", name, columns, record))
     return _checked(row, record, columns)
 
 
@@ -220,16 +237,24 @@ def _python_values(column: pa.Array) -> list[Any]:
 
 
 def _require_columns(path: str, columns: Columns, names: Iterable[str]) -> None:
-    for name, key in zip(columns.required, ("text", "answer"), strict=False):
+    for name in columns.required:
         if name not in names:
-            raise UserError(f"{path} has no column {name!r}; it has {', '.join(names) or 'none'}. Set comments.{key}")
+            raise UserError(f"{path}: {_no_column('column', name, columns, names)}")
+
+
+def _no_column(what: str, name: str, columns: Columns, names: Iterable[str]) -> str:
+    key = "comments.text" if name == columns.text else "--answers (comments.answer)"
+    return f"no {what} {name!r}; it has {', '.join(names) or 'none'}. Set {key}"
 
 
 def _checked(row: int, record: dict[str, Any], columns: Columns) -> Row:
     id_ = _decoded(record.get(columns.id))
     name = "" if id_ is None else str(id_).encode("utf-8", "replace").decode()
     checked = replace(text_row(row, _decoded(record[columns.text])), id=name)
-    return replace(checked, given=_decoded(record[columns.answer])) if columns.answer and checked.status == KEPT else checked
+    if not columns.answer or checked.status != KEPT:
+        return checked
+    given = {name: _decoded(record[name]) for name in columns.answers}
+    return replace(checked, given=given if len(given) > 1 else given[columns.answers[0]])
 
 
 def text_row(row: int, text: Any) -> Row:
@@ -283,7 +308,7 @@ def tokenize_answers(rows: list[Row], task: Task, tokenizer: TextTokenizer) -> l
     for i, row in enumerate(rows):
         values = task.fit(row.given)
         if row.status == KEPT and values is None:
-            marked[i] = replace(row, status=MALFORMED, text="", tokens=[], reason=_misfit(row.given))
+            marked[i] = replace(row, status=MALFORMED, text="", tokens=[], reason=_misfit(row.given, task))
         texts.append(task.render(values) if values else "")
     for i, ids in enumerate(tokenizer.encode(texts)):
         if marked[i].status == KEPT:
@@ -291,8 +316,13 @@ def tokenize_answers(rows: list[Row], task: Task, tokenizer: TextTokenizer) -> l
     return marked
 
 
-def _misfit(given: Any) -> str:
-    return "no answer is given" if given in (None, "") else f"the answer does not fit the task: {given!r}"[:500]
+def _misfit(given: Any, task: Task) -> str:
+    """Why a given answer does not fit a task, and what would."""
+    if given in (None, ""):
+        return "no answer is given"
+    whole = isinstance(given, dict) or len(task.fields) == 1
+    hint = "" if whole else f"; for a column each: --answers {','.join(task.fields)}"
+    return f"the answer does not fit the task: {task.misfit(given)}{hint}"
 
 
 def comment_batches(paths: list[str], columns: Columns, task: Task, tokenizer: TextTokenizer) -> Iterator[pa.Table]:

@@ -36,6 +36,11 @@ class CompiledTask:
         return {"task": self.task.hash, "tokenizer": self.tokenizer.hash, "watched set": self.watched.hash}
 
     @property
+    def context(self) -> int:
+        """Tokens a student reads at most: see `context_of`."""
+        return context_of(self.task, self.tokenizer, self.automaton)
+
+    @property
     def separator(self) -> list[int]:
         """Ids of what a student reads between comment and answer."""
         return self.tokenizer.encode([self.task.separator])[0]
@@ -78,19 +83,20 @@ def require_same(found: dict[str, Any], wanted: dict[str, Any], finder: str, wan
         raise UserError(f"{finder} does not fit {wanter}: another {', '.join(parts)}")
 
 
-def check_context(task: Task, tokenizer: TextTokenizer, automaton: Automaton) -> None:
-    """Refuses a task whose longest example does not fit the student's context.
+def context_of(task: Task, tokenizer: TextTokenizer, automaton: Automaton) -> int:
+    """Tokens a student reads at most: the task's `context`, or what its longest example takes.
 
     Raises:
-        UserError: with the arithmetic.
+        UserError: the longest example does not fit the task's, with the arithmetic.
     """
     separator = len(tokenizer.encode([task.separator])[0])
     need = task.comments.max_tokens + separator + automaton.longest - 1
-    if need > task.context:
+    if task.context and need > task.context:
         raise UserError(
             f"context {task.context} is too short: {task.comments.max_tokens} comment tokens + {separator} of the separator "
-            f"+ {automaton.longest - 1} answer inputs = {need}. Raise `context` or lower `comments.max_tokens`"
+            f"+ {automaton.longest - 1} answer inputs = {need}. Leave `context` out, or lower `comments.max_tokens`"
         )
+    return task.context or need
 
 
 def cached_automaton(task: Task, tokenizer: TextTokenizer) -> Automaton:

@@ -51,7 +51,9 @@ class CommentsConfig(Strict):
     paths: list[str] = Field([], description="files, folders, globs or URIs: .jsonl, .parquet, .csv, also .gz and .zst")
     text: str = Field("body", description="column with the comment")
     id: str = Field("id", description="column with its id; it may be missing")
-    answer: str | None = Field(None, description="column with an answer for the teacher to score, instead of giving its own")
+    answer: str | None = Field(
+        None, description="column with answers for the teacher to score instead of giving its own; or one for each field: a,b"
+    )
     limit: int | None = Field(None, ge=1, description="stop after this many comments that pass the filters")
     max_malformed: int | None = Field(None, ge=0, description="stop the run when more rows than this are malformed")
 

@@ -17,7 +17,7 @@ from cluster.runtime import start_ray
 from cluster.version import code_version
 from pipeline import storage
 from pipeline.comments import comment_batches
-from pipeline.compiled import CompiledTask, cached_automaton, check_context, require_same
+from pipeline.compiled import CompiledTask, cached_automaton, context_of, require_same
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.extractor import SKIPPED, Extraction, UnitExtractor
@@ -68,7 +68,7 @@ def settle(config: RunConfig) -> tuple[Extraction, Plan, CompiledTask]:
     model = absolute_model(config.teacher.model or task.teacher)
     tokenizer = load_teacher_tokenizer(model, config.teacher.revision)
     automaton = cached_automaton(task, tokenizer)
-    check_context(task, tokenizer, automaton)
+    context_of(task, tokenizer, automaton)  # better refused now than by the training
     prompt, out = tokenizer.prompt(task), storage.absolute(config.out)
     extraction = Extraction(
         model=model,

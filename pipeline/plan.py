@@ -84,16 +84,20 @@ def find_comments(config: CommentsConfig) -> list[str]:
         file_format(path)
     if not any(storage.size(path) for path in paths):
         raise UserError(f"{paths[0]} is empty" if len(paths) == 1 else f"all {len(paths)} files of comments are empty")
-    next(
-        read_file(paths[0], Columns(config.text, config.id, config.answer)), None
-    )  # a wrong column is better found before Ray starts
+    columns = Columns(config.text, config.id, config.answer)
+    next(read_file(paths[0], columns), None)  # a wrong column is better found before Ray starts
     return list(dict.fromkeys(paths))
 
 
 def describe_source(
     config: CommentsConfig, paths: list[str], task: Task, tokenizer: TextTokenizer, rows_per_unit: int
 ) -> Source:
-    """The identity of the input."""
+    """The identity of the input.
+
+    Raises:
+        UserError: its columns of answers are not the task's fields.
+    """
+    Columns(config.text, config.id, config.answer).require_fields(task)
     with ThreadPoolExecutor(FINGERPRINTS) as threads:
         fingerprints = list(threads.map(storage.fingerprint, paths))
     return Source(

@@ -39,7 +39,11 @@ def prepare(
     tokenizer: TextTokenizer,
     automaton: Automaton,
 ) -> CompiledTask:
-    """Chooses the watched set and commits it, once for all actors. A folder that holds one keeps it."""
+    """Chooses the watched set and commits it, once for all actors. A folder that holds one keeps it.
+
+    Raises:
+        UserError: the teacher would not write the task's format, and its own answers are wanted.
+    """
     if storage.exists(storage.join(extraction.shards, "compiled.json")):
         return CompiledTask.load(extraction.shards)
     sample = sample_rows(extraction.comments, plan, config.calibration_rows)
@@ -49,7 +53,7 @@ def prepare(
     result: CensusResult = ask(extraction, job, "census", prompts)
     states = calibration.masses(result, automaton, tokenizer)
     log.info("least raw mass on allowed tokens: %.4f, after %r", states[0].mass, states[0].written[-40:])
-    calibration.check_at_home(states, config.calibration_floor)
+    calibration.check_format(states, config.calibration_floor, given=plan.source.answer is not None)
     watched = choose_watched(automaton, result.mean_probability, task.auxiliary_tokens)
     log.info("watching %s tokens, %s of them required", watched.size, watched.required)
     compiled = CompiledTask(task, tokenizer, automaton, watched)

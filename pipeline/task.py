@@ -51,7 +51,7 @@ class CommentRules(Strict):
     """Which comments take part. Lengths are in the teacher's tokens."""
 
     min_tokens: int = Field(1, ge=1)
-    max_tokens: int = Field(..., ge=1)
+    max_tokens: int = Field(256, ge=1)
     urls: bool = Field(False, description="keep comments that hold a URL")
     special_tokens: bool = Field(False, description="keep comments that hold the text of a special token")
 
@@ -71,9 +71,9 @@ class Task(Strict):
     prompt: str = Field("{instruction}\n\n{comment}", description="the user turn the teacher sees")
     fields: dict[str, list[Scalar]] = Field(..., min_length=1)
     format: Format = Format()
-    comments: CommentRules
+    comments: CommentRules = CommentRules()
     separator: str = Field("\n\n", min_length=1, description="what the student reads between comment and answer")
-    context: int = Field(75, ge=3, description="the student's context: comment, separator and answer inputs, in tokens")
+    context: int | None = Field(None, ge=3, description="tokens a student reads; null takes what the longest example needs")
     auxiliary_tokens: int = Field(278, ge=0, description="watched tokens outside the output automaton")
     student: StudentConfig = StudentConfig()
 
@@ -132,22 +132,46 @@ class Task(Strict):
 
     def parse(self, text: str) -> Values | None:
         """The values a piece of text states, or None where it is not a JSON object that fits the task."""
-        body = text.removeprefix(self.format.prefix).removesuffix(self.format.suffix)
-        try:
-            found = json.loads(body, object_pairs_hook=tuple)  # pairs, since a key may stand there twice
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(found, tuple) or [name for name, _ in found] != list(self.fields):
+        found = self._pairs(text)
+        if found is None or [name for name, _ in found] != list(self.fields):
             return None
         return self._checked(tuple(value for _, value in found))
 
     def fit(self, answer: object) -> Values | None:
-        """The values of an answer given as JSON text or as a mapping, in any order; None where it does not fit the task."""
-        if isinstance(answer, str):
-            return self.parse(answer.strip())
-        if not isinstance(answer, dict) or answer.keys() != self.fields.keys():
+        """The values of an answer that people or programs gave; None where it does not fit the task.
+
+        It is a mapping in any order, its JSON text, or the bare value of a task's only field. A value that is no string may
+        be given as its JSON text, as a CSV file has it.
+        """
+        given = self._mapping(answer)
+        if given.keys() != self.fields.keys():
             return None
-        return self._checked(tuple(answer[name] for name in self.fields))
+        return self._checked(tuple(_typed(given[name], allowed) for name, allowed in self.fields.items()))
+
+    def misfit(self, answer: object) -> str:
+        """Why an answer that does not fit the task does not."""
+        given = self._mapping(answer)
+        if given.keys() != self.fields.keys():
+            return f"{answer!r:.80} is not an object with {' and '.join(self.fields)}"
+        wrong = (name for name, allowed in self.fields.items() if not _is_among(_typed(given[name], allowed), allowed))
+        return next(f"{name} is {given[name]!r:.80}, which is none of its {len(self.fields[name])} values" for name in wrong)
+
+    def _mapping(self, answer: object) -> dict[str, Any]:
+        pairs = self._pairs(answer.strip()) if isinstance(answer, str) else None
+        if pairs is not None:
+            return dict(pairs) if len(dict(pairs)) == len(pairs) else {}
+        if isinstance(answer, dict):
+            return answer
+        return dict.fromkeys(self.fields, answer) if len(self.fields) == 1 else {}
+
+    def _pairs(self, text: str) -> tuple[tuple[str, Any], ...] | None:
+        """The members of a JSON object, as a key may stand there twice; None where the text is no object."""
+        body = text.removeprefix(self.format.prefix).removesuffix(self.format.suffix)
+        try:
+            found = json.loads(body, object_pairs_hook=tuple)
+        except (ValueError, RecursionError):
+            return None
+        return found if isinstance(found, tuple) else None
 
     def _checked(self, values: tuple[Any, ...]) -> Values | None:
         return values if all(map(_is_among, values, self.fields.values())) else None
@@ -155,6 +179,13 @@ class Task(Strict):
 
 def _dumps(value: Scalar) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def _typed(value: object, allowed: list[Scalar]) -> object:
+    """A value that is no string, from its text in a CSV file: pandas writes True, JSON true."""
+    if not isinstance(value, str) or value in allowed:
+        return value
+    return next((other for other in allowed if not isinstance(other, str) and value.strip().lower() == _dumps(other)), value)
 
 
 def _is_among(value: object, allowed: list[Scalar]) -> bool:

@@ -74,7 +74,7 @@ class Training:
             input_vocabulary=compiled.tokenizer.size,
             embeddings=int(rows.max()) + 1,
             output_vocabulary=compiled.watched.size + config.tail,
-            context=compiled.task.context,
+            context=compiled.context,
             **student.model_dump(),
         )
         return Training(shape, rows, config)

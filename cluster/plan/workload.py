@@ -16,6 +16,7 @@ from student.shape import Shape
 from student.unpack import SPLIT_TENTHS, TEST, TRAIN, VALIDATION
 
 CHARACTERS_PER_TOKEN = 4  # of English, a rule of thumb
+CHARACTERS_PER_ANSWER_TOKEN = 2  # of JSON, where quotes and braces are tokens: 1.9 with the small teacher's tokenizer
 TEMPLATE_TOKENS = 10  # a chat template's own
 CALLS = {"choices": 0.8, "all": 1.8}  # of the teacher beyond one a field: 3.8 and 4.8 measured with three (docs/log.md)
 TOKENS_PER_VALUE = 2  # required tokens for each value of a field, and as many in all: the thesis has 32 for 15 values
@@ -153,10 +154,15 @@ def _task_lengths(task: Task) -> Lengths:
     return Lengths(
         comment=comment,
         prompt=TEMPLATE_TOKENS + len(task.user_turn("")) // CHARACTERS_PER_TOKEN + comment,
-        answer=max(1, task.context - comment),  # context = comment, separator, and the answer without its last token
+        answer=_longest_answer(task) // CHARACTERS_PER_ANSWER_TOKEN + 1,  # the end token's
         fields=len(task.fields),
         watched=TOKENS_PER_VALUE * (values + 1) + task.auxiliary_tokens,
     )
+
+
+def _longest_answer(task: Task) -> int:
+    """Characters."""
+    return sum(map(len, task.literals())) + sum(max(map(len, texts)) for texts in task.value_texts())
 
 
 def _splits(answers: int, examples: int | None) -> tuple[int, int, int]:

@@ -21,13 +21,13 @@ TASK = str(ROOT / "tasks/reddit_sentiment.yaml")
 
 def test_the_design_arithmetic() -> None:
     """At 6·N·T FLOPs an example, 7.5 M examples of the 200 M student are about 7e17: half an hour of an H100 at 40 %."""
-    work = workload_of(planned(f"task={TASK}"), None)
+    work = workload_of(planned(f"task={TASK}", answer_tokens=50), None)
     assert work.body == pytest.approx(16 * 12 * 1024**2, rel=0.001)
     assert work.sequence == 75
     assert 6 * work.body * work.sequence * 7.5e6 == pytest.approx(7e17, rel=0.05)
     hours = 7.5e6 * example_seconds(work.body, work.sequence, H100.flops_per_second, 0.4) / 3600
     assert hours == pytest.approx(0.48, rel=0.05)
-    config = planned(f"task={TASK}", "train.epochs=1", examples=7_500_000, start_seconds=0)
+    config = planned(f"task={TASK}", "train.epochs=1", examples=7_500_000, start_seconds=0, answer_tokens=50)
     stage = train_timing(config, workload_of(config, None), H100, None)
     assert stage.source == PUBLISHED
     assert stage.hours(1) == pytest.approx(hours, rel=1e-3)
@@ -59,7 +59,7 @@ def test_reading_and_writing_by_hand() -> None:
 
 
 def test_an_answer_is_its_prompt_and_the_slower_of_two() -> None:
-    config = planned(f"task={TASK}", prompt_tokens=100, teacher_params=4e9)
+    config = planned(f"task={TASK}", prompt_tokens=100, answer_tokens=50, teacher_params=4e9)
     work = workload_of(config, None)
     assert work.calls == pytest.approx(5.8)  # four fields
     peak = 0.4 * 989.4e12
@@ -70,7 +70,7 @@ def test_an_answer_is_its_prompt_and_the_slower_of_two() -> None:
 
 def test_lengths_are_the_tasks_unless_the_plan_says_otherwise() -> None:
     lengths = workload_of(planned(f"task={TASK}"), None).lengths
-    assert (lengths.comment, lengths.answer, lengths.fields, lengths.watched) == (25, 50, 4, 310)
+    assert (lengths.comment, lengths.answer, lengths.fields, lengths.watched) == (25, 56, 4, 310)
     given_ones = workload_of(planned(f"task={TASK}", comment_tokens=10, answer_tokens=40, prompt_tokens=7, watched=99), None)
     assert (given_ones.lengths.prompt, given_ones.lengths.watched, given_ones.sequence) == (7, 99, 10 + 1 + 39)
     choices = workload_of(planned(f"task={TASK}", "student.sequence=choices", "extract.capture=choices"), None)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.automaton import Automaton, compile_automaton
-from pipeline.calibration import ENOUGH_VISITS, StateMass, check_at_home, masses, report, suggest
+from pipeline.calibration import ENOUGH_VISITS, StateMass, check_format, masses, report, suggest
 from pipeline.capture import CensusResult
 from pipeline.errors import UserError
 from pipeline.task import Task
@@ -20,26 +20,32 @@ def state(written: str = '{"a": "', mass: float = 0.5, visits: int = 100, rival:
 def test_the_floor(mass: float, stops: bool) -> None:
     if stops:
         with pytest.raises(UserError, match=rf"only {mass:.3f} .*\(floor 0\.9\)"):
-            check_at_home([state(mass=mass)], 0.9)
+            check_format([state(mass=mass)], 0.9, given=False)
     else:
-        check_at_home([state(mass=mass)], 0.9)
+        check_format([state(mass=mass)], 0.9, given=False)
+
+
+def test_it_is_a_warning_where_the_answers_are_given(caplog: pytest.LogCaptureFixture) -> None:
+    check_format([state(mass=0.1)], 0.9, given=True)
+    assert "the given answers are kept" in caplog.text
+    assert "--set train.objective=hard-label" in caplog.text
 
 
 def test_states_seldom_visited_do_not_count() -> None:
-    check_at_home([state(mass=0.0, visits=ENOUGH_VISITS - 1)], 0.9)
+    check_format([state(mass=0.0, visits=ENOUGH_VISITS - 1)], 0.9, given=False)
     with pytest.raises(UserError):
-        check_at_home([state(mass=0.0, visits=ENOUGH_VISITS)], 0.9)
+        check_format([state(mass=0.0, visits=ENOUGH_VISITS)], 0.9, given=False)
 
 
 def test_the_floor_may_be_zero_and_nothing_visited() -> None:
-    check_at_home([state(mass=0.0)], 0.0)
-    check_at_home([], 0.9)
+    check_format([state(mass=0.0)], 0.0, given=False)
+    check_format([], 0.9, given=False)
 
 
 def test_the_earliest_state_is_named_and_all_are_counted() -> None:
     found = [state('{"a": "b", "', 0.1, rival="late"), state("{", 0.8, rival="\n  ")]
     with pytest.raises(UserError, match=r"after '\{' .*write '\\n  '.*format\.indent.*2 states are under the floor"):
-        check_at_home(found, 0.9)
+        check_format(found, 0.9, given=False)
 
 
 @pytest.mark.parametrize(

@@ -235,10 +235,11 @@ def test_a_missing_text_column_is_named(tmp_path: Path, ending: str, encode: Cal
 
 def test_a_file_without_the_answers_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("id,body\n1,a\n")
-    with pytest.raises(UserError, match=r"no column 'label'; it has id, body\. Set comments\.answer"):
+    with pytest.raises(UserError, match=r"no column 'label'; it has id, body\. Set --answers"):
         list(read_file(str(tmp_path / "x.csv"), Columns("body", "id", "label")))
-    (tmp_path / "x.jsonl").write_text('{"body": "a"}\n')
-    assert [row.reason for row in read_file(str(tmp_path / "x.jsonl"), Columns("body", "id", "label"))] == ["no key 'label'"]
+    (tmp_path / "x.jsonl").write_text('{"body": "a", "topic": "b"}\n')
+    (row,) = read_file(str(tmp_path / "x.jsonl"), Columns("body", "id", "label"))
+    assert row.reason == "no key 'label'; it has body, topic. Set --answers (comments.answer)"
 
 
 @pytest.mark.parametrize(("ending", "encode"), [(".jsonl", jsonl), (".csv", as_csv), (".parquet", parquet)])

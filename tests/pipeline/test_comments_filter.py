@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.comments import KEPT, MALFORMED, SCHEMA, Columns, Row, _table, filter_rows, read_file, tokenize_answers
+from pipeline.errors import UserError
 from pipeline.task import CommentRules, Task
 from pipeline.tokenization import TeacherTokenizer, TextTokenizer
 from tests.pipeline.comment_files import rows_of
@@ -84,26 +85,53 @@ def test_rows_as_a_table(tokenizer: TextTokenizer) -> None:
     assert table["status"].to_pylist() == [KEPT, "too_short", MALFORMED]
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
-def test_given_answers_become_tokens_and_what_does_not_fit_is_set_aside(tmp_path: Path, ending: str) -> None:
-    task = Task.model_validate(
-        {"name": "t", "teacher": "t", "instruction": "J", "fields": {"a": ["x", "y"]}, "comments": {"max_tokens": 40}}
-    )
-    given = ['{"a": "x"}', '{"a":"y"}', '{"a": "z"}', ""]
-    table = pa.table({"body": ["a comment"] * 4, "label": given})
-    path = tmp_path / f"x{ending}"
+def write_table(folder: Path, ending: str, table: pa.Table) -> str:
+    path = folder / f"x{ending}"
     if ending == ".parquet":
         pq.write_table(table, path)
     elif ending == ".csv":
         pa_csv.write_csv(table, path)
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    return str(path)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_given_answers_become_tokens_and_what_does_not_fit_is_set_aside(tmp_path: Path, ending: str) -> None:
+    task = Task.model_validate(
+        {"name": "t", "teacher": "t", "instruction": "J", "fields": {"a": ["x", "y"]}, "comments": {"max_tokens": 40}}
+    )
+    given = ['{"a": "x"}', "y", '{"a": "z"}', ""]
+    table = pa.table({"body": ["a comment"] * 4, "label": given})
     tokenizer = TeacherTokenizer(tiny_tokenizer())
-    rows = list(read_file(str(path), Columns("body", "id", "label")))
+    rows = list(read_file(write_table(tmp_path, ending, table), Columns("body", "id", "label")))
     marked = tokenize_answers(filter_rows(rows, task.comments, tokenizer), task, tokenizer)
     ids = [[*tokenizer.encode([text])[0], tokenizer.end_id] for text in ('{"a": "x"}', '{"a": "y"}')]
     assert [row.answer for row in marked] == [*ids, [], []]
     assert [(row.status, row.reason) for row in marked[2:]] == [
-        (MALFORMED, """the answer does not fit the task: '{"a": "z"}'"""),
+        (MALFORMED, "the answer does not fit the task: a is 'z', which is none of its 2 values"),
         (MALFORMED, "no answer is given"),
     ]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_given_answers_may_have_a_column_for_each_field(tmp_path: Path, ending: str) -> None:
+    content = {"name": "t", "teacher": "t", "instruction": "J", "comments": {"max_tokens": 40}}
+    task = Task.model_validate(content | {"fields": {"intent": ["yes", "no"], "urgent": [True, False]}})
+    table = pa.table({"body": ["a comment"] * 2, "urgent": [True, False], "intent": ["yes", "maybe"]})
+    columns = Columns("body", "id", "intent, urgent")
+    columns.require_fields(task)
+    tokenizer = TeacherTokenizer(tiny_tokenizer())
+    rows = tokenize_answers(list(read_file(write_table(tmp_path, ending, table), columns)), task, tokenizer)
+    assert rows[0].answer == [*tokenizer.encode(['{"intent": "yes", "urgent": true}'])[0], tokenizer.end_id]
+    assert rows[1].reason == "the answer does not fit the task: intent is 'maybe', which is none of its 2 values"
+
+
+def test_one_columns_answers_to_a_task_of_several_fields_are_set_aside_with_what_would_do(tmp_path: Path) -> None:
+    content = {"name": "t", "teacher": "t", "instruction": "J", "comments": {"max_tokens": 40}}
+    task = Task.model_validate(content | {"fields": {"domain": ["travel"], "intent": ["translate"]}})
+    (row,) = tokenize_answers([Row(0, text="x", given="translate")], task, TeacherTokenizer(tiny_tokenizer()))
+    what = "'translate' is not an object with domain and intent; for a column each: --answers domain,intent"
+    assert row.reason == f"the answer does not fit the task: {what}"
+    with pytest.raises(UserError, match="names the columns intent, topic, but the task's fields are domain, intent: name one"):
+        Columns("body", "id", "intent,topic").require_fields(task)

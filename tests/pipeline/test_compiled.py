@@ -9,7 +9,7 @@ import pytest
 from pipeline import compiled as module
 from pipeline import storage
 from pipeline.automaton import compile_automaton
-from pipeline.compiled import CompiledTask, cache_folder, cached_automaton, check_context, require_same
+from pipeline.compiled import CompiledTask, cache_folder, cached_automaton, context_of, require_same
 from pipeline.errors import UserError
 from pipeline.task import Task
 from pipeline.tokenization import TextTokenizer
@@ -87,9 +87,10 @@ def test_the_context_holds_the_longest_example_exactly(tokenizer: TextTokenizer)
     automaton = compile_automaton(make_task(), tokenizer)
     separator = len(tokenizer.encode(["\n\n"])[0])
     need = 25 + separator + max(len(tokenizer.encode([make_task().render(a)])[0]) for a in make_task().answers())
-    check_context(make_task(context=need), tokenizer, automaton)
+    assert context_of(make_task(context=None), tokenizer, automaton) == need
+    assert context_of(make_task(context=need + 1), tokenizer, automaton) == need + 1
     with pytest.raises(UserError, match=rf"context {need - 1} is too short: 25 comment tokens \+ {separator} .* = {need}\."):
-        check_context(make_task(context=need - 1), tokenizer, automaton)
+        context_of(make_task(context=need - 1), tokenizer, automaton)
 
 
 def test_an_automaton_is_compiled_once(tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

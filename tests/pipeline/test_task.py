@@ -109,7 +109,7 @@ def test_a_value_that_is_no_whole_text_is_refused(tmp_path: Path) -> None:
         load_task(write_yaml(tmp_path, text))
 
 
-@pytest.mark.parametrize("missing", ["name", "teacher", "instruction", "fields", "comments"])
+@pytest.mark.parametrize("missing", ["name", "teacher", "instruction", "fields"])
 def test_a_missing_key_is_named(tmp_path: Path, missing: str) -> None:
     with pytest.raises(UserError, match=f"{missing}: Field required"):
         load_task(write_yaml(tmp_path, {key: value for key, value in CONTENT.items() if key != missing}))
@@ -317,3 +317,31 @@ def test_a_task_does_not_change() -> None:
 def test_given_answers_fit_as_text_or_mapping(answer: object, fits: bool) -> None:
     task = make_task("fields", {"a": ["x", "y"], "b": [True, False]})
     assert task.fit(answer) == (("x", True) if fits else None)
+
+
+@pytest.mark.parametrize(
+    ("given", "fits"),
+    [
+        ({"a": "x", "b": "true"}, True),
+        ({"a": "x", "b": "True"}, True),
+        ('{"b": true, "a": "x"}', True),
+        ('{"a": "x", "b": true, "b": false}', False),
+        ({"a": "x", "b": "yes"}, False),
+        ("x", False),
+    ],
+)
+def test_given_answers_may_be_in_any_order_and_hold_text_of_a_csv_file(given: object, fits: bool) -> None:
+    task = make_task("fields", {"a": ["x", "y"], "b": [True, False]})
+    assert task.fit(given) == (("x", True) if fits else None)
+
+
+def test_the_only_field_of_a_task_is_given_as_it_is() -> None:
+    task = make_task("fields", {"stars": [1, 2, 3]})
+    assert [task.fit(given) for given in (2, "2", {"stars": 2}, '{"stars": 2}', "4")] == [(2,)] * 4 + [None]
+
+
+def test_a_misfit_says_what_is_expected_or_which_value_is_wrong() -> None:
+    task = make_task("fields", {"a": ["x", "y"], "b": [True, False]})
+    assert task.misfit("translate") == "'translate' is not an object with a and b"
+    assert task.misfit({"a": "z", "b": True}) == "a is 'z', which is none of its 2 values"
+    assert len(task.misfit("long " * 1000)) < 150

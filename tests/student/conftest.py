@@ -82,6 +82,6 @@ def shards(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def model(compiled: CompiledTask) -> Student:
     torch.manual_seed(0)
-    ids, context = compiled.tokenizer.size, compiled.task.context
+    ids, context = compiled.tokenizer.size, compiled.context
     shape = Shape(ids, ids, compiled.watched.size, context, **DEBUG.model_dump())
     return Student(shape, np.arange(ids, dtype=np.int32)).eval()

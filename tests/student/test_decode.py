@@ -27,7 +27,7 @@ def make_student(compiled: CompiledTask, seed: int = 0, scale: float = 1.0, tail
     torch.manual_seed(seed)
     ids = compiled.tokenizer.size
     about = DEBUG.model_dump() | changes
-    shape = Shape(ids, ids, compiled.watched.size + tail, compiled.task.context, **about)
+    shape = Shape(ids, ids, compiled.watched.size + tail, compiled.context, **about)
     student = Student(shape, np.arange(ids, dtype=np.int32)).eval()
     with torch.no_grad():
         for parameter in student.parameters():
