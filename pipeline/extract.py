@@ -24,7 +24,7 @@ from pipeline.extractor import SKIPPED, Extraction, UnitExtractor
 from pipeline.manifest import write_manifest
 from pipeline.model_files import absolute_model, fingerprint
 from pipeline.monitor import Commit, open_monitor
-from pipeline.plan import Plan, describe_source, find_comments, find_plan, make_plan
+from pipeline.plan import Plan, describe_source, dropped_too_many, find_comments, find_plan, make_plan
 from pipeline.prepare import prepare, resources
 from pipeline.progress import Watch
 from pipeline.shards import committed_units
@@ -89,6 +89,8 @@ def settle(config: RunConfig) -> tuple[Extraction, Plan, CompiledTask]:
     if plan is None:
         tables = comment_batches(source.paths, source.columns, task, tokenizer)
         plan = make_plan(extraction.comments, source, config.comments, tables)
+        for line in dropped_too_many(plan, task, tokenizer):
+            log.warning("%s", line)
     log.info("comments: %s", plan.summary())
     return extraction, plan, prepare(extraction, plan, config.extract, task, tokenizer, automaton)
 

@@ -7,6 +7,7 @@ last; without it the folder holds no plan and is filled anew.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 from collections import Counter
@@ -28,6 +29,8 @@ from student.config import Strict
 
 log = logging.getLogger(__name__)
 
+MANY_DROPPED = 0.05  # share of the rows read: a rule that drops more may be a mistake
+SAMPLED, SAMPLED_CHARACTERS = 2048, 20_000  # comments, and of each, whose lengths are looked at for advice
 FINGERPRINTS = 16  # files looked at together: in a bucket each takes some requests
 UNIT_COLUMNS = ["file", "row", "id", "text", "tokens", "answer"]
 
@@ -166,6 +169,27 @@ def make_plan(folder: str, source: Source, config: CommentsConfig, tables: Itera
         )
     storage.write_json(storage.join(folder, "plan.json"), plan.model_dump(mode="json"))
     return plan
+
+
+def dropped_too_many(plan: Plan, task: Task, tokenizer: TextTokenizer) -> list[str]:
+    """What to change in the task, for each of its rules that drops more comments than most people would want."""
+    rules = task.comments
+    advice = {
+        "too_long": f"have more tokens than comments.max_tokens ({rules.max_tokens})",
+        "too_short": f"have fewer tokens than comments.min_tokens ({rules.min_tokens})",
+        "urls": "hold a URL; comments.urls: true in the task keeps them",
+        "special_tokens": "hold the text of a control token; comments.special_tokens: true in the task keeps them",
+    }
+    many = {name: count for name, count in plan.dropped.items() if count > MANY_DROPPED * plan.read}
+    lines = [f"{count:,} of {plan.read:,} comments are left out: they {advice[name]}" for name, count in many.items()]
+    return lines + ([_propose_length(plan.source, tokenizer)] if "too_long" in many else [])
+
+
+def _propose_length(source: Source, tokenizer: TextTokenizer) -> str:
+    """The `max_tokens` that would keep nearly all comments, by the first of them."""
+    rows = itertools.islice(read_file(source.paths[0], source.columns), SAMPLED)
+    lengths = sorted(map(len, tokenizer.encode([row.text[:SAMPLED_CHARACTERS] for row in rows if row.status == KEPT])))
+    return f"max_tokens: {lengths[99 * (len(lengths) - 1) // 100]} would keep 99 in 100 of the first {len(lengths):,} comments"
 
 
 def _set_aside(table: pa.Table, paths: list[str], every: bool) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from pipeline.plan import (
     _set_aside,
     _UnitWriter,
     describe_source,
+    dropped_too_many,
     find_comments,
     find_plan,
     make_plan,
@@ -262,3 +263,19 @@ def test_a_plan_of_another_version_is_named(tmp_path: Path) -> None:
     storage.write_json(str(tmp_path / "plan.json"), content)
     with pytest.raises(UserError, match=r"plan\.json is no plan of this version"):
         find_plan(str(tmp_path), make_source())
+
+
+def test_a_rule_that_drops_many_comments_is_told_with_what_would_keep_them(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    words = [*["a"] * 90, *["a b c d e f"] * 8, *["long " * 50] * 2]
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps({"body": text}) + "\n" for text in words))
+    source = make_source(files=[(str(path), "f")])
+    dropped = {"special_tokens": 0, "urls": 5, "too_short": 6, "too_long": 10}
+    plan = Plan(source=source, units=1, read=100, kept=79, malformed=0, dropped=dropped)
+    lines = dropped_too_many(plan, make_task(), tokenizer)
+    assert [line.split(" comments ")[0] for line in lines[:2]] == ["6 of 100", "10 of 100"]
+    assert "comments.min_tokens (1)" in lines[0]
+    assert "comments.max_tokens (5)" in lines[1]
+    (keeps,) = map(len, tokenizer.encode([words[-1].strip()]))
+    assert lines[2] == f"max_tokens: {keeps} would keep 99 in 100 of the first 100 comments"
+    assert dropped_too_many(plan.model_copy(update={"read": 1000}), make_task(), tokenizer) == []
