@@ -31,7 +31,7 @@ from benchmarks.inference import in_process_of_its_own, seconds_of, take_turns, 
 from pipeline.compiled import CompiledTask
 from pipeline.vocabulary import WatchedSet
 from student.checkpoint import assembled, load_shape, save_student
-from student.config import StudentConfig
+from student.config import THESIS
 from student.decode import Decoder
 from student.model import Student
 from student.shape import Shape
@@ -66,7 +66,7 @@ def task_of(shards: str) -> CompiledTask:
 
 def thesis_student(compiled: CompiledTask, sequence: str) -> Student:
     """With random weights, and a row of the embedding for every token."""
-    config = StudentConfig(layers=16, width=1024, heads=16, mlp=4096, sequence=sequence)
+    config = THESIS.model_copy(update={"sequence": sequence})
     shape = Shape(VOCABULARY, VOCABULARY, compiled.watched.size, compiled.context, **config.model_dump())
     return Student(shape, np.arange(VOCABULARY, dtype=np.int32)).eval()
 

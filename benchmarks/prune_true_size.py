@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks.students import peak_gib
 from pipeline.manifest import open_shards
-from student.config import StudentConfig
+from student.config import THESIS
 from student.examples import Examples, open_examples
 from student.model import Student
 from student.prune.config import PruneConfig
@@ -47,7 +47,7 @@ def forward(student: Student, examples: Examples, chosen: Any) -> float:
 @click.option("--out", required=True, metavar="FILE")
 def main(shards: str, count: int, fraction: float, out: str) -> None:
     """Measures, prints the table and writes it."""
-    opened, config = open_shards(shards), StudentConfig()
+    opened, config = open_shards(shards), THESIS
     compiled = opened.compiled
     shape = Shape(VOCABULARY, VOCABULARY, compiled.watched.size, compiled.context, **config.model_dump())
     student = Student(shape, np.arange(VOCABULARY, dtype=np.int32)).eval()

@@ -37,7 +37,7 @@ from benchmarks.students import Contender, Data, peak_gib, real_data, spread, sy
 from benchmarks.thesis_loop import compare, show_comparison
 from benchmarks.true_size import memory, show_memory, train_share
 from cluster.runtime import MALLOC
-from student.config import StudentConfig, TrainConfig
+from student.config import THESIS, StudentConfig, TrainConfig
 from student.examples import Batch
 from student.order import Order
 from student.shape import Shape
@@ -45,7 +45,7 @@ from student.shape import Shape
 COMMAND = [sys.executable, "-m", "benchmarks.training"]
 SHAPES = {
     "small": StudentConfig(layers=6, width=640, heads=10, mlp=2560),
-    "true": StudentConfig(),  # the thesis'
+    "true": THESIS,
 }
 THESIS_GPU_HOURS, THESIS_EXAMPLES, THESIS_EPOCHS = 2600, 500_000, 15
 MATMULS = (2048, 3072, 4096)

@@ -10,7 +10,7 @@ from cluster.plan.measured import Measured
 from pipeline.config import RunConfig, changed_shape
 from pipeline.errors import UserError
 from pipeline.task import Task, load_task
-from student.config import StudentConfig, TrainConfig
+from student.config import THESIS, StudentConfig, TrainConfig
 from student.model import Student
 from student.shape import Shape
 from student.unpack import SPLIT_TENTHS, TEST, TRAIN, VALIDATION
@@ -127,7 +127,7 @@ def planned_student(config: RunConfig, task: Task | None, measured: Measured | N
         UserError: it is no shape, or another was measured.
     """
     known = measured.student if measured else None
-    shape = changed_shape(task.student if task else known or StudentConfig(), config.student)
+    shape = changed_shape(task.student if task else known or THESIS, config.student)
     if known and (differ := {key for key, value in known.model_dump().items() if getattr(shape, key) != value}):
         raise UserError(
             f"{config.plan.scale} was measured with another student (its {', '.join(sorted(differ))} differ): measure this "

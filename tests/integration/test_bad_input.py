@@ -77,7 +77,7 @@ def test_unknown_configuration_keys_are_named(retort: Retort, place: Path) -> No
 
 def test_an_impossible_student_is_refused_before_the_extraction(retort: Retort, place: Path) -> None:
     output = retort.refuses("run", *arguments(place), "--set=student.width=1000")
-    assert "width 1000 must be a multiple of 2 × heads (16)" in output
+    assert "width 1000 must be a multiple of 2 × heads (8)" in output
 
 
 def test_a_run_without_the_logits_of_forced_steps_is_refused_before_the_extraction(retort: Retort, place: Path) -> None:

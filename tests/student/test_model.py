@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pipeline.compiled import CompiledTask
-from student.config import StudentConfig
+from student.config import THESIS, StudentConfig
 from student.model import Student, embedding_rows, rotate, rotations
 from student.reach import KeyValueCache
 from student.shape import Shape
@@ -18,7 +18,7 @@ from tests.student.conftest import DEBUG
 
 
 def true_size(embeddings: int = 262_144) -> Shape:
-    return Shape(262_144, embeddings, 310, 75, **StudentConfig().model_dump())
+    return Shape(262_144, embeddings, 310, 75, **THESIS.model_dump())
 
 
 def test_true_size_has_the_thesis_parameters() -> None:
