@@ -38,7 +38,7 @@ from student.shape import Shape
 
 VOCABULARY, WATCHED, READ = 262_208, 310, 25  # of the student; READ tokens of comment and separator
 PROMPT, ALIKE, WRITTEN = 100, 72, 40  # of the teacher
-THESIS = 7.4  # times the teacher's answers a second
+THESIS_RATIO = 7.4  # times the teacher's answers a second
 
 GEMMA_3_4B = {
     "vocab_size": VOCABULARY,
@@ -138,7 +138,7 @@ def table_of(results: dict[str, dict[str, Any]]) -> Table:
     base = results.get("teacher")
     for name, row in results.items():
         rate, wait = (row["rate"] / base["rate"], base["p50_ms"] / row["p50_ms"]) if base else (float("nan"),) * 2
-        batch = (f"{row['rows']:.0f}", f"{row['rate']:.3g}", f"{rate:.1f}", f"{rate / THESIS:.1f}")
+        batch = (f"{row['rows']:.0f}", f"{row['rate']:.3g}", f"{rate:.1f}", f"{rate / THESIS_RATIO:.1f}")
         table.add_row(STARTS[name][0], *batch, f"{row['p50_ms']:,.0f}", f"{wait:.1f}", f"{row['peak_gib']:.1f}")
     return table
 
@@ -232,8 +232,8 @@ def main(
     chosen = list(names or STARTS)
     results = take_turns(chosen, rounds, lambda name: in_process_of_its_own(__file__, name, arguments, 1800, threads))
     Console(width=128).print(table_of(results))
-    print(f"the thesis says {THESIS} times the teacher's answers a second", file=sys.stderr)
-    write(out, {"threads": threads or os.cpu_count(), "thesis": THESIS, "results": results})
+    print(f"the thesis says {THESIS_RATIO} times the teacher's answers a second", file=sys.stderr)
+    write(out, {"threads": threads or os.cpu_count(), "thesis": THESIS_RATIO, "results": results})
 
 
 if __name__ == "__main__":
