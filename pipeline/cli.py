@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline import storage
@@ -423,7 +424,10 @@ def _show(comparison: Comparison, folder: str) -> None:
 
 def _summary(figures: dict[str, Any], shards: str, student: str, report: str, mlflow: str | None = None) -> None:
     """The report's headline, and where everything is."""
-    table = Table("agreement with the teacher", "valid", "whole answer", *figures["student"]["fields"], box=None)
+    from student.answers import REFERENCES
+
+    agreement = f"agreement with {REFERENCES[figures['answers']].name}"
+    table = Table(agreement, "valid", "whole answer", *map(escape, figures["student"]["fields"]), box=None)
     rows = {
         "student": figures["student"],
         "student, unconstrained": figures["unconstrained"],
@@ -433,17 +437,18 @@ def _summary(figures: dict[str, Any], shards: str, student: str, report: str, ml
     for label, row in rows.items():
         table.add_row(label, *(f"{100 * share:.1f} %" for share in (row["valid"], row["whole"], *row["fields"].values())))
     console.print(table)
-    speed = figures["speed"]
-    console.print(
-        f"{speed['student_answers_per_second']:,.0f} answers/s, {speed['ratio']:.1f} × the teacher; "
-        f"KL {figures['steps']['choice_kl']:.4f} nats a choice step"
-    )
+    speed, kl = figures["speed"], figures["steps"]["choice_kl"]
+    ratio = "" if speed["ratio"] is None else f", {speed['ratio']:.1f} × the teacher"
+    steps = "" if kl is None else f"; KL {kl:.4f} nats a choice step"
+    console.print(f"{speed['student_answers_per_second']:,.0f} answers/s{ratio}{steps}")
     page, file = storage.join(report, "fidelity.html"), storage.join(report, "fidelity.json")
     for what, where in {"report": page, "figures": file, "student": student, "shards": shards}.items():
-        console.print(f"{what:8} {where}", highlight=False, soft_wrap=True)
+        console.print(f"{what:8} {where}", markup=False, highlight=False, soft_wrap=True)
     if mlflow:
         command = f"mlflow server --backend-store-uri {shlex.quote(mlflow)} --host 127.0.0.1 --port 5000"
-        console.print(f"MLflow   {command}\n         then open http://127.0.0.1:5000", highlight=False, soft_wrap=True)
+        console.print(
+            f"MLflow   {command}\n         then open http://127.0.0.1:5000", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 for command in (predict, serve, export):

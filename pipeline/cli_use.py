@@ -104,13 +104,16 @@ def export(student: str | None, shards: str | None, **options: Any) -> None:
     and held against the teacher and the student, in export.json; nothing is written if the graph answers otherwise than the
     student does. Run `retort evaluate` first: it calibrates the confidence, and the card tells what the report found.
     """  # noqa: D301 (\b is click's mark, as a character)
+    from student.answers import REFERENCES
     from student.export.export import export as stage
 
     config, out = configure(**options)
     folders = (folder_of(shards, out, "shards"), folder_of(student, out, "student"), folder_of(None, out, "report"))
     folder = folder_of(None, out, "export")
-    table = Table("export", "size", "agreement with the teacher", "with the student", box=None)
-    for form in stage(config.evaluate, *folders, folder)["formats"].values():
+    figures = stage(config.evaluate, *folders, folder)
+    agreement = f"agreement with {REFERENCES[figures['answers']].name}"
+    table = Table("export", "size", agreement, "with the student", box=None)
+    for form in figures["formats"].values():
         shares = (f"{100 * form[other]['whole']:.2f} %" for other in ("teacher", "student"))
         table.add_row(form["name"], f"{form['bytes'] / 1e6:,.1f} MB", *shares)
     console.print(table)

@@ -1,6 +1,9 @@
-"""Answers as values: the teacher's in the shards, and any other tokens."""
+"""Answers as values: those in the shards, and any other tokens; and whose the ones in the shards are."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 from pipeline.compiled import CompiledTask
 from pipeline.errors import UserError
@@ -8,8 +11,32 @@ from pipeline.task import Values
 from student.examples import Examples
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What students are held against, in words.
+
+    Attributes:
+        name: such as in "agreement with the teacher".
+        own: such as in "equal to the teacher's".
+    """
+
+    name: str
+    own: str
+
+
+REFERENCES = {
+    "teacher": Reference("the teacher", "the teacher's"),
+    "given": Reference("the given answers", "the given ones"),
+}
+
+
+def answers_of(manifest: dict[str, Any]) -> str:
+    """Whose the answers in shards are, a key of `REFERENCES`: the teacher's own, or those `retort score` was given."""
+    return "teacher" if manifest["comments"]["source"]["answer"] is None else "given"
+
+
 def teacher_answers(examples: Examples) -> list[Values]:
-    """The values of the teacher's answers.
+    """The values of the answers in the shards: the teacher's, or those given in its place.
 
     Raises:
         UserError: one does not fit the task.

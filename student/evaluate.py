@@ -18,7 +18,7 @@ from pipeline.config import EvaluateConfig
 from pipeline.console import progress
 from pipeline.errors import UserError
 from pipeline.manifest import Shards, open_shards
-from student.answers import parse_all, teacher_answers
+from student.answers import answers_of, parse_all, teacher_answers
 from student.calibrate import fit_temperatures
 from student.checkpoint import is_student, load_student, save_temperatures
 from student.decode import Decoded, Decoder, Prefixes
@@ -30,7 +30,7 @@ from student.report import render
 from student.speed import latency_ms
 from student.unpack import TEST, TRAIN, VALIDATION
 from tune.model import log_report, log_student
-from tune.tracking import Tracking
+from tune.tracking import Tracking, field_metric
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def evaluate(config: EvaluateConfig, shards_folder: str, student_folder: str, re
         track(figures, student_folder, report_folder)
     except (MlflowException, UserError) as error:
         uri = figures["training"]["mlflow"]["uri"]
-        log.warning("the figures are not in MLflow: its run at %s cannot be reached (%s)", uri, error)
+        log.warning("the figures are not in MLflow at %s: %s", uri, error)
     return figures
 
 
@@ -71,14 +71,18 @@ def measure(config: EvaluateConfig, shards_folder: str, student_folder: str, rep
     free, _ = _decode_all(Decoder(model, compiled).free, test, config.batch_size, "decoding freely")
     task, train = compiled.task, open_examples(shards, TRAIN, model.shape.sequence, model.shape.separator)
     answers = parse_all(compiled, constrained.tokens)
+    steps = step_measures(model, _batches(test, config.batch_size))
+    if answers_of(shards.manifest) == "given":
+        steps |= {"kl": None, "choice_kl": None}  # of a teacher that did not give these answers
     figures = {
         "task": task.name,
+        "answers": answers_of(shards.manifest),
         "examples": {"test": len(test), "train": len(train)},
         "student": agreement(task, truth, answers),
         "unconstrained": agreement(task, truth, parse_all(compiled, free.tokens)),
         "floors": floors(shards, train, test),
         "confidence": {"temperatures": temperatures} | trust(constrained.confidence, matches(truth, answers)),
-        "steps": step_measures(model, _batches(test, config.batch_size)),
+        "steps": steps,
         "sizes": _sizes(model, shards),
         "speed": _speed(shards, len(test), seconds, constrained.calls) | {"latency_ms": latency_ms(model, compiled, test)},
         "training": storage.read_json(trained),
@@ -102,7 +106,7 @@ def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> s
         "parameters_without_embedding": parameters["rest"],
         "test/comments": figures["examples"]["test"],
         "test/whole": student["whole"],
-        **{f"test/field/{name}": share for name, share in student["fields"].items()},
+        **{field_metric(name): share for name, share in student["fields"].items()},
         "test/valid_unconstrained": figures["unconstrained"]["valid"],
         "test/choice_accuracy": figures["steps"]["choice_accuracy"],
         "test/choice_kl": figures["steps"]["choice_kl"],
@@ -113,7 +117,7 @@ def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> s
         **{f"cost/{name}": seconds for name, seconds in training["cost"].items()},
     }
     uri, run_id = training["mlflow"]["uri"], training["mlflow"]["run"]
-    Tracking(uri, run_id).log([(0, {name: float(value) for name, value in rows.items()})])
+    Tracking(uri, run_id).log([(0, {name: float(value) for name, value in rows.items() if value is not None})])
     log_report(uri, run_id, report_folder)
     return log_student(uri, run_id, student_folder)
 
@@ -142,14 +146,18 @@ def _sizes(model: Student, shards: Shards) -> dict[str, Any]:
 
 
 def _speed(shards: Shards, examples: int, seconds: float, calls: int) -> dict[str, Any]:
-    """Answers a second, each as measured where it ran: the teacher during extraction, the student just now."""
-    teacher = shards.manifest["rows"] / shards.manifest["teacher_seconds"]
+    """Answers a second, each as measured where it ran: the teacher during extraction, the student just now.
+
+    The teacher's is None where it gave no answers, only scored them, or where the shards do not say: they came from JSON lines.
+    """
+    rows, took = shards.manifest["rows"], shards.manifest["teacher_seconds"]
+    teacher = rows / took if took and answers_of(shards.manifest) == "teacher" else None
     student = examples / seconds
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() or "CPU"
     return {
         "teacher_answers_per_second": teacher,
         "student_answers_per_second": student,
-        "ratio": student / teacher,
+        "ratio": student / teacher if teacher else None,
         "student_device": f"{device}, {torch.get_num_threads()} threads",
         "student_batches": calls,
     }

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from student.answers import Reference
 
 STUDENT, TRAIN, FLOOR, MAJORITY, INK = "#1f5fa8", "#9db8d6", "#c9a45c", "#cfcfcf", "#333333"
 STYLE: Any = {
@@ -25,7 +29,10 @@ STYLE: Any = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
     "svg.hashsalt": "retort",
+    "text.parse_math": False,  # names may hold dollar signs
 }
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+WIDTH = 90  # characters that fit side by side below the widest plots
 
 
 class Drawing:
@@ -38,7 +45,8 @@ class Drawing:
 def svg(columns: int, width: float, height: float) -> Iterator[tuple[Drawing, list[Axes]]]:
     """A drawing and its axes, side by side; width and height in inches."""
     drawing = Drawing()
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser draws the text, in a font that has it
         figure = Figure(figsize=(width, height), layout="constrained")
         yield drawing, [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
         buffer = io.BytesIO()
@@ -46,9 +54,19 @@ def svg(columns: int, width: float, height: float) -> Iterator[tuple[Drawing, li
     drawing.uri = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def agreement_bars(figures: dict[str, Any]) -> str:
-    """Agreement with the teacher, whole answer and by field: student beside the floors."""
-    names = ["whole", *figures["student"]["fields"]]
+def printable(text: str) -> str:
+    """The text with spaces for control characters, which have no place in a table, a page or an SVG."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def fitted(text: str, width: int) -> str:
+    """What two lines of so many characters hold of a text."""
+    return "\n".join(wrap(printable(text), width, max_lines=2, placeholder="…", break_on_hyphens=False))
+
+
+def agreement_bars(figures: dict[str, Any], reference: Reference) -> str:
+    """Agreement with the teacher or the given answers, whole answer and by field: student beside the floors."""
+    names = ["whole answer", *figures["student"]["fields"]]
     series = [
         ("student", figures["student"], STUDENT),
         ("TF-IDF + logistic regression", figures["floors"]["tfidf_regression"], FLOOR),
@@ -59,10 +77,10 @@ def agreement_bars(figures: dict[str, Any]) -> str:
             heights = [result["whole"], *result["fields"].values()]
             bars = axes.bar([x + (i - 1) * 0.27 for x in range(len(names))], heights, 0.25, label=label, color=colour)
             axes.bar_label(bars, [f"{100 * height:.0f}" for height in heights], fontsize=8, padding=1)
-        axes.set_xticks(range(len(names)), ["whole answer", *names[1:]])
+        axes.set_xticks(range(len(names)), [fitted(name, max(6, WIDTH // len(names))) for name in names])
         axes.set_ylim(0, 1.16)
         axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-        axes.set_title("Agreement with the teacher on unseen comments")
+        axes.set_title(f"Agreement with {reference.name} on unseen comments")
         axes.legend(ncols=3, fontsize=8, loc="upper right")
     return drawing.uri
 
@@ -82,33 +100,36 @@ def learning_curves(epochs: list[dict[str, Any]]) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend(fontsize=8)
         loss.set_yscale("log")
+        loss.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
+        loss.yaxis.set_major_formatter(PLAIN)
+        loss.yaxis.set_minor_formatter(NullFormatter())
     return drawing.uri
 
 
-def reliability(calibration: dict[str, Any]) -> str:
+def reliability(calibration: dict[str, Any], reference: Reference) -> str:
     """Accuracy by confidence at choice steps."""
     with svg(1, 4.0, 3.2) as (drawing, (axes,)):
-        _calibrated(axes, calibration)
+        _calibrated(axes, calibration, reference)
     return drawing.uri
 
 
-def trust(confidence: dict[str, Any]) -> str:
+def trust(confidence: dict[str, Any], reference: Reference) -> str:
     """Accuracy by confidence in whole answers, and what a threshold for it leaves to the student."""
     rows = [row for row in confidence["thresholds"] if row["whole"] is not None]
     with svg(2, 8.4, 3.2) as (drawing, (axes, kept)):
-        _calibrated(axes, confidence)
+        _calibrated(axes, confidence, reference)
         kept.plot([row["share"] for row in rows], [row["whole"] for row in rows], "o-", ms=4, color=STUDENT)
         for row in rows:
             at = (row["share"], row["whole"])
             kept.annotate(f"{row['confidence']:g}", at, (0, 6), textcoords="offset points", fontsize=8)
         kept.set_xlim(0, 1.03)
         kept.set_xlabel("share of comments with at least this confidence")
-        kept.set_ylabel("share equal to the teacher's")
+        kept.set_ylabel(f"share equal to {reference.own}")
         kept.set_title("Whole answers, by the least confidence")
     return drawing.uri
 
 
-def _calibrated(axes: Axes, calibration: dict[str, Any]) -> None:
+def _calibrated(axes: Axes, calibration: dict[str, Any], reference: Reference) -> None:
     """Accuracy by confidence, beside the diagonal of a calibrated student; dots grow with their count."""
     bins = calibration["bins"]
     total = sum(b["count"] for b in bins) or 1
@@ -119,5 +140,5 @@ def _calibrated(axes: Axes, calibration: dict[str, Any]) -> None:
     axes.set_xlim(0, 1.03)
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("confidence")
-    axes.set_ylabel("share equal to the teacher's")
+    axes.set_ylabel(f"share equal to {reference.own}")
     axes.set_title(f"Calibration, ECE {calibration['ece']:.3f}")

@@ -8,6 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from student import plots
+from student.answers import REFERENCES
+from student.config import TrainConfig
 
 
 def render(figures: dict[str, Any]) -> str:
@@ -15,16 +17,36 @@ def render(figures: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    environment.filters["count"] = lambda number: "unknown" if number is None else f"{number:,}"
+    environment.filters |= {
+        "percent": lambda share: "–" if share is None else f"{100 * share:.1f} %",
+        "count": lambda number: "unknown" if number is None else f"{number:,}",
+        "rate": lambda number: "–" if number is None else f"{number:,.1f}",
+    }
+    reference = REFERENCES[figures["answers"]]
     epochs = figures["training"]["epochs"]
     drawings = {
-        "agreement": plots.agreement_bars(figures),
+        "agreement": plots.agreement_bars(figures, reference),
         "curves": plots.learning_curves(epochs),
-        "reliability": plots.reliability(figures["steps"]["calibration"]),
-        "trust": plots.trust(figures["confidence"]),
+        "reliability": plots.reliability(figures["steps"]["calibration"], reference),
+        "trust": plots.trust(figures["confidence"], reference),
     }
-    return environment.get_template("report.html.jinja").render(f=figures, plots=drawings, verdict=verdict(figures))
+    return environment.get_template("report.html.jinja").render(
+        f=figures,
+        reference=reference,
+        rate=learning_rate(figures["training"]),
+        plots=drawings,
+        verdict=verdict(figures),
+    )
+
+
+def learning_rate(training: dict[str, Any]) -> float:
+    """The peak rate a training took, which its configuration may have left open.
+
+    Args:
+        training: what its train.json holds.
+    """
+    config = TrainConfig.model_validate(training["train"] | {"init": training.get("init")})
+    return config.peak_rate(training["student"]["width"])
 
 
 def verdict(figures: dict[str, Any]) -> str:

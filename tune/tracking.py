@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from typing import Any, Literal
 
@@ -40,7 +41,20 @@ WRITE_EVERY = 5.0  # seconds between two writes of a training's metrics
 MOST_METRICS, MOST_PARAMS = 1000, 100  # MLflow's limits for one call
 
 
+FIELD = "test/field/"  # what the metric of an output field begins with
+LONGEST_METRIC = 250  # characters: MLflow's limit
+
 Row = tuple[int, dict[str, float]]  # a step and its metrics
+
+
+def field_metric(name: str) -> str:
+    """The metric of an output field. What MLflow refuses in names of metrics becomes its code: `:24:` is a dollar sign."""
+    return (FIELD + re.sub(r"[^\w -]", lambda found: f":{ord(found[0]):X}:", name))[:LONGEST_METRIC]
+
+
+def field_of(metric: str) -> str:
+    """The output field that such a metric is of."""
+    return re.sub(":([0-9A-F]+):", lambda found: chr(int(found[1], 16)), metric.removeprefix(FIELD))
 
 
 class Tracking:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import storage
 from pipeline.task import Task
+from student.answers import REFERENCES
 from student.export.folder import LISTED
+from student.plots import printable
+from student.report import learning_rate
 
 CARD = "README.md"
 
@@ -40,16 +44,20 @@ def render_card(
         "percent": lambda share: "–" if share is None else f"{100 * share:.1f} %",
         "count": lambda number: "unknown" if number is None else f"{number:,}",
         "megabytes": lambda size: f"{size / 1e6:,.1f} MB",
-        "json": lambda value: json.dumps(value, ensure_ascii=False),
+        "rate": lambda number: "–" if number is None else f"{number:,.0f}",
+        "json": lambda value: printable(json.dumps(value, ensure_ascii=False)),
+        "text": lambda text: re.sub(r"([\\`*<>&|~$\[\]])", r"\\\1", printable(text)),  # what Markdown shows as it is
     }
     teacher = manifest["teacher"]["model"]
     return environment.get_template("README.md.jinja").render(
         task=task,
         teacher=teacher_name(teacher),
         on_hub=teacher_name(teacher) == teacher,
+        reference=REFERENCES[figures["answers"]],
         manifest=manifest,
         files=[os.path.basename(file) for file in manifest["files"]],
         training=training,
+        rate=learning_rate(training),
         fidelity=fidelity,
         figures=figures,
         listed=LISTED,

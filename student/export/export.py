@@ -13,7 +13,7 @@ from pipeline.compiled import require_same
 from pipeline.config import EvaluateConfig
 from pipeline.errors import UserError
 from pipeline.manifest import open_shards
-from student.answers import teacher_answers
+from student.answers import answers_of, teacher_answers
 from student.checkpoint import is_student
 from student.examples import Examples, open_examples
 from student.export.card import CARD, render_card
@@ -61,7 +61,7 @@ def export(config: EvaluateConfig, shards_folder: str, student_folder: str, repo
     with tempfile.TemporaryDirectory() as scratch:
         forms = _make(source, Path(scratch))
         log.info("answering %s test comments in each form", f"{len(test):,}")
-        figures = _measure(forms, source, test, config.batch_size)
+        figures = {"answers": answers_of(shards.manifest)} | _measure(forms, source, test, config.batch_size)
         card = render_card(source.compiled.task, shards.manifest, training, _report(report_folder, training), figures)
         for made in (forms["folder"], forms["onnx"].parent):
             _copy(made, folder)

@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from student.plots import INK, STUDENT, TRAIN, svg
+from student.plots import INK, PLAIN, STUDENT, TRAIN, svg
 from student.prune.importance import Array
 
 CUT = "#a8451f"
@@ -24,7 +24,6 @@ POINTS = 200  # of a curve
 LEAST = 0.01  # share of the mean below which a curve goes no further down
 LINEAR_TO, CURVES_TO = 30, 10  # spreads up to which bars and curves are drawn to a linear scale
 
-PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 GROUPED = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
-from base64 import b64decode
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.plan.config import PlanConfig
 from cluster.plan.estimate import PAYS, make_plan
 from cluster.plan.machines import Machine, read_machines
 from cluster.plan.report import dollars, duration, notes, render, sections, size
@@ -22,6 +22,7 @@ from pipeline.cli import main
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from tests.cluster.plans import SMALL, planned, scale_json
+from tests.names import drawn, left_open
 from tests.tiny import ROOT
 
 MACHINES = """
@@ -65,7 +66,7 @@ def test_without_a_spot_price_there_is_none_in_all(prices: str) -> None:
     plan = make_plan(planned(*SMALL, prices=prices, student_machine="own", **GIVEN))
     assert plan.stages[0].spot_dollars is not None
     assert (plan.stages[1].spot_dollars, plan.total.spot_dollars, plan.points[0].spot_dollars) == (None, None, None)
-    assert "<svg" in b64decode(re.findall(r"base64,([^\"]*)", render(plan))[1]).decode()
+    assert "cost" in drawn(re.findall(r'src="([^"]*)"', render(plan))[1])
 
 
 def test_a_search_trains_that_many_students(prices: str) -> None:
@@ -146,12 +147,26 @@ def test_the_page_holds_every_table_and_needs_nothing_beside_it() -> None:
     assert "<script" not in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert page.count("<table>") == len(sections(plan)) == 4
-    wall, cost = (b64decode(found).decode() for found in re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', page))
+    wall, cost = map(drawn, re.findall(r'src="([^"]*)"', page))
     for drawing, label in ((wall, "wall time, hours"), (cost, "cost, US dollars")):
-        ElementTree.fromstring(drawing)
         assert label in drawing
         assert "workers of each stage: GPUs" in drawing
         assert len(re.findall(r"text-anchor: end[^>]*>[\d.,]+( [kMB])?<", drawing)) >= 2, "the upright axis has numbers"
+
+
+def test_the_page_with_every_setting_left_open_and_a_machine_of_any_name(tmp_path: Path) -> None:
+    """One without a spot price too."""
+    name, path = "own $5 <script>alert(1)</script> [red]", tmp_path / "prices.yaml"
+    path.write_text(MACHINES.replace("own:", json.dumps(name) + ":"))
+    assert "p5.48xlarge" in render(make_plan(planned(*SMALL, **left_open(PlanConfig))))
+    page = render(
+        make_plan(
+            planned(*SMALL, **left_open(PlanConfig) | {"prices": str(path), "teacher_machine": name, "teacher_params": 1e9})
+        )
+    )
+    assert html.escape(name) in page
+    assert "<td>–</td>" in page  # what it costs as a spot machine
+    assert "<script" not in page
 
 
 def test_people_read_units() -> None:

@@ -15,7 +15,7 @@ from student.examples import columns_of
 from tests.integration.conftest import Retort
 
 SMALL = [f"--set={setting}" for setting in ("student.layers=2", "student.width=64", "student.heads=2", "student.mlp=256")]
-FAST = ["--set=train.epochs=10", "--set=train.batch_size=32", "--set=train.learning_rate=0.003", "--set=train.workers=2"]
+FAST = ["--set=train.epochs=10", "--set=train.batch_size=32", "--set=train.workers=2"]  # the rest as the defaults leave it
 UNITS = ["--set=extract.rows_per_unit=300", "--set=extract.calibration_floor=0.8"]
 
 
@@ -92,6 +92,14 @@ def test_mlflow_has_the_steps(out: Path, output: str) -> None:
     an_epoch = total // len(training["epochs"])
     assert [m.step for m in steps] == [i for i in range(1, total + 1) if i % 10 == 0 or i % an_epoch == 0]
     assert "mlflow server" in output
+
+
+def test_what_the_defaults_trained_can_be_exported_and_compared(retort: Retort, out: Path) -> None:
+    assert json.loads((out / "student/train.json").read_text())["train"]["learning_rate"] is None
+    said = retort("export", f"--out={out}", "--set=evaluate.limit=20")
+    assert "ONNX, 8 bits" in said
+    assert "| batch size, learning rate, seed | 32, 0.00391, 0 |" in (out / "export/README.md").read_text()
+    assert "finished student" in retort("compare", f"--out={out}") + (out / "compare/compare.html").read_text()
 
 
 @pytest.mark.slow

@@ -69,7 +69,9 @@ def made_up_shards(folder: Path, compiled: CompiledTask, rows: int) -> Shards:
     write_manifest(
         str(folder),
         1,
-        about | {"files": ["made up"], "task_name": "tiny", "teacher": teacher, "watched": compiled.watched.size},
+        about
+        | {"files": ["made up"], "task_name": compiled.task.name, "teacher": teacher, "watched": compiled.watched.size}
+        | {"comments": {"source": {"answer": None}}},
     )
     return open_shards(str(folder))
 

@@ -55,6 +55,7 @@ def write_extraction(
         write_shard(str(folder), number, _comments(compiled, unit), captured, about | {"seconds": 1.0}, compact=codec)
     teacher = {"model": "made up", "revision": None, "dtype": "auto", "engine": "none", "parameters": None}
     facts = {"files": ["made up"], "task_name": "tiny", "teacher": teacher, "watched": compiled.watched.size}
+    facts |= {"comments": {"source": {"answer": None}}}
     write_manifest(str(folder), len(units), about | facts)
     return open_shards(str(folder))
 

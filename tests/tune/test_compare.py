@@ -1,22 +1,26 @@
 from __future__ import annotations
 
+import html
 import json
 import re
-from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.errors import UserError
+from student.config import StudentChanges, TrainConfig
+from student.plots import printable
+from tests.names import NAMES, drawn, left_open
 from tests.tune.store import HOSTILE, Store, measures, parameters, params
 from tune.compare import page as compare
 from tune.compare import runs
 from tune.compare.page import Comparison, compare_runs
 from tune.compare.parallel import ABSENT, coordinate
+from tune.compare.runs import Found
+from tune.tracking import field_metric
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +63,8 @@ def page(students: Comparison, folder: Path) -> str:
 
 def drawings(page: str) -> dict[str, str]:
     """The SVG of each plot, by its heading."""
-    found = re.findall(r'<h2>([^<]*)</h2>\n<div class="scroll[^>]*><img src="data:image/svg\+xml;base64,([^"]*)"', page)
-    return {title: b64decode(content).decode() for title, content in found}
+    found = re.findall(r'<h2>([^<]*)</h2>\n<div class="scroll[^>]*><img src="([^"]*)"', page)
+    return {title: drawn(uri) for title, uri in found}
 
 
 def test_runs_as_they_were_written(students: Comparison) -> None:
@@ -92,16 +96,48 @@ def test_the_page_holds_every_plot_and_escapes_what_it_shows(page: str) -> None:
     assert not re.search(r'src="(?!data:)', page)
     plots = drawings(page)
     assert list(plots) == ["Agreement by size", "Agreement by speed", "Agreement by field", "Learning curves"]
-    for svg in plots.values():
-        ElementTree.fromstring(svg)
-        assert "<script" not in svg
     for title, words in {
         "Agreement by size": ["parameters, embedding included", "floor: TF-IDF + regression, 63.5 %", "on the front:"],
         "Agreement by speed": ["answers a second"],
-        "Agreement by field": ["sentiment", "agreement with the teacher"],
+        "Agreement by field": ["sentiment", "agreement, test split"],
         "Learning curves": ["epoch", "stopped early"],
     }.items():
         assert all(word in plots[title] for word in words), title
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_anything_may_have_any_name(students: Comparison, name: str) -> None:
+    """Runs, experiments, fields and what params hold."""
+    metrics = {field_metric(name): 0.5}
+    runs = [
+        replace(run, name=name, reason=name, params=run.params | {"note": f"{name} {i}"}, metrics=run.metrics | metrics)
+        for i, run in enumerate(students.found.runs)
+    ]
+    compared = compare.compare(Found(name, name, "a search", runs))
+    text = compare.render(compared)
+    assert "<script" not in text
+    assert len(drawings(text)) == 5
+    assert f'<th class="n">{printable(name)[:200]}' in html.unescape(text)
+    compare.table(compared)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_names_are_drawn_as_they_are_written(students: Comparison) -> None:
+    for name in ("price_$5_to_$9", "_hidden"):
+        run = replace(students.found.runs[0], metrics=students.found.runs[0].metrics | {field_metric(name): 0.5})
+        text = compare.render(compare.compare(replace(students.found, runs=[run])))
+        assert f">{name}<" in drawings(text)["Agreement by field"]
+
+
+def test_the_page_with_every_setting_left_open(students: Comparison) -> None:
+    settings = {"train": left_open(TrainConfig), "student": left_open(StudentChanges)}
+    params = {f"{part}.{name}": str(value) for part, names in settings.items() for name, value in names.items()}
+    varied = params | {"train.learning_rate": "0.001"}
+    runs = [replace(run, params=varied if i else params) for i, run in enumerate(students.found.runs)]
+    text = compare.render(compare.compare(Found("a search", "", "search", runs)))
+    assert "learning_rate=default" in text
+    assert "learning_rate" in drawings(text)["What the trials tried"]
 
 
 def test_what_was_not_measured_is_a_dash(folder: Path, students: Comparison) -> None:

@@ -9,11 +9,13 @@ from difflib import get_close_matches
 from statistics import fmean, stdev
 
 from pipeline.errors import UserError
+from student.plots import printable
 from tune.compare.pareto import front
 from tune.compare.runs import StudentRun
+from tune.tracking import FIELD, field_of
 
 SEED, DIGEST, OBJECTIVE = "train.seed", "shards.digest", "train.objective"
-WHOLE, COMMENTS, PARAMETERS, FIELD = "test/whole", "test/comments", "parameters", "test/field/"
+WHOLE, COMMENTS, PARAMETERS = "test/whole", "test/comments", "parameters"
 FIRST = (OBJECTIVE, "student.layers", "student.width")  # what a label begins with
 OF_WIDTH = ("student.heads", "student.mlp")  # usually chosen with the width, and then said by it
 OF_SHARDS = {f"student.{key}" for key in ("input_vocabulary", "embeddings", "output_vocabulary", "context")}  # not chosen
@@ -93,10 +95,10 @@ def group_runs(runs: Sequence[StudentRun], by: Sequence[str] = ()) -> tuple[list
     return _ranked(groups), unfinished
 
 
-def fields_of(groups: Sequence[Group]) -> list[str]:
-    """The output fields that any of the runs was measured on."""
-    names = {name for group in groups for run in group.runs for name in run.metrics if name.startswith(FIELD)}
-    return [name.removeprefix(FIELD) for name in sorted(names)]
+def fields_of(groups: Sequence[Group]) -> dict[str, str]:
+    """The output fields that any of the runs was measured on: the metric of each, and its name."""
+    metrics = {name for group in groups for run in group.runs for name in run.metrics if name.startswith(FIELD)}
+    return {metric: printable(field_of(metric)) for metric in sorted(metrics)}
 
 
 def varying(params: Sequence[dict[str, str]]) -> list[str]:
@@ -131,7 +133,7 @@ def _labels(groups: list[list[StudentRun]], by: Sequence[str]) -> list[str]:
     known = sorted({key for each in params for key in each})
     keys = [_resolve(key, known) for key in by] or varying(params)
     names = short_names(keys, known)
-    return [_label(members[0], names, missing=bool(by)) or _printable(members[0].name) for members in groups]
+    return [_label(members[0], names, missing=bool(by)) or printable(members[0].name) for members in groups]
 
 
 def _label(run: StudentRun, names: dict[str, str], missing: bool) -> str:
@@ -147,14 +149,9 @@ def short_value(value: str) -> str:
     try:
         number = float(value)
     except ValueError:
-        text = _printable(value)
+        text = printable(value)
         return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
     return str(int(number)) if number.is_integer() else f"{number:.3g}"
-
-
-def _printable(text: str) -> str:
-    """Control characters have no place in a table, a page or an SVG."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _resolve(key: str, known: Sequence[str]) -> str:

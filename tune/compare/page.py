@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,8 +94,8 @@ def _warnings(groups: Sequence[Group]) -> list[str]:
     if len(digests) > 1:
         counts = ", ".join(f"{digest[:12]} ({_counted(runs, 'run')})" for digest, runs in digests.most_common())
         return [
-            f"These students are of {len(digests)} sets of shards: {counts}. Each was tested on its own comments against its "
-            "own teacher's answers, so their figures cannot be compared with each other."
+            f"These students are of {len(digests)} sets of shards: {counts}. Each was tested on its own comments and "
+            "their answers, so their figures cannot be compared with each other."
         ]
     floors = {round(run.metrics[MAJORITY], 9) for run in runs if MAJORITY in run.metrics}
     if len(floors) > 1:
@@ -198,12 +197,10 @@ def render(comparison: Comparison) -> str:
 
 def _drawings(comparison: Comparison) -> dict[str, str | None]:
     groups, found = comparison.groups, comparison.found
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the text is drawn by the browser, which has it
-        return {
-            "size": plots.scatter(groups, plots.SIZE),
-            "speed": plots.scatter(groups, plots.SPEED),
-            "fields": plots.agreement_by_field(groups),
-            "curves": plots.learning_curves(groups, comparison.unfinished),
-            "params": parallel_coordinates(found.runs) if found.search else None,
-        }
+    return {
+        "size": plots.scatter(groups, plots.SIZE),
+        "speed": plots.scatter(groups, plots.SPEED),
+        "fields": plots.agreement_by_field(groups),
+        "curves": plots.learning_curves(groups, comparison.unfinished),
+        "params": parallel_coordinates(found.runs) if found.search else None,
+    }

@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from student.plots import INK, MAJORITY, svg
 from tune.compare.grouping import SEED, WHOLE, short_names, short_value, varying
-from tune.compare.plots import AGREEMENT, PLAIN
+from tune.compare.plots import AGREEMENT
 from tune.compare.runs import StudentRun
 
 WIDE = 10  # ratio of the largest to the smallest value from which an axis may be logarithmic
@@ -56,7 +56,7 @@ def parallel_coordinates(runs: Sequence[StudentRun]) -> str | None:
     names = short_names(keys, [key for each in params for key in each])
     coordinates = [coordinate(names[key], [each.get(key) for each in params]) for key in keys]
     last, scale = _outcome(whole)
-    with mpl.rc_context(PLAIN), svg(1, max(6.6, 1.25 * (len(keys) + 1.6)), 4.2) as (drawing, (axes,)):
+    with svg(1, max(6.6, 1.25 * (len(keys) + 1.6)), 4.2) as (drawing, (axes,)):
         _lines(axes, [*coordinates, last], whole, scale)
         _axes(axes, [*coordinates, last])
         bar = axes.figure.colorbar(ScalarMappable(scale, "viridis_r"), ax=axes, pad=0.01, fraction=0.04)

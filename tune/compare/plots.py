@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from textwrap import wrap
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from student.plots import FLOOR, INK, MAJORITY, STUDENT, TRAIN, svg
-from tune.compare.grouping import FIELD, PARAMETERS, WHOLE, Group, Spread, Unfinished, fields_of
+from student.plots import FLOOR, INK, MAJORITY, STUDENT, TRAIN, fitted, svg
+from tune.compare.grouping import PARAMETERS, WHOLE, Group, Spread, Unfinished, fields_of
 from tune.compare.pareto import Direction, front
 
-PLAIN: Any = {"text.parse_math": False}  # a label may hold dollar signs
 STOPPED, BROKEN, QUIET, GRID = "#c07a2c", "#a8451f", "#8a8a8a", "#e6e6e6"
 SERIES = (STUDENT, "#2a7d3f", "#8b4a9c", "#3b9b9b", "#c0508a", "#6b6b6b", "#a8892c", "#4a4a9c")
 FLOORS = {
@@ -26,7 +23,8 @@ FLOORS = {
 }
 NUMBERED = 40  # students up to which those off the front bear their numbers in a scatter
 AGREEMENT = "whole-answer agreement, test split, %"
-LINE, NAMED, LISTED = 30, 9, 12  # characters of a label's line in a plot; students named in a scatter; students shown by field
+LINE, FIELD_LINE = 30, 18  # characters of a line in a plot, of a student's label and of a field's name
+NAMED, LISTED = 9, 12  # students named in a scatter; students shown by field
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def scatter(groups: Sequence[Group], against: Against) -> str | None:
     x = np.array([size for _, _, size in known])
     y, std = (100 * np.array(column) for column in zip(*((s.mean, s.std or 0.0) for _, s, _ in known), strict=True))
     on_front = front(np.stack([x, y], axis=1), (against.direction, "max"))
-    with mpl.rc_context(PLAIN), svg(1, 6.6, 4.2) as (drawing, (axes,)):
+    with svg(1, 6.6, 4.2) as (drawing, (axes,)):
         axes.errorbar(x, y, std, fmt="none", ecolor=TRAIN, elinewidth=1.2, zorder=2)
         axes.plot(x[~on_front], y[~on_front], "o", ms=5, color=TRAIN, zorder=3, label="student")
         _front_line(axes, x[on_front], y[on_front], against.direction)
@@ -118,8 +116,7 @@ def _floors(axes: Axes, groups: Sequence[Group], low: float, high: float) -> Non
 
 def short(group: Group) -> str:
     """A group's number and what two lines hold of its label."""
-    text = f"{group.number}: {group.label}"
-    return "\n".join(wrap(text, LINE, max_lines=2, placeholder="…", break_on_hyphens=False))
+    return fitted(f"{group.number}: {group.label}", LINE)
 
 
 def _name_points(axes: Axes, points: list[tuple[Group, float, float]], direction: Direction) -> None:
@@ -148,12 +145,11 @@ def _number_points(axes: Axes, points: list[tuple[Group, float, float]]) -> None
 def agreement_by_field(groups: Sequence[Group]) -> str | None:
     """Agreement by output field, a row a student and a dot a field; a bar is the spread over seeds."""
     fields = fields_of(groups)
-    known = [group for group in groups if any(group.spread(FIELD + name) for name in fields)][:LISTED]
+    known = [group for group in groups if any(group.spread(metric) for metric in fields)][:LISTED]
     if not known:
         return None
-    with mpl.rc_context(PLAIN), svg(1, 6.6, 1.35 + 0.37 * len(known)) as (drawing, (axes,)):
-        for i, name in enumerate(["whole answer", *fields]):
-            metric = WHOLE if i == 0 else FIELD + name
+    with svg(1, 6.6, 1.35 + 0.37 * len(known)) as (drawing, (axes,)):
+        for i, (metric, name) in enumerate({WHOLE: "whole answer", **fields}.items()):
             if not (spreads := [(place, spread) for place, group in enumerate(known) if (spread := group.spread(metric))]):
                 continue
             _dots(axes, spreads, name, INK if i == 0 else SERIES[(i - 1) % len(SERIES)], "|" if i == 0 else "o")
@@ -161,8 +157,9 @@ def agreement_by_field(groups: Sequence[Group]) -> str | None:
         axes.set_ylim(len(known) - 0.5, -0.5)
         axes.grid(color=GRID, lw=0.7)
         axes.set_axisbelow(True)
-        axes.set_xlabel("agreement with the teacher, test split, %")
-        axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handletextpad=0.1, columnspacing=1)
+        axes.set_xlabel("agreement, test split, %")
+        place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "handletextpad": 0.1, "columnspacing": 1}
+        axes.legend(handles=axes.lines, fontsize=8, **place)  # left to itself it leaves out names that begin with _
     return drawing.uri
 
 
@@ -171,17 +168,17 @@ def _dots(axes: Axes, spreads: list[tuple[int, Spread]], name: str, colour: str,
     mean, std = (100 * np.array(column) for column in zip(*((s.mean, s.std or 0.0) for _, s in spreads), strict=True))
     axes.hlines(places, mean - std, mean + std, color=colour, lw=1.2, alpha=0.5)
     stroke: Any = {"ms": 9, "mew": 1.8} if marker == "|" else {"ms": 5.5, "mew": 0}
-    axes.plot(mean, places, marker, color=colour, label=name, **stroke)
+    axes.plot(mean, places, marker, color=colour, label=fitted(name, FIELD_LINE), **stroke)
 
 
 def learning_curves(groups: Sequence[Group], unfinished: Sequence[Unfinished]) -> str | None:
-    """Validation answers equal to the teacher's by epoch, a line a run; the best students in colours of their own."""
+    """Agreement on the validation split by epoch, a line a run; the best students in colours of their own."""
     finished = [(group, run) for group in groups for run in group.runs if run.curve]
     others = [each.run for each in unfinished if each.run.curve]
     if not finished and not others:
         return None
     coloured = dict(zip(dict.fromkeys(group.number for group, _ in finished), SERIES[:5], strict=False))
-    with mpl.rc_context(PLAIN), svg(1, 6.6, 3.9) as (drawing, (axes,)):
+    with svg(1, 6.6, 3.9) as (drawing, (axes,)):
         for run in others:
             colour = STOPPED if run.state == "stopped" else BROKEN
             axes.plot(*_percent(run.curve), ls="--", lw=1, marker=".", ms=3, color=colour, alpha=0.8, zorder=2)

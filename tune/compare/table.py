@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tune.compare.grouping import FIELD, PARAMETERS, WHOLE, Group, Spread, fields_of
+from tune.compare.grouping import PARAMETERS, WHOLE, Group, Spread, fields_of
 from tune.compare.verdict import count
 
 MISSING = "–"
@@ -16,7 +16,7 @@ Cell = Callable[[Group], str]
 def columns(groups: Sequence[Group]) -> dict[str, Cell]:
     """What the table shows of a group, by heading; a measure of fidelity over several seeds is mean ± standard deviation."""
     heads: dict[str, Cell] = {"seeds": lambda group: str(len(group.runs)), "whole, %": _cell(WHOLE, 100, 1)}
-    heads |= {f"{name}, %": _cell(FIELD + name, 100, 1) for name in fields_of(groups)}
+    heads |= {f"{name}, %": _cell(metric, 100, 1) for metric, name in fields_of(groups).items()}
     return (
         heads
         | {

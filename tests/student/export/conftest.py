@@ -35,7 +35,7 @@ def source_of(kind: str, compiled: CompiledTask) -> Source:
         return Source(make(compiled, "gemma3", layers=2, kinds=KINDS), compiled, None)
     if kind == "spelt":
         spelt = recompiled(compiled, tiny_task(fields={"mood": SPELT, "one": [1], "loud": [True, False]}))
-        return Source(make_student(spelt, 3, 8.0, tail=True, sequence="choices", layers=1), spelt, TEMPERATURES)
+        return Source(make_student(spelt, 3, 8.0, tail=True, sequence="choices", layers=1), spelt, TEMPERATURES | {"one": 1.0})
     layers = {"full": 2, "choices": 1}[kind]
     return Source(make_student(compiled, 2, 8.0, sequence=kind, layers=layers), compiled, TEMPERATURES)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from contextlib import redirect_stdout
 from copy import deepcopy
 from pathlib import Path
@@ -17,19 +18,26 @@ from pipeline.cli import main
 from pipeline.config import EvaluateConfig
 from pipeline.errors import UserError
 from pipeline.manifest import Shards
+from student.config import TrainConfig
 from student.export.answer import load
 from student.export.card import render_card, teacher_name
 from student.export.export import export
 from student.export.folder import Source
 from student.fidelity import THRESHOLDS
+from tests.names import NAMES, left_open
 from tests.student.export.conftest import source_of
+from tests.tiny import tiny_task
 
 TRAINING = {
-    "train": {"objective": "topk", "epochs": 5, "batch_size": 48, "learning_rate": 0.00123, "seed": 7},
+    "train": TrainConfig(objective="topk", epochs=5, batch_size=48, seed=7).recipe(),
     "student": {"layers": 2, "width": 32, "heads": 2, "mlp": 64},
     "parameters": {"embedding": 9600, "rest": 12345},
     "best_epoch": 4,
     "epochs": [{"samples": [{"comment": "a comment of somebody"}]}],
+    "cost": {"worker_seconds": 1.0},
+    "mlflow": {"uri": "sqlite:///mlflow.db", "run": "1"},
+    "cost": {"worker_seconds": 1.0},
+    "mlflow": {"uri": "sqlite:///absent.db", "run": "none"},
 }
 FLOOR = {"valid": 1.0, "whole": 0.321, "fields": {"mood": 0.432, "loud": 0.543}}
 FIDELITY = {
@@ -68,8 +76,8 @@ def figures(run: Path) -> dict[str, Any]:
 
 
 def card_of(run: Path, shards: Shards, figures: dict[str, Any], **changes: Any) -> str:
-    given = {"manifest": shards.manifest, "training": TRAINING, "fidelity": FIDELITY} | changes
-    return render_card(shards.compiled.task, given["manifest"], given["training"], given["fidelity"], figures)
+    given = {"task": shards.compiled.task, "manifest": shards.manifest, "training": TRAINING, "fidelity": FIDELITY} | changes
+    return render_card(given["task"], given["manifest"], given["training"], given["fidelity"], figures)
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def test_the_card_with_a_report(run: Path, shards: Shards, figures: dict[str, An
     for text in (
         "topk",
         "epoch 4",
-        "48, 0.00123, 7",
+        "48, 0.00781, 7",  # 0.25 / width, as no rate was set
         "9,600, 12,345",
         "of 1 to 40 tokens, without URLs, without the text of control",
     ):
@@ -137,6 +145,48 @@ def test_the_card_names_no_folder_of_this_machine(run: Path, shards: Shards, fig
     manifest["teacher"]["model"] = "google/gemma-3-4b-it"
     assert front_matter(card_of(run, shards, figures, manifest=manifest))["base_model"] == "google/gemma-3-4b-it"
     assert teacher_name("s3://bucket/models/mine") == "mine"
+
+
+def test_the_card_of_a_student_of_labels(run: Path, shards: Shards, figures: dict[str, Any]) -> None:
+    manifest = deepcopy(shards.manifest)
+    manifest["teacher"]["model"] = "google/gemma-3-4b-it"
+    speed = FIDELITY["speed"] | {"teacher_answers_per_second": None}
+    about = {"manifest": manifest, "fidelity": FIDELITY | {"speed": speed}}
+    own = card_of(run, shards, figures, **about)
+    card = card_of(run, shards, figures | {"answers": "given"}, **about)
+    assert "| answers a second | – | 4,568 |" in own
+    assert "| answers a second | 4,568 |" in card
+    assert "base_model" not in front_matter(card)
+    for text in (
+        "whole answers equal to the given ones",
+        "mood equal to the given ones",
+        "Agreement with the given answers on",
+    ):
+        assert text in card
+    for text in ("equal to the teacher's", "greement with the teacher", "the teacher's own answers", "imitates the teacher"):
+        assert text in own
+        assert text not in card
+
+
+def test_the_card_with_every_setting_left_open(run: Path, shards: Shards, figures: dict[str, Any]) -> None:
+    training = TRAINING | {"train": TrainConfig.model_validate(left_open(TrainConfig)).recipe()}
+    manifest = shards.manifest | {"teacher": {"model": "some/model", "revision": None, "parameters": None}}
+    for fidelity in (FIDELITY, None):
+        assert "0.00781" in card_of(run, shards, figures, training=training, manifest=manifest, fidelity=fidelity)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_shows_any_name_as_it_is(run: Path, shards: Shards, figures: dict[str, Any], name: str) -> None:
+    shares = {"fields": {name: 0.5}}
+    named = figures | {"student": figures["student"] | shares}
+    named["formats"] = {form: about | {"teacher": about["teacher"] | shares} for form, about in figures["formats"].items()}
+    task = tiny_task(fields={name: [name, None]}, instruction=f"Judge. {name or '-'}")
+    card = card_of(run, shards, named, task=task, fidelity=None)
+    metric = front_matter(card)["model-index"][0]["results"][0]["metrics"][1]["name"]
+    assert metric == name.replace("\u202e", " ") + " equal to the teacher's"
+    assert not re.search(r"(?<!\\)<script", card.split("---\n", 2)[2])
+    columns = [len(re.findall(r"(?<!\\)\|", line)) for line in card.splitlines() if line.startswith("| ")]
+    assert set(columns) <= {3, 7}
 
 
 def test_the_cards_own_example(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,10 +233,10 @@ def test_what_cannot_be_exported(shards: Shards, tmp_path: Path) -> None:
     source_of("choices", shards.compiled).save(str(tmp_path / "student"))
     with pytest.raises(UserError, match="was not trained"):
         export(EvaluateConfig(), *folders)
-    source_of("spelt", shards.compiled).save(str(tmp_path / "student"))
-    storage.write_json(str(tmp_path / "student" / "train.json"), TRAINING)
+    source_of("spelt", shards.compiled).save(str(tmp_path / "other"))
+    storage.write_json(str(tmp_path / "other" / "train.json"), TRAINING)
     with pytest.raises(UserError, match="another task"):
-        export(EvaluateConfig(), *folders)
+        export(EvaluateConfig(), shards.folder, str(tmp_path / "other"), *folders[2:])
 
 
 def test_the_command(run: Path, figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-import base64
+import html
 import re
 from typing import Any
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from student.prune import plots
+from student.prune.config import PruneConfig
 from student.prune.importance import Importance
 from student.prune.page import PAGE, write_page
+from tests.names import drawn, left_open
 
 
 def made_up(layers: int, heads: int, neurons: int, width: int) -> Importance:
@@ -41,7 +43,7 @@ def written(folder: Any, what: dict[str, Any], importance: Importance) -> str:
 
 
 def drawings(page: str) -> list[str]:
-    return [base64.b64decode(data).decode() for data in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)]
+    return [drawn(uri) for uri in re.findall(r"data:image/svg\+xml;base64,[^\"]+", page)]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,18 @@ def test_a_random_choice_is_called_one(tmp_path):
     page = written(tmp_path, about(2, 3, 20, 16, rank="random"), made_up(4, 4, 40, 32))
     assert "kept at random" in page
     assert "ranks the layers" not in page
+
+
+def test_the_page_with_every_setting_left_open_and_any_place(tmp_path):
+    place = "s3://bucket/$x_<script>alert(1)</script>/[red]"
+    open_ = {
+        "prune": PruneConfig.model_validate(left_open(PruneConfig)).recipe(),
+        "source": {"model": place, "revision": None},
+        "parent_run": None,
+    }
+    page = written(tmp_path, about(2, 3, 20, 16) | open_, made_up(4, 4, 40, 32))
+    assert html.escape(place) in page
+    assert "<script" not in page
 
 
 @pytest.mark.filterwarnings("error")
