@@ -19,6 +19,7 @@ from student.serve.guard import Guard
 from student.serve.messages import EXAMPLES, ClassifyRequest, ClassifyResponse, TaskBody, result_body, task_body
 from student.serve.metrics import Measured
 from student.serve.service import Service
+from student.serve.turns import Pieces
 
 PAGE = Path(__file__).with_name("page.html")
 
@@ -33,7 +34,7 @@ def create_app(service: Service) -> FastAPI:
     # The usual pages over /openapi.json would load their scripts from elsewhere.
     app = FastAPI(title=f"Retort: {service.task.name}", docs_url=None, redoc_url=None, responses=ERRORS)
     add_handlers(app)
-    app.add_middleware(Guard, config=service.config)
+    app.add_middleware(Guard, config=service.config, turns=service.turns)
     app.add_middleware(Measured, metrics=service.metrics)
     _add_routes(app, service)
     _add_pages(app, service)
@@ -47,7 +48,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Answers one text or several."""
         found = await results(request, service, body.all_texts, body.probabilities, body.teacher)
         # as it is: to validate our own answer takes longer than to make it
-        return JSONResponse({"results": [result_body(result, body, service.task.fields) for result in found]})
+        bodies = (result_body(result, body, service.task.fields) for result in found)
+        return Pieces(await service.turns.encode('{"results":[', bodies, "]}"))
 
     @app.get("/task")
     async def task() -> TaskBody:

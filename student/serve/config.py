@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +13,9 @@ class ServeConfig(AnswerConfig):
     """How a student is served."""
 
     host: str = Field("127.0.0.1", description="address to listen at; 0.0.0.0 is every one of this machine")
+    hosts: tuple[Annotated[str, Field(pattern=r"^[\w.-]+$")], ...] = Field(
+        (), description="names under which clients ask for it, beside localhost, the machine's own and `host`; without ports"
+    )
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
     batch: int = Field(64, ge=1, description="comments decoded together, when as many wait")
     queue: int = Field(4096, ge=1, description="comments that may wait; a request that would add more is refused")
@@ -28,11 +30,3 @@ class ServeConfig(AnswerConfig):
         if self.max_texts > self.queue:
             raise ValueError(f"a request of max_texts ({self.max_texts}) never fits in the queue ({self.queue})")
         return self
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 CLIENT_GONE = 499  # as in nginx's log; nobody reads it
+LONGEST = 2000  # characters of a message: it may quote the request
 
 
 class Error(BaseModel):
@@ -62,7 +63,7 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
         raise error
     messages: dict[int, str] = {
         HTTPStatus.BAD_REQUEST: "the body cannot be read: send one JSON object in UTF-8",
-        HTTPStatus.NOT_FOUND: f"there is no {request.url.path}: /openapi.json lists what there is",
+        HTTPStatus.NOT_FOUND: f"there is no {request.scope['path'][: LONGEST // 2]}: /openapi.json lists what there is",
         HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not possible here: /openapi.json lists what is",
     }
     message = messages.get(error.status_code, error.detail)
@@ -77,7 +78,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
         message = f"the body is sent as {kind or 'nothing in particular'}: set the header Content-Type: application/json"
     else:
         message = "; ".join(map(_finding, error.errors()))
-    return _response(HTTPStatus.BAD_REQUEST, message[:2000])
+    return _response(HTTPStatus.BAD_REQUEST, message)
 
 
 def _finding(finding: dict[str, Any]) -> str:
@@ -94,7 +95,7 @@ async def _failed(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _response(status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    whole = message.encode("utf-8", "backslashreplace").decode()  # it may quote half a character of the request
+    whole = message[:LONGEST].encode("utf-8", "backslashreplace").decode()  # it may quote half a character
     return JSONResponse({"error": {"message": whole, "type": _kind(status), "code": code}}, status, headers)
 
 

@@ -24,6 +24,13 @@ class ClassifyRequest(Strict):
     probabilities: StrictBool = Field(True, description="tell the share of every value too")
     teacher: StrictBool = Field(False, description="tell the teacher's answer too")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > len(cls.model_fields):  # each unknown one would be an error of its own
+            raise ValueError(f"{len(data):,} keys: there are only {', '.join(cls.model_fields)}")
+        return data
+
     @model_validator(mode="after")
     def _either(self) -> Self:
         if len(self.model_fields_set & {"text", "texts"}) != 1:

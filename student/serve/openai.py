@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, StrictBool, StrictInt
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -26,26 +26,26 @@ class Message(BaseModel):
     """One of the conversation."""
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None  # one error is enough to refuse it
 
 
 class StreamOptions(BaseModel):
     """What a stream holds besides."""
 
-    include_usage: bool = False
+    include_usage: StrictBool = False
 
 
 class ChatRequest(BaseModel):
     """What is read of OpenAI's request. Of the rest, sampling above all, nothing would change an answer."""
 
-    messages: list[Message]
+    messages: Annotated[list[Message], Field(fail_fast=True)]
     model: str = ""
-    n: int | None = None
-    stream: bool | None = None
+    n: StrictInt | None = None
+    stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     tools: list[Any] | None = None
     functions: list[Any] | None = None
-    logprobs: bool | int | None = None
+    logprobs: StrictBool | StrictInt | None = None
 
 
 class Usage(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import select
@@ -22,6 +23,7 @@ from pipeline.stopping import STOPPED
 from student.answerer import Answerer
 from student.serve.app import create_app
 from student.serve.config import ServeConfig
+from student.serve.connection import Connection
 from student.serve.service import Service
 from student.teacher import Teacher
 
@@ -46,6 +48,7 @@ def serve(config: RunConfig, student_folder: str) -> None:
     teacher = Teacher(settings.teacher, config.teacher, answerer.compiled) if settings.teacher else None
     service = Service(answerer, settings, teacher)
     _announce(settings, listener.getsockname()[1], service)
+    gc.freeze()  # what is loaded stays: to look through it for garbage takes a third of a second, now and then
     DrainingServer(service).run(sockets=[listener])
     service.close()
 
@@ -87,6 +90,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(service),
+                http=Connection,
                 lifespan="off",
                 ws="none",
                 log_config=None,
@@ -109,9 +113,10 @@ class DrainingServer(uvicorn.Server):
         self.server_state.default_headers.append(CLOSE_HEADER)
         await self._stop_listening(sockets or [])
         start = asyncio.get_running_loop().time()
+        connections: list[Any]  # of the class that the configuration names
         while (connections := list(self.server_state.connections)) and self._passed(start) < self._service.config.drain_seconds:
             for connection in connections:
-                if _busy(connection) or (self._passed(start) > LINGER and not _unread(connection)):
+                if connection.busy or (self._passed(start) > LINGER and not _unread(connection)):
                     connection.shutdown()  # now if idle, else when the answer is sent
             await asyncio.sleep(LOOK)
         if self.server_state.connections:
@@ -142,11 +147,6 @@ def _accept_all(listener: socket.socket) -> list[socket.socket]:
                 connections.append(listener.accept()[0])
             except BlockingIOError:
                 return connections
-
-
-def _busy(connection: Any) -> bool:
-    """Whether a request of it is not answered yet."""
-    return connection.cycle is not None and not connection.cycle.response_complete
 
 
 def _unread(connection: Any) -> bool:

@@ -14,6 +14,7 @@ from student.answerer import Answer, Answerer
 from student.serve.batcher import Batcher
 from student.serve.config import ServeConfig
 from student.serve.metrics import Metrics
+from student.serve.turns import Turns
 from student.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -55,10 +56,12 @@ class Service:
 
     Attributes:
         draining: whether it is about to end.
+        turns: for work that has the event loop for milliseconds.
     """
 
     def __init__(self, answerer: Answerer, config: ServeConfig, teacher: Teacher | None = None) -> None:
         self.config, self.teacher, self.metrics, self.draining = config, teacher, Metrics(), False
+        self.turns = Turns()
         self.compiled, self.task = answerer.compiled, answerer.compiled.task
         self._answerer = answerer
         self._student = Batcher(self._decode, config.batch, config.queue, self.metrics.batch)

@@ -66,11 +66,13 @@ def running(answerer: Any, beside: Any = None, **settings: Any) -> Iterator[http
     thread.start()
     while not server.started:
         time.sleep(0.005)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-        yield client
-    server.should_exit = True
-    thread.join()
-    service.close()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+        service.close()
 
 
 @pytest.fixture

@@ -77,6 +77,11 @@ def test_a_message_that_only_overlaps_the_prompt_is_the_comment():
     ("changes", "code"),
     [
         ({"n": 2}, "n"),
+        ({"n": True}, None),
+        ({"stream": "yes"}, None),
+        ({"stream_options": {"include_usage": "yes"}}, None),
+        ({"logprobs": "no"}, None),
+        ({"messages": [{}] * 5000}, None),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"logprobs": True}, "logprobs"),
         ({"messages": []}, "no_user_message"),

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from student.serve.app import create_app
 from student.serve.config import ServeConfig
@@ -37,6 +40,9 @@ def error(response: httpx.Response, status: int) -> str:
         (b"{}", 'send either "text"'),
         (b'{"text": "a", "texts": ["b"]}', 'send either "text"'),
         (b'{"text": "a", "txet": "b"}', "txet: unknown key"),
+        (json.dumps(dict.fromkeys(map(str, range(1000)), 1)).encode(), "1,000 keys: there are only text, texts,"),
+        (b'{"texts": [], "a": "' + b"x" * 9999 + b'\x00"}', "UTF-8"),
+        ('{"text": "\u2222"}'.encode("utf-16"), "UTF-8"),
         (b'{"text": "a", "\\ud800": 1}', "unicode"),
         (b'{"texts": null}', "texts: Input should be a valid list"),
         (b'{"text": "a", "teacher": "yes"}', "teacher: Input should be a valid boolean"),
@@ -89,6 +95,34 @@ def test_a_body_that_does_not_come_is_given_up(serve: Serve, fake: FakeAnswerer)
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
 
 
+def test_a_body_that_trickles_is_given_up_when_the_time_is_up(serve: Serve, fake: FakeAnswerer):
+    with (
+        serve(fake, timeout_seconds=0.3) as client,
+        socket.create_connection((client.base_url.host, client.base_url.port), timeout=0.05) as connection,
+    ):
+        connection.sendall(b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+        for _ in range(100):
+            connection.sendall(b" ")
+            with suppress(TimeoutError):
+                assert connection.recv(100).startswith(b"HTTP/1.1 408")
+                return
+    raise AssertionError("it waits without end")
+
+
+def test_more_json_than_texts_is_refused_before_it_is_parsed(serve: Serve, fake: FakeAnswerer):
+    with serve(fake) as client:
+        for body in (b'{"texts": [' + b"{}," * 40_000, b'{"texts": [' + b'"",' * 40_000, b'["{}\\\\",' + b"[]," * 40_000):
+            assert "bytes of JSON around its strings" in error(client.post("/classify", content=body, headers=JSON), 413)
+        texts = ['a "quote", \\ a {brace}, [a bracket]' * 50] * 1024
+        assert client.post("/classify", json={"texts": texts}).status_code == 200
+        indented = json.dumps({"texts": texts}, indent=4)
+        assert client.post("/classify", content=indented, headers=JSON).status_code == 200
+
+
+def test_too_many_headers_are_refused(client: httpx.Client):
+    assert "at most 100" in error(client.get("/healthz", headers={f"x-{i}": "" for i in range(100)}), 431)
+
+
 def test_too_many_texts_are_refused(client: httpx.Client):
     assert "at most 50" in error(client.post("/classify", json={"texts": ["a"] * 51}), 413)
 
@@ -116,9 +150,26 @@ def test_a_page_of_another_site_cannot_reach_a_service_of_this_machine(client: h
     assert client.get("/healthz", headers={"Host": host}).status_code == status
 
 
-def test_a_service_for_others_takes_any_host(serve: Serve, fake: FakeAnswerer):
+@pytest.mark.parametrize("host", ["Students.example:80", "10.1.2.3:8000", "[fe80::1]", "localhost", socket.gethostname()])
+def test_a_service_for_others_goes_by_addresses_and_the_names_it_is_given(serve: Serve, fake: FakeAnswerer, host: str):
+    with serve(fake, host="0.0.0.0", hosts=["students.example"]) as client:
+        assert client.get("/healthz", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["students.example", "10.1.2.3.evil.example", "[evil.example]", "[", "10.1.2.3@evil.example", ""]
+)
+def test_a_service_for_others_refuses_a_name_of_another_and_says_where_names_are_listed(
+    serve: Serve, fake: FakeAnswerer, host: str
+):
     with serve(fake, host="0.0.0.0") as client:
-        assert client.get("/healthz", headers={"Host": "students.example"}).status_code == 200
+        assert "list other names in serve.hosts" in error(client.get("/healthz", headers={"Host": host}), 400)
+
+
+@pytest.mark.parametrize("host", ["https://students.example", "students.example:8000", ""])
+def test_a_host_is_a_name_alone(host: str):
+    with pytest.raises(ValidationError, match="hosts"):
+        ServeConfig(hosts=[host])
 
 
 def test_no_other_site_may_read_answers(client: httpx.Client):

@@ -37,7 +37,7 @@ class Process:
     """`retort serve` on a free port."""
 
     def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "pipeline.cli", "serve", "--out", str(folder), "--student", str(folder)]
+        command = [sys.executable, "-m", "pipeline.cli", "serve", "--student", str(folder)]
         command += ["--port", "0", "--set", "serve.threads=1"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
         self.process = subprocess.Popen(command, env=environment, cwd=folder, stderr=subprocess.PIPE, text=True)
@@ -193,6 +193,7 @@ def test_it_ends_at_once_at_the_second_signal_and_by_itself_without_requests(sta
     [
         (["--fallback", "0.6"], "--teacher"),
         (["--student", "nowhere"], "no student"),
+        (["--out", "nowhere"], "no student"),
         (["--student", "nowhere", "--host", "nowhere.invalid"], "nowhere.invalid"),
         (["--set", "serve.max_texts=9999"], "never fits"),
     ],
@@ -206,7 +207,7 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path, arguments: list[str], 
 def test_a_port_in_use_is_named(folder: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = CliRunner().invoke(main, ["serve", "--student", str(folder), "--out", str(folder), "--port", str(port)])
+        done = CliRunner().invoke(main, ["serve", "--student", str(folder), "--port", str(port)])
     assert done.exit_code == 1
     assert f"port {port}" in done.output
     assert "--port 0" in done.output
