@@ -88,7 +88,7 @@ def parse(top: bytes) -> tuple[int, dict[bytes, bytes]]:
 @contextmanager
 def service(student: str, *settings: str) -> Any:
     """A running service: its process and port."""
-    command = [sys.executable, "-m", "pipeline.cli", "serve", f"--student={student}", "--out=/nowhere", "--port=0", *settings]
+    command = [sys.executable, "-m", "pipeline.cli", "serve", f"--student={student}", "--port=0", *settings]
     process = subprocess.Popen(command, env=os.environ | MALLOC, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:

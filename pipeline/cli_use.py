@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pipeline import storage
 from pipeline.console import console
-from pipeline.options import configure, folder_of, stage_options
+from pipeline.options import configure, folder_of, read_settings, stage_options
 
 SHARE = click.FloatRange(0, 1)
 
@@ -62,7 +62,7 @@ def serve(student: str | None, **options: Any) -> None:
     """The student as an HTTP service, with a page to try it.
 
     \b
-      retort serve --out runs/first
+      retort serve --student runs/first/student
       curl http://127.0.0.1:8000/classify -H 'Content-Type: application/json' -d '{"text": "I love it"}'
       curl http://127.0.0.1:8000/classify -H 'Content-Type: application/json' -d '{"texts": ["I love it", "not for me"]}'
 
@@ -79,13 +79,13 @@ def serve(student: str | None, **options: Any) -> None:
     \b
       retort serve --out runs/first --teacher MODEL --fallback 0.6
 
-    Nobody is asked for a password: let nothing but your own network reach another --host. Ctrl-C or SIGTERM answers what is
-    in flight, then ends.
+    Nobody is asked for a password: let nothing but your own network reach another --host, and list the names under which it
+    is asked there: --set 'serve.hosts=[students.example.org]'. Ctrl-C or SIGTERM answers what is in flight, then ends.
     """  # noqa: D301 (\b is click's mark, as a character)
     from student.serve.server import serve as stage
 
-    config, out = configure(**options)
-    stage(config, folder_of(student, out, "student"))
+    config = read_settings(**options)
+    stage(config, folder_of(student, config.out, "student"))
 
 
 @click.command()

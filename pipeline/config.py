@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from cluster.plan.config import PlanConfig
-from pipeline.errors import UserError
-from pipeline.task import Task, describe, read_yaml
-from student.config import PredictConfig, Strict, StudentChanges, StudentConfig, TrainConfig, presence
+from pipeline.errors import UserError, clip
+from pipeline.task import Task, describe
+from pipeline.yaml_files import parse_yaml, read_yaml
+from student.config import PredictConfig, Strict, StudentChanges, StudentConfig, Threads, TrainConfig, presence
 from student.prune.config import PruneConfig
 from student.serve.config import ServeConfig
 from tune.config import ScaleConfig, TuneConfig
@@ -36,7 +36,7 @@ class TeacherConfig(Strict):
     cpus: float = Field(0.5, ge=0, description="CPUs Ray reserves for such a process; keep some free for the readers")
     gpus: float = Field(0, ge=0, description="GPUs Ray reserves for such a process")
     machines: str | None = Field(None, description="custom Ray resource of the machines to run on; null takes any")
-    threads: int | None = Field(None, ge=1, description="CPU threads of an engine; null shares the machine's among the actors")
+    threads: Threads | None = Field(None, description="CPU threads of an engine; null shares the machine's among the actors")
 
     @property
     def resources(self) -> dict[str, float]:
@@ -117,8 +117,8 @@ def load_config(path: str | None, overrides: list[str], options: dict[str, Any])
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise UserError(f"--set takes key.path=value, not {override!r}")
-        _put(content, key, _parse(override, value))
+            raise UserError(f"--set takes key.path=value, not {clip(override)!r}")
+        _put(content, key, parse_yaml(value, f"--set {clip(override)}"))
     for key, value in options.items():
         _put(content, key, value)
     try:
@@ -148,13 +148,6 @@ def changed_shape(shape: StudentConfig, changes: StudentChanges) -> StudentConfi
         raise UserError(f"the student has no such shape:\n{describe(error)}") from error
 
 
-def _parse(override: str, value: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML") from error
-
-
 def _put(content: dict[str, Any], path: str, value: Any) -> None:
     *parents, leaf = path.split(".")
     for parent in parents:
@@ -162,5 +155,5 @@ def _put(content: dict[str, Any], path: str, value: Any) -> None:
             content[parent] = {}
         content = content[parent]
         if not isinstance(content, dict):
-            raise UserError(f"{path}: {parent} holds a value, not keys")
+            raise UserError(f"{clip(path)}: {clip(parent)} holds a value, not keys")
     content[leaf] = value

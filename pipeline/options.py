@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -10,7 +13,7 @@ import click
 from pipeline import storage
 from pipeline.config import RunConfig, load_config
 from pipeline.console import set_up_logging
-from pipeline.errors import UserError
+from pipeline.errors import UserError, clip
 
 Command = Callable[..., None]
 
@@ -77,16 +80,50 @@ KEYS = {
 }  # of the configuration, by option
 
 
-def configure(
-    overrides: tuple[str, ...], config: str | None = None, verbose: bool = False, **given: Any
-) -> tuple[RunConfig, str]:
-    """The configuration and the run's folder; sets up logging."""
+def read_settings(overrides: tuple[str, ...], config: str | None = None, verbose: bool = False, **given: Any) -> RunConfig:
+    """The configuration; sets up logging."""
     set_up_logging(verbose)
     keys = {KEYS[name]: list(value) if isinstance(value, tuple) else value for name, value in given.items() if _says(value)}
-    settings = load_config(config, list(overrides), keys)
+    return load_config(config, list(overrides), keys)
+
+
+def run_folder(settings: RunConfig) -> str:
+    """The run's folder, as an absolute path or a URI.
+
+    Raises:
+        UserError: none is named.
+    """
     if settings.out is None:
         raise UserError("no folder given: say where the run lives with --out")
-    return settings, storage.absolute(settings.out)
+    return storage.absolute(settings.out)
+
+
+def configure(**options: Any) -> tuple[RunConfig, str]:
+    """The configuration and the run's folder, which can be written to as far as can be told; sets up logging."""
+    settings = read_settings(**options)
+    return settings, writable(run_folder(settings))
+
+
+def writable(folder: str) -> str:
+    """The absolute path or URI of a folder, there or yet to be made; on a disk it is tried whether it can be written to.
+
+    Raises:
+        UserError: it cannot.
+    """
+    place = storage.absolute(folder)
+    if storage.is_uri(place):
+        return place
+    nearest = place
+    try:
+        with suppress(FileNotFoundError):
+            os.stat(place)  # finds names that are too long, and files where folders should be
+        while not os.path.lexists(nearest):
+            nearest = os.path.dirname(nearest)
+        tempfile.TemporaryFile(dir=nearest).close()
+    except (OSError, ValueError) as error:  # ValueError for a name with NUL in it
+        reason = f"{nearest} is a file" if os.path.isfile(nearest) else getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write to the folder {clip(folder)}: {clip(str(reason))}") from error
+    return place
 
 
 def _says(value: Any) -> bool:
@@ -94,6 +131,12 @@ def _says(value: Any) -> bool:
     return value not in (None, (), "") and value is not False
 
 
-def folder_of(given: str | None, out: str, name: str) -> str:
-    """A stage's folder: as given, else within the run's; absolute, as workers have other working directories."""
-    return storage.absolute(given) if given else storage.join(out, name)
+def folder_of(given: str | None, out: str | None, name: str) -> str:
+    """A stage's folder: as given, else within the run's; absolute, as workers have other working directories.
+
+    Raises:
+        UserError: neither is named.
+    """
+    if given is None and out is None:
+        raise UserError(f"no {name} given: name its folder (--{name}), or the run's (--out)")
+    return storage.absolute(given or storage.join(str(out), name))

@@ -13,9 +13,13 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, clip
+from pipeline.yaml_files import read_marked_yaml
 from student.config import Strict, StudentConfig
+
+MAX_VALUES = 10_000  # of all fields together
+MAX_CHARACTERS = 500_000  # of the whole task as JSON; with MAX_VALUES, what `dump_task` writes is within `yaml_files`' bounds
+MAX_FINDINGS = 10  # named in one message
 
 Scalar = bool | int | float | str | None
 Values = tuple[Scalar, ...]
@@ -82,7 +86,10 @@ class Task(Strict):
     def _finite(cls, fields: Any) -> Any:
         if not isinstance(fields, dict):
             raise ValueError("must map each field's name to its values")
-        return {name: _finite_values(str(name), values) for name, values in fields.items()}
+        listed = {name: _finite_values(clip(str(name)), values) for name, values in fields.items()}
+        if (count := sum(map(len, listed.values()))) > MAX_VALUES:
+            raise ValueError(f"the fields list {count:,} values, more than {MAX_VALUES:,}: no automaton of theirs would fit")
+        return listed
 
     @field_validator("prompt")
     @classmethod
@@ -90,6 +97,12 @@ class Task(Strict):
         if prompt.count("{comment}") != 1 or prompt.count("{instruction}") > 1:
             raise ValueError("must hold {comment} exactly once and {instruction} at most once")
         return prompt
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Task:
+        if (size := len(json.dumps(self.model_dump(mode="json")))) > MAX_CHARACTERS:
+            raise ValueError(f"the task has {size:,} characters as JSON, more than {MAX_CHARACTERS:,}: shorten its texts")
+        return self
 
     @property
     def hash(self) -> str:
@@ -200,11 +213,11 @@ def _finite_values(name: str, spec: Any) -> list[Any]:
         raise ValueError(f"field {name!r} must list its values, at least one")
     for value in spec:
         if not _is_scalar(value):
-            raise ValueError(f"field {name!r}: {value!r} is not a string, number, true, false or null")
+            raise ValueError(f"field {name!r}: {clip(repr(value))} is not a string, number, true, false or null")
     texts = [json.dumps(value) for value in spec]
     twice = sorted(text for text, count in Counter(texts).items() if count > 1)
     if twice:
-        raise ValueError(f"field {name!r} lists {', '.join(twice)} twice")
+        raise ValueError(f"field {name!r} lists {clip(', '.join(twice))} twice")
     return spec
 
 
@@ -224,61 +237,90 @@ def _typed_values(name: str, spec: dict[str, Any]) -> list[Any]:
             raise ValueError(f"field {name!r} spans {bounds['minimum']} to {bounds['maximum']}: 1 to 1000 values at most")
         return list(range(bounds["minimum"], bounds["maximum"] + 1))
     raise ValueError(
-        f"field {name!r} is not finite: {json.dumps(spec)} allows answers without end, and only a finite set of answers "
+        f"field {name!r} is not finite: {clip(repr(spec))} allows answers without end, and only a finite set of answers "
         "can be distilled. List the values, or write {type: boolean} or {type: integer, minimum: …, maximum: …}"
     )
 
 
 def describe(error: ValidationError) -> str:
-    """Pydantic's findings, one a line, each naming its key."""
-    lines = []
-    for finding in error.errors():
-        where = ".".join(str(part) for part in finding["loc"]) or "file"
+    """Pydantic's first findings, one a line, each naming its key."""
+    findings, lines = error.errors(), []
+    for finding in findings[:MAX_FINDINGS]:
+        where = clip(".".join(str(part) for part in finding["loc"])) or "file"
         what = "unknown key" if finding["type"] == "extra_forbidden" else finding["msg"].removeprefix("Value error, ")
-        lines.append(f"  {where}: {what}")
-    return "\n".join(lines)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """`yaml.safe_load`, except that a key written twice is an error instead of a silent overwrite."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise UserError(f"{', '.join(twice)} written twice in one mapping, line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep=deep)
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """A YAML file that holds one mapping.
-
-    Raises:
-        UserError: missing, not YAML, not a mapping, or a key written twice.
-    """
-    try:
-        content = yaml.load(storage.read_text(path), Loader=_UniqueKeyLoader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a YAML mapping, found {type(content).__name__}")
-    return content
+        lines.append(f"  {where}: {clip(what, 400)}")
+    more = len(findings) - len(lines)
+    return "\n".join(lines + [f"  and {more:,} more"] * (more > 0))
 
 
 def load_task(path: str) -> Task:
     """Reads a task.
 
     Raises:
-        UserError: the file is missing or does not describe a finite task; the message names the key.
+        UserError: the file is missing or does not describe a finite task; the message names the key, or the line.
     """
+    content, root = read_marked_yaml(path)
+    for key, listed in _fields_of(root):
+        if isinstance(listed, yaml.SequenceNode):
+            check_values(path, key.value, listed.value, content["fields"][key.value])
     try:
-        return Task.model_validate(read_yaml(path))
+        return Task.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path} does not describe a task:\n{describe(error)}") from error
 
 
+def _fields_of(root: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
+    return [
+        pair for key, node in root.value if key.value == "fields" and isinstance(node, yaml.MappingNode) for pair in node.value
+    ]
+
+
+def check_values(path: str, name: str, nodes: list[yaml.Node], values: list[Scalar]) -> None:
+    """Refuses values that YAML and JSON read differently, and unquoted strings beside booleans or numbers.
+
+    Answers are JSON, so a value such as `yes`, which YAML takes for true, would fit no answer that says "yes".
+
+    Args:
+        path: of the task, for the message.
+        name: of the field.
+        nodes: its values as they are written.
+        values: the same as YAML reads them.
+
+    Raises:
+        UserError: naming the line, the value, and what to write instead.
+    """
+    unquoted = [(node, value) for node, value in zip(nodes, values, strict=True) if getattr(node, "style", "") is None]
+    strings = [repr(clip(value, 20)) for _, value in unquoted if isinstance(value, str)]
+    beside = f" beside the strings {', '.join(strings[:3])}{', …' * (len(strings) > 3)}" if strings else ""
+    for node, value in unquoted:
+        meant = _json_value(node.value, value)
+        misread = (type(meant), meant) != (type(value), value)
+        if misread or (strings and isinstance(value, int | float)):
+            written = f"`{clip(node.value)}`" if node.value else "an empty value"
+            strange, other = ("", meant) if isinstance(value, str) else (beside, value)
+            instead = f", or {json.dumps(other)} for what JSON calls so" if misread else ", or the strings too"
+            raise UserError(
+                f"{path}, line {node.start_mark.line + 1}: field {clip(name)!r} lists {written}, which YAML reads as "
+                f'{json.dumps(value)}{strange}: write "{clip(node.value)}" in quotes for the string{instead}'
+            )
+
+
+def _json_value(text: str, value: Scalar) -> Scalar:
+    """What JSON reads where YAML reads `value`: the text itself where it is no JSON."""
+    try:
+        return json.loads(text.lower() if value is None or isinstance(value, bool) else text, parse_constant=str)
+    except ValueError:
+        return text
+
+
+class _QuotingDumper(yaml.SafeDumper):
+    """Quotes every string, so that none reads as something else."""
+
+
+_QuotingDumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
 def dump_task(task: Task) -> str:
     """YAML that `load_task` reads back to the same task."""
-    return yaml.safe_dump(task.model_dump(mode="json"), sort_keys=False)  # in ASCII: PyYAML misreads a NEL of its own
+    content = task.model_dump(mode="json")
+    return yaml.dump(content, Dumper=_QuotingDumper, sort_keys=False)  # in ASCII: PyYAML misreads a NEL of its own

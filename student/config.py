@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, Self
+import sys
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Strict(BaseModel):
-    """An unknown key is an error, and nothing changes after reading."""
+    """An unknown key is an error, numbers are finite and integers have 64 bits at most, and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _in_64_bits(cls, value: Any) -> Any:
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(item, int) and abs(item) > sys.maxsize:
+                raise ValueError("an integer must fit in 64 bits")
+        return value
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy, PyTorch and Optuna all take
+Threads = Annotated[int, Field(ge=1, le=1024)]  # PyTorch crashes when it is to start 100,000
 
 
 class StudentConfig(Strict):
@@ -20,10 +33,10 @@ class StudentConfig(Strict):
     By default it trains in minutes on two CPU cores, and was the most faithful of a search's on 49,000 comments (docs/log.md).
     """
 
-    layers: int = Field(2, ge=1)
-    width: int = Field(256, ge=1)
+    layers: int = Field(2, ge=1, le=1000)
+    width: int = Field(256, ge=1, le=1 << 16)
     heads: int = Field(8, ge=1)
-    mlp: int = Field(1024, ge=1, description="width of the feed-forward layer")
+    mlp: int = Field(1024, ge=1, le=1 << 20, description="width of the feed-forward layer")
     sequence: Literal["full", "choices"] = Field("full", description="read whole answers, or only the tokens that were choices")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of each layer's output left out in training")
 
@@ -166,7 +179,7 @@ class TrainConfig(Strict):
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient of one step")
     precision: Literal["float32", "bf16"] = Field("float32", description="of the matrix products; weights stay float32")
-    seed: int = 0
+    seed: Seed = 0
 
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = Field(
         "ddp", description="what workers hold in shares: nothing, optimizer states, gradients too, weights too"
@@ -175,7 +188,7 @@ class TrainConfig(Strict):
     cpus_per_worker: float = Field(0.5, gt=0, description="CPUs Ray reserves for a worker")
     gpus_per_worker: float = Field(0, ge=0)
     machines: str | None = Field(None, description="custom Ray resource of the machines to run on; null takes any")
-    threads: int | None = Field(None, ge=1, description="CPU threads of a worker; null shares the machine's among the workers")
+    threads: Threads | None = Field(None, description="CPU threads of a worker; null shares the machine's among the workers")
     checkpoint_minutes: float = Field(15, gt=0, description="minutes between two checkpoints within an epoch")
     max_failures: int = Field(3, ge=0, description="how often training goes on from its last checkpoint after a worker died")
     log_every: int = Field(10, ge=1, description="steps between two rows of metrics, and two looks for a wish to stop")

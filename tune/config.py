@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, RootModel, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, RootModel, ValidationError, field_validator, model_validator
 
 from pipeline.errors import UserError
-from pipeline.task import describe, read_yaml
-from student.config import HOW, Strict, StudentConfig, TrainConfig
+from pipeline.task import describe
+from pipeline.yaml_files import read_yaml
+from student.config import HOW, Seed, Strict, StudentConfig, TrainConfig
 
 DEFAULT_SPACE = Path(__file__).parent / "space.yaml"
 RATIOS = {"student.mlp_ratio": float, "student.head_width": int}  # of `mlp` to the width, and of the width to `heads`
@@ -41,6 +42,8 @@ class Space(RootModel[dict[str, list[Scalar] | Range]]):
     Keys are those of `student` and `train` that change what is trained, and two ratios that go with the width:
     `student.mlp_ratio` and `student.head_width`.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -81,7 +84,7 @@ class TuneConfig(Strict):
     trials: int = Field(16, ge=1, description="how many students to try")
     concurrent: int | None = Field(None, ge=1, description="trials at once; null takes as many as the cluster has room for")
     algorithm: Literal["tpe", "random"] = Field("tpe", description="Optuna's multi-objective TPE, or chance")
-    seed: int = 0
+    seed: Seed = 0
     early_stopping: bool = Field(True, description="stop trials that fall behind (ASHA)")
     grace_epochs: int = Field(1, ge=1, description="epochs before a trial may be stopped")
     reduction: int = Field(3, ge=2, description="one trial in so many goes on, each time")

@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.errors import UserError
-from pipeline.task import describe, read_yaml
+from pipeline.task import describe
+from pipeline.yaml_files import read_yaml
 from student.config import Strict
 
 PRICES = Path(__file__).parent / "prices.yaml"

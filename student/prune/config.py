@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+from functools import reduce
+from operator import truediv
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from student.config import Strict, presence
+from student.config import Seed, Strict, presence
 
 PRUNED = "prune.json"  # in a pruned student's folder, written last: what was cut from what
 SIZES = ("width", "heads", "mlp", "layers")
@@ -16,7 +17,7 @@ SIZES = ("width", "heads", "mlp", "layers")
 def _parts(value: Any) -> Any:
     """1/4 as people write it."""
     try:
-        return float(Fraction(value)) if isinstance(value, str) else value
+        return reduce(truediv, map(float, value.split("/", 1))) if isinstance(value, str) else value
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{value} is no share: write 1/4 or 0.25") from error
 
@@ -59,7 +60,7 @@ class PruneConfig(Strict):
     over_sequence: Literal["mean", "l2"] = Field("mean", description="how activations are summed up over an example")
     over_batch: Literal["l2", "mean"] = Field("l2", description="and those sums over the examples")
     batch_size: int = Field(32, ge=1, description="examples of one forward pass")
-    seed: int = 0
+    seed: Seed = 0
 
     workers: int = Field(1, ge=1, description="processes that share the examples, each with the whole model")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs Ray reserves for one")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import UserError
-from pipeline.task import Task, dump_task, load_task
+from pipeline.task import MAX_CHARACTERS, MAX_VALUES, Task, dump_task, load_task
 
 TASKS = sorted((Path(__file__).parents[2] / "tasks").glob("*.yaml"))
 CONTENT: dict[str, Any] = {
@@ -99,14 +99,62 @@ def test_refusals_name_the_key(tmp_path: Path, path: str, value: Any, named: str
 
 def test_a_date_among_the_values_is_refused(tmp_path: Path) -> None:
     text = yaml.safe_dump(CONTENT).replace("- x\n", "- 2020-01-01\n")
-    with pytest.raises(UserError, match=r"'a': .*2020"):
+    with pytest.raises(UserError, match=r"line 6: YAML reads `2020-01-01` as a date: write .* in quotes"):
         load_task(write_yaml(tmp_path, text))
 
 
 def test_a_value_that_is_no_whole_text_is_refused(tmp_path: Path) -> None:
     text = yaml.safe_dump(CONTENT).replace("- x\n", '- "\\ud800"\n')
-    with pytest.raises(UserError, match=r"'a': .*ud800"):
+    with pytest.raises(UserError, match=r"line 6: .*ud800"):
         load_task(write_yaml(tmp_path, text))
+
+
+def load_values(folder: Path, values: str) -> list[Any]:
+    """Values as they are written in a task file, on its line 7."""
+    head = {key: value for key, value in CONTENT.items() if key != "fields"}
+    text = yaml.safe_dump(head, sort_keys=False) + f"fields: {{a: {values}}}\n"
+    return load_task(write_yaml(folder, text)).fields["a"]
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        ('[translate, "yes", "no"]', ["translate", "yes", "no"]),
+        ("[translate, 'on', 'off']", ["translate", "on", "off"]),
+        ('["012", "1e3", "2024-02-29", "~", "null", ""]', ["012", "1e3", "2024-02-29", "~", "null", ""]),
+        ("[true, false]", [True, False]),
+        ("[True, FALSE]", [True, False]),
+        ("[low, high, null]", ["low", "high", None]),
+        ('["low", 1, true, null]', ["low", 1, True, None]),
+        ("[-1, 0, 0.5, 1.50, 1.0e+16]", [-1, 0, 0.5, 1.5, 1e16]),
+        ("[y, n, NaN, .5.1, 1-2]", ["y", "n", "NaN", ".5.1", "1-2"]),
+    ],
+)
+def test_values_are_read_as_they_are_written(tmp_path: Path, values: str, read: list[Any]) -> None:
+    found = load_values(tmp_path, values)
+    assert [(type(value), value) for value in found] == [(type(value), value) for value in read]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ("[translate, yes]", """lists `yes`, which YAML reads as true beside the strings 'translate': write "yes" in quotes"""),
+        ("[yes, no]", 'lists `yes`, which YAML reads as true: write "yes" in quotes for the string, or true for what JSON'),
+        ("[maybe, true]", """lists `true`, which YAML reads as true beside the strings 'maybe': write "true" in quotes"""),
+        ("[none, 'few', 3]", """lists `3`, which YAML reads as 3 beside the strings 'none': write "3" in quotes"""),
+        ("[low, 0.5]", """lists `0.5`, which YAML reads as 0.5 beside the strings 'low': write "0.5" in quotes"""),
+        ("[a, b, c, d, 5]", "lists `5`, which YAML reads as 5 beside the strings 'a', 'b', 'c', …: write"),
+        ("[+1, -1]", 'lists `+1`, which YAML reads as 1: write "+1" in quotes for the string, or 1 for'),
+        ("[.5]", 'lists `.5`, which YAML reads as 0.5: write ".5" in quotes for the string, or 0.5 for'),
+        ("[0x1f]", 'lists `0x1f`, which YAML reads as 31: write "0x1f" in quotes for the string, or 31 for'),
+        ("[1e3]", 'lists `1e3`, which YAML reads as "1e3": write "1e3" in quotes for the string, or 1000.0 for'),
+        ("[low, NULL, ~]", "lists `~`, which YAML reads as null beside the strings 'low': write \"~\" in quotes"),
+    ],
+)
+def test_a_value_that_yaml_takes_for_another_is_refused_with_what_to_write(tmp_path: Path, values: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_values(tmp_path, values)
+    assert "task.yaml, line 7: field 'a' " + told in str(caught.value)
 
 
 @pytest.mark.parametrize("missing", ["name", "teacher", "instruction", "fields"])
@@ -117,7 +165,7 @@ def test_a_missing_key_is_named(tmp_path: Path, missing: str) -> None:
 
 @pytest.mark.parametrize(
     ("extra", "named"),
-    [("name: again\n", "name written twice"), ("x: {a: [1], a: [2]}\n", "a written twice in one mapping, line 16")],
+    [("name: again\n", "name written twice"), ("x: {a: [1], a: [2]}\n", "line 16: a written twice in one mapping")],
 )
 def test_a_key_written_twice_is_refused(tmp_path: Path, extra: str, named: str) -> None:
     with pytest.raises(UserError, match=named):
@@ -289,6 +337,33 @@ def test_a_dumped_task_loads_the_same(
     loaded = load_task(str(path))
     assert loaded == task
     assert loaded.hash == task.hash
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {f"😀{i}": [None] for i in range(MAX_VALUES)},
+        {"a": [f"v{i}" for i in range(MAX_VALUES)]},
+        {"a": ["\x01 \n\x85" * 10_000, "😀" * 15_000, "' \" " * 30_000]},
+    ],
+    ids=["fields", "values", "characters"],
+)
+def test_the_largest_tasks_are_read_back(tmp_path: Path, fields: dict[str, Any]) -> None:
+    task = make_task("fields", fields)
+    (tmp_path / "task.yaml").write_text(dump_task(task))
+    assert load_task(str(tmp_path / "task.yaml")) == task
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"a": list(range(MAX_VALUES)), "b": [0]}, "the fields list 10,001 values, more than 10,000"),
+        ({"a": ["x" * MAX_CHARACTERS]}, "characters as JSON, more than 500,000"),
+    ],
+)
+def test_a_task_is_bounded(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        make_task("fields", fields)
 
 
 def test_a_task_does_not_change() -> None:
