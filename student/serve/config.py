@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from student.config import AnswerConfig
+from student.config import AnswerConfig, Threads
 
 
 class ServeConfig(AnswerConfig):
@@ -23,7 +23,7 @@ class ServeConfig(AnswerConfig):
     max_bytes: int = Field(4 << 20, ge=1, description="of a request's body")
     timeout_seconds: float = Field(30, gt=0, description="after which a request is given up")
     drain_seconds: float = Field(30, gt=0, description="that the requests in flight have when the service is asked to stop")
-    threads: int | None = Field(None, ge=1, description="CPU threads of the student; null takes the machine's")
+    threads: Threads | None = Field(None, description="CPU threads of the student; null takes the machine's")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

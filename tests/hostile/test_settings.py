@@ -43,6 +43,7 @@ SETTINGS = {
     f"extract.calibration_rows={FAR}": "extract.calibration_rows: an integer must fit in 64 bits",
     f"student.layers={FAR}": "student.layers: an integer must fit in 64 bits",
     "train.threads=100000": "train.threads: Input should be less than or equal to 1024",
+    "serve.threads=2147483648": "serve.threads: Input should be less than or equal to 1024",
     "train.seed=-1": "train.seed: Input should be greater than or equal to 0",
     "prune.seed=4294967296": "prune.seed: Input should be less than 4294967296",
     "tune.seed=-1": "tune.seed: Input should be greater than or equal to 0",
