@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from typing import Any
 
 import ray
@@ -25,6 +26,35 @@ log = logging.getLogger(__name__)
 LOOK_EVERY = 1.0  # seconds between two looks at the monitor
 TRACK_EVERY = 10.0  # seconds between two rows of metrics
 LOG_EVERY = 60.0  # seconds between two log lines where there is no terminal
+RECENT = 60.0  # seconds that a pace looks back, where it knows enough of them
+
+
+class Pace:
+    """How fast a count grows of late. What came before its first growth, such as the start of an engine, does not matter.
+
+    Args:
+        actors: how many add to the count, each a unit at a time. They may all do so at once, so a pace is told over a multiple
+            of as many changes.
+    """
+
+    def __init__(self, actors: int) -> None:
+        self._actors, self._changes = actors, deque[tuple[float, int]]()  # when the count was seen to have grown, and to what
+
+    def see(self, now: float, count: int) -> None:
+        """Takes a look at the count, at this time in seconds."""
+        if count > (self._changes[-1][1] if self._changes else 0):
+            self._changes.append((now, count))
+        while len(self._changes) > self._actors + 1 and self._changes[1][0] < now - RECENT:
+            self._changes.popleft()
+
+    def per_second(self, now: float) -> float | None:
+        """The growth a second; None until it is known. It falls while units take longer than those before."""
+        rounds = (len(self._changes) - 1) // self._actors
+        if rounds < 1:
+            return None
+        (first, before), (last, count) = self._changes[-1 - rounds * self._actors], self._changes[-1]
+        growth = count - before
+        return min(growth / (last - first), growth * (1 + 1 / rounds) / (now - first))
 
 
 class Watch:
@@ -42,7 +72,7 @@ class Watch:
     def __init__(self, monitor: Any, stop: StopRequest, total: int, before: int, actors: int, tracking: Tracking) -> None:
         self._monitor, self._stop, self._tracking = monitor, stop, tracking
         self._total, self._before, self._actors = total, before, actors
-        self._status = Status(0, 0, [])
+        self._status, self._pace = Status(0, 0, []), Pace(actors)
         self._started = time.monotonic()
         self._over, self._thread = threading.Event(), threading.Thread(target=self._look, daemon=True)
         self._bar = Progress(
@@ -85,7 +115,7 @@ class Watch:
                 if self._stop and not told:
                     self._monitor.stop.remote()
                     told = True
-                self._status = ray.get(self._monitor.status.remote(), timeout=LOOK_EVERY)
+                self.see(ray.get(self._monitor.status.remote(), timeout=LOOK_EVERY))
             except ray.exceptions.RayError:  # busy, or gone with the run itself, which will say why
                 continue
             now = time.monotonic()
@@ -97,12 +127,18 @@ class Watch:
                 log.info("%s", self.line())
                 logged = now
 
+    def see(self, status: Status) -> None:
+        """Takes what the monitor says."""
+        self._status = status
+        self._pace.see(self.seconds, status.rows + status.set_aside)
+
     def line(self) -> str:
-        """Rows done and left, speed, time left and what was set aside, in one line."""
-        done, rate = self._before + self.rows, self.rows / self.seconds
-        left = self._total - done - self._status.set_aside
+        """Rows done and left, speed of late, time left and what was set aside, in one line."""
+        done, aside, seconds = self._before + self.rows, self._status.set_aside, self.seconds
+        rate = self._pace.per_second(seconds) or (self.rows + aside) / seconds
+        left = self._total - done - aside
         eta = f"{_time(left / rate)} left" if rate else "no answer yet"
-        return f"{done:,} of {self._total:,} answers, {rate:.1f}/s, {eta}, {self._status.set_aside:,} set aside"
+        return f"{done:,} of {self._total:,} answers, {rate:.1f}/s, {eta}, {aside:,} set aside"
 
     def _view(self) -> Group:
         done = self._before + self.rows + self._status.set_aside
