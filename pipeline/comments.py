@@ -261,7 +261,9 @@ def text_row(row: int, text: Any) -> Row:
     """The row of a comment: a string of whole characters, without the white space around it; anything else is malformed."""
     if not isinstance(text, str):
         return _malformed(row, "the text is null" if text is None else f"the text is {type(text).__name__}")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    try:
+        text.encode()  # faster than to look at each character
+    except UnicodeEncodeError:
         return _malformed(row, "not UTF-8")
     return Row(row, text=text.strip())
 
@@ -274,10 +276,13 @@ def _malformed(row: int, reason: str) -> Row:
     return Row(row, status=MALFORMED, reason=reason[:500])
 
 
-def filter_rows(rows: list[Row], rules: CommentRules, tokenizer: TextTokenizer) -> list[Row]:
-    """Tokenizes rows and marks those the rules drop; a dropped row keeps neither text nor tokens."""
-    special = list(tokenizer.special_tokens.values())
-    marked = [_filter_text(row, rules, special) for row in rows]
+def filter_rows(rows: Iterable[Row], rules: CommentRules, tokenizer: TextTokenizer) -> list[Row]:
+    """Tokenizes rows and marks those the rules drop; a dropped row keeps neither text nor tokens.
+
+    A text of more characters than the longest tokens could make up is too long, whatever else it is, and nothing looks at it.
+    """
+    special, most = list(tokenizer.special_tokens.values()), rules.max_tokens * tokenizer.characters_per_token
+    marked = [_filter_text(row, rules, special, most) for row in rows]
     kept = [i for i, row in enumerate(marked) if row.status == KEPT]
     for i, ids in zip(kept, tokenizer.encode([marked[i].text for i in kept]), strict=True):
         if tokenizer.has_control(ids):
@@ -291,9 +296,11 @@ def filter_rows(rows: list[Row], rules: CommentRules, tokenizer: TextTokenizer) 
     return marked
 
 
-def _filter_text(row: Row, rules: CommentRules, special: list[str]) -> Row:
+def _filter_text(row: Row, rules: CommentRules, special: list[str], most: int) -> Row:
     if row.status != KEPT:
         return row
+    if len(row.text) > most:
+        return replace(row, text="", status="too_long")
     if not rules.special_tokens and any(token in row.text for token in special):
         return replace(row, text="", status="special_tokens")
     if not rules.urls and URL.search(row.text):
@@ -352,8 +359,7 @@ def comment_tables(paths: list[str], columns: Columns, task: Task, tokenizer: Te
 
 def _file_tables(file: int, path: str, columns: Columns, task: Task, tokenizer: TextTokenizer) -> Iterator[pa.Table]:
     rows = read_file(path, columns)
-    while chunk := list(itertools.islice(rows, BATCH_ROWS)):
-        marked = filter_rows(chunk, task.comments, tokenizer)
+    while marked := filter_rows(itertools.islice(rows, BATCH_ROWS), task.comments, tokenizer):
         yield _table(file, tokenize_answers(marked, task, tokenizer) if columns.answer else marked)
 
 

@@ -17,12 +17,14 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import UserError
 from pipeline.task import Task
+from pipeline.text_length import characters_per_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COMMENT_MARK = "RETORT-COMMENT-HERE"
 ANSWER_MARK = "RETORT-ANSWER-HERE"
+UNLIMITED = 256  # characters that count as one token at most, where a tokenizer drops or joins any number of them
 PROMPT_SLACK = 8  # tokens a prompt may be longer than its parts: tokens merge, or fail to, across their edges
 
 
@@ -58,6 +60,11 @@ class TextTokenizer:
     def special_tokens(self) -> dict[int, str]:
         """Ids and texts of the control tokens."""
         return {id_: token.content for id_, token in self._plain.get_added_tokens_decoder().items() if token.special}
+
+    @cached_property
+    def characters_per_token(self) -> int:
+        """Characters of a text that one token stands for at most, or that are one at most where the tokenizer has no limit."""
+        return characters_per_token(self._plain) or UNLIMITED
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, BOS left out."""

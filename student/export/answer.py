@@ -67,8 +67,12 @@ class Answerer:
     def _encode(self, comment: str) -> list[int]:
         """The comment's tokens."""
         text, rules = comment.strip(), self._rules
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise RefusedError("malformed: not UTF-8")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RefusedError("malformed: not UTF-8") from None
+        if len(text) > rules["max_characters"]:  # its tokens are too many, and to make them would take long
+            raise RefusedError("too_long")
         if not rules["special_tokens"] and any(token in text for token in self._special.values()):
             raise RefusedError("special_tokens")
         if not rules["urls"] and URL.search(text):

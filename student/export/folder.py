@@ -87,6 +87,7 @@ def rules(source: Source) -> dict[str, Any]:
     """What `answer.py` knows of the task beside its files; temperatures by state, where they are not 1."""
     task = source.compiled.task
     return task.comments.model_dump() | {
+        "max_characters": task.comments.max_tokens * source.compiled.tokenizer.characters_per_token,
         "separator": source.separator,
         "prefix": task.format.prefix,
         "suffix": task.format.suffix,

@@ -34,8 +34,9 @@ def filtered(tokenizer: TextTokenizer, texts: list[str], **rules: Any) -> list[R
         ("see www.x.org", "urls"),
         ("awww.x", KEPT),
         ("x <eos> y", "special_tokens"),
-        ("<end_of_turn> https://x.org " + "positive " * 40, "special_tokens"),
-        ("https://x.org " + "positive " * 40, "urls"),
+        ("<end_of_turn> https://x.org " + "positive " * 30, "special_tokens"),
+        ("https://x.org " + "positive " * 30, "urls"),
+        ("<end_of_turn> https://x.org " + "positive " * 500, "too_long"),
     ],
 )
 def test_rules_apply_in_order(tokenizer: TextTokenizer, text: str, status: str) -> None:

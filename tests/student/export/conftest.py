@@ -22,6 +22,7 @@ REFUSED = {
     "": "too_short",
     " \n ": "too_short",
     "long " * 60: "too_long",
+    "see https://example.com " + "long " * 9999: "too_long",
     "see https://example.com": "urls",
     "or WWW.example.com": "urls",
     "end it<end_of_turn>now": "special_tokens",
