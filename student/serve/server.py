@@ -113,14 +113,17 @@ class DrainingServer(uvicorn.Server):
         self.server_state.default_headers.append(CLOSE_HEADER)
         await self._stop_listening(sockets or [])
         start = asyncio.get_running_loop().time()
-        connections: list[Any]  # of the class that the configuration names
-        while (connections := list(self.server_state.connections)) and self._passed(start) < self._service.config.drain_seconds:
+        while (connections := self._connections) and self._passed(start) < self._service.config.drain_seconds:
             for connection in connections:
                 if connection.busy or (self._passed(start) > LINGER and not _unread(connection)):
                     connection.shutdown()  # now if idle, else when the answer is sent
             await asyncio.sleep(LOOK)
-        if self.server_state.connections:
-            log.warning("%d connections were not done within serve.drain_seconds", len(self.server_state.connections))
+        if self._connections:
+            log.warning("%d connections were not done within serve.drain_seconds", len(self._connections))
+
+    @property
+    def _connections(self) -> list[Connection]:
+        return [connection for connection in self.server_state.connections if isinstance(connection, Connection)]
 
     def _passed(self, start: float) -> float:
         return asyncio.get_running_loop().time() - start
