@@ -28,8 +28,10 @@ from pipeline.tokenization import TextTokenizer
 
 ENUMERATED = 100_000
 COMPOSED_PAIRS = 200_000
+COMPILED_CHARACTERS = 30_000_000  # of the answers that are tokenized to compile a task; a minute's work
 CHECKED_SAMPLE = 2_000
 MAX_STATES = 200_000
+MAX_CELLS = 1 << 28  # of the tables: 1 GiB
 
 Tokens = tuple[int, ...]
 
@@ -129,7 +131,7 @@ def compile_automaton(task: Task, tokenizer: TextTokenizer) -> Automaton:
             in this tokenizer; the message says what to change.
     """
     check_writable(task, tokenizer)
-    if task.outputs <= ENUMERATED:
+    if task.outputs <= ENUMERATED and task.outputs * _longest(task) <= COMPILED_CHARACTERS:
         return build([enumerate_answers(task, tokenizer)])
     automaton = build(compose_answers(task, tokenizer))
     check_sample(automaton, task, tokenizer)
@@ -170,6 +172,11 @@ def compose_answers(task: Task, tokenizer: TextTokenizer) -> list[set[Tokens]]:
     pairs = sum(len(a) * len(b) for a, b in itertools.pairwise(task.fields.values()))
     if pairs > COMPOSED_PAIRS:
         raise UserError(f"neighbouring fields combine in {pairs:,} ways, at most {COMPOSED_PAIRS:,} are handled: {_ADVICE}")
+    if pairs * _longest(task) > COMPILED_CHARACTERS:
+        raise UserError(
+            f"the fields combine in {pairs:,} answers to look at, each of up to {_longest(task):,} characters, and at most "
+            f"{COMPILED_CHARACTERS:,} characters are handled: {_ADVICE}"
+        )
     last = len(task.fields) - 1
     views = [_encode_pairs(task, tokenizer, field) for field in range(last)]
     cuts = [_common_cut(task, field, view) for field, view in enumerate(views)]
@@ -186,6 +193,11 @@ def compose_answers(task: Task, tokenizer: TextTokenizer) -> list[set[Tokens]]:
         {(*tokens, tokenizer.end_id) if field == last else tokens for tokens in piece.values()}
         for field, piece in enumerate(pieces)
     ]
+
+
+def _longest(task: Task) -> int:
+    """At least the characters of every answer."""
+    return sum(map(len, task.literals())) + sum(max(map(len, texts)) for texts in task.value_texts())
 
 
 _ADVICE = "list fewer values, or split the task in two"
@@ -287,6 +299,8 @@ def _tables(edges: list[tuple[tuple[int, int], ...]], start: int) -> Automaton:
     A state was added after all it leads to, so the reverse of the order they were added in has that property.
     """
     tokens = np.array(sorted({token for state in edges for token, _ in state}), np.int32)
+    if len(edges) * len(tokens) > MAX_CELLS:
+        raise UserError(f"the output automaton has {len(edges):,} states over {len(tokens):,} tokens, too many: {_ADVICE}")
     column = {int(token): i for i, token in enumerate(tokens)}
     last = len(edges) - 1
     if start != last:

@@ -16,8 +16,8 @@ from pipeline import storage
 from pipeline.cli_use import export, predict, serve
 from pipeline.config import student_shape
 from pipeline.console import console, set_up_logging
-from pipeline.errors import UserError
-from pipeline.options import KEYS, configure, folder_of, stage_options
+from pipeline.errors import UserError, clip
+from pipeline.options import KEYS, configure, folder_of, read_settings, run_folder, stage_options, writable
 from pipeline.stopping import STOPPED, Stopped
 from pipeline.task import load_task
 
@@ -32,6 +32,13 @@ log = logging.getLogger("pipeline.cli")  # also when this module is the program
 
 class _Group(click.Group):
     """Prints a user's errors as one message and no traceback."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuses what is not UTF-8: no file of Retort's could hold it."""
+        for text in args:
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise click.UsageError(f"{clip(text)!a} is not UTF-8", ctx)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -300,7 +307,9 @@ def submit(
     if not options.get("resume"):  # whose settings are in --out
         shared = {name: value for name, value in options.items() if name in KEYS or name in ("config", "overrides")}
         folders = {f"--{name}": options.get(name) for name in ("shards", "student")}
-        check_paths(configure(**shared)[0], options["config"], folders)
+        settings = read_settings(**shared)
+        run_folder(settings)
+        check_paths(settings, options["config"], folders)
     submission = prepare(stage, list(arguments), address, install)
     if dry_run:
         click.echo(submission.command())
@@ -380,6 +389,7 @@ def demo(out: str, verbose: bool) -> None:
     from pipeline.demo.build import build_demo
 
     set_up_logging(verbose)
+    writable(out)
     comments, teacher = build_demo(out)
     console.print(f"comments in {comments}, teacher in {teacher}", highlight=False)
 
@@ -397,7 +407,7 @@ def export_jsonl(shards: str, folder: str) -> None:
     from pipeline.jsonl import export
 
     set_up_logging(verbose=False)
-    console.print(f"{export(shards, storage.absolute(folder)):,} files in {folder}", highlight=False)
+    console.print(f"{export(shards, writable(folder)):,} files in {folder}", highlight=False)
 
 
 @jsonl.command("import")
@@ -408,7 +418,7 @@ def import_jsonl(folder: str, shards: str) -> None:
     from pipeline.jsonl import import_
 
     set_up_logging(verbose=False)
-    console.print(f"{import_(folder, storage.absolute(shards))['rows']:,} examples in {shards}", highlight=False)
+    console.print(f"{import_(folder, writable(shards))['rows']:,} examples in {shards}", highlight=False)
 
 
 def _show(comparison: Comparison, folder: str) -> None:

@@ -30,8 +30,10 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a local path or a URI (`s3://…`, `gs://…`), and the path within it.
 
     Raises:
-        UserError: the URI's scheme is unknown, or it holds credentials.
+        UserError: the URI's scheme is unknown, or it holds credentials or a NUL.
     """
+    if "\0" in path:
+        raise UserError(f"{path!r} is no path: it holds a NUL")
     if not is_uri(path):
         return pafs.LocalFileSystem(), os.path.abspath(path)
     refuse_credentials(path)

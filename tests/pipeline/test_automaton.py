@@ -263,6 +263,31 @@ def test_fields_with_too_many_pairs_are_refused_with_advice(tokenizer: TextToken
         compile_automaton(make_task({"a": span, "b": span}), tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("fields", "values"),
+    [(1000, ["yes", "no"]), (3000, ["a", "b", "c"]), (5, [f"{i} {'x' * 300}" for i in range(200)])],
+    ids=["many fields", "very many fields", "long values"],
+)
+def test_a_language_too_long_to_write_is_refused_before_it_is_written(
+    tokenizer: TextTokenizer, fields: int, values: list[str]
+) -> None:
+    started = time.process_time()
+    with pytest.raises(UserError, match=r"30,000,000 characters are handled: list fewer values, or split the task"):
+        compile_automaton(make_task({f"f{i}": values for i in range(fields)}), tokenizer)
+    assert time.process_time() - started < 10
+
+
+def test_tables_that_do_not_fit_in_memory_are_refused(tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CELLS", 10)
+    with pytest.raises(UserError, match=r"states over \d+ tokens, too many: list fewer values"):
+        compile_automaton(make_task({"a": ["positive", "negative", "neutral"]}), tokenizer)
+
+
+def test_ten_to_the_thirty_answers_compile(bpe_tokenizer: TextTokenizer) -> None:
+    automaton = compile_automaton(make_task({f"f{i}": list("abcdefghij") for i in range(30)}), bpe_tokenizer)
+    assert count_answers(automaton) == 10**30
+
+
 def test_a_language_just_too_large_to_list_is_composed(bpe_tokenizer: TextTokenizer) -> None:
     pairs = [a + b for a, b in itertools.product(string.ascii_lowercase[:10], repeat=2)][:50]
     task = make_task({"a": pairs, "b": list(range(50)), "tone": [*pairs[:40], True]})
