@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from pipeline import storage
@@ -30,6 +29,7 @@ ENUMERATED = 100_000
 COMPOSED_PAIRS = 200_000
 COMPILED_CHARACTERS = 30_000_000  # of the answers that are tokenized to compile a task; a minute's work
 CHECKED_SAMPLE = 2_000
+CHECKED_LOADED = 300  # answers that are all walked when an automaton is loaded
 MAX_STATES = 200_000
 MAX_CELLS = 1 << 28  # of the tables: 1 GiB
 
@@ -118,9 +118,40 @@ class Automaton:
 
     @staticmethod
     def load(path: str) -> Automaton:
-        """Reads what `save` wrote."""
-        tensors = load_tensors(storage.read_bytes(path))
-        return Automaton(tokens=tensors["tokens"], next_state=tensors["next_state"])
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: there is no such file, or its tables are not an automaton.
+        """
+        automaton = Automaton(**storage.read_tensors(path, {"tokens": (np.int32, 1), "next_state": (np.int32, 2)}))
+        if not automaton.is_sound:
+            raise UserError(f"{path} is damaged: its tables lead nowhere, in a circle, or out of the automaton")
+        return automaton
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the tables fit each other, each state but the last allows a token, and each step leads to a higher state."""
+        tokens, table, states = self.tokens, self.next_state, self.states
+        if states < 2 or table.shape[1] != len(tokens) or not len(tokens) or tokens[0] < 0:
+            return False
+        higher = (table > np.arange(states)[:, None]) & (table < states)
+        ways: NDArray[np.bool_] = np.any(self.allowed, axis=1)
+        return bool((tokens[1:] > tokens[:-1]).all() and (higher | (table == -1)).all() and ways[:-1].all() and not ways[-1])
+
+    @property
+    def answers(self) -> int:
+        """How many answers lead from the start to the end."""
+        ways = [0] * (self.states - 1) + [1]
+        for state in range(self.states - 2, -1, -1):  # steps lead to higher states
+            ways[state] = sum(ways[target] for target in self.next_state[state][self.allowed[state]].tolist())
+        return ways[0]
+
+    def accepts(self, answer: Iterable[int]) -> bool:
+        """Whether an answer's tokens, end token included, lead from the start to the end."""
+        try:
+            return self.walk(answer)[-1] == self.end
+        except ValueError:
+            return False
 
 
 def compile_automaton(task: Task, tokenizer: TextTokenizer) -> Automaton:
@@ -320,10 +351,25 @@ def check_sample(automaton: Automaton, task: Task, tokenizer: TextTokenizer) -> 
     """
     rng = random.Random(0)
     sample: list[Values] = [tuple(rng.choice(v) for v in task.fields.values()) for _ in range(CHECKED_SAMPLE)]
-    for answer, ids in zip(sample, tokenizer.encode([task.render(v) for v in sample]), strict=True):
-        try:
-            complete = automaton.walk([*ids, tokenizer.end_id])[-1] == automaton.end
-        except ValueError:
-            complete = False
-        if not complete:
-            raise UserError(f"the tokens of {task.render(answer)!r} reach across fields in this tokenizer: {_ADVICE}")
+    for answer in _refused(automaton, task, tokenizer, sample):
+        raise UserError(f"the tokens of {task.render(answer)!r} reach across fields in this tokenizer: {_ADVICE}")
+
+
+def is_of_task(automaton: Automaton, task: Task, tokenizer: TextTokenizer) -> bool:
+    """Whether an automaton is a task's: it has as many answers, and among them some in which each value occurs.
+
+    With at most `CHECKED_LOADED` answers all are among them, which is a proof. An automaton that was compiled is the
+    task's in any case; this is for one that comes from a file.
+    """
+    if automaton.answers != task.outputs:
+        return False
+    values = list(task.fields.values())
+    each = (tuple(v[i % len(v)] for v in values) for i in range(max(map(len, values))))
+    answers = task.answers() if task.outputs <= CHECKED_LOADED else each
+    return not any(_refused(automaton, task, tokenizer, list(itertools.islice(answers, CHECKED_SAMPLE))))
+
+
+def _refused(automaton: Automaton, task: Task, tokenizer: TextTokenizer, answers: list[Values]) -> Iterator[Values]:
+    """Those of some answers whose tokens are not a path of the automaton."""
+    encoded = tokenizer.encode([task.render(values) for values in answers])
+    return (v for v, ids in zip(answers, encoded, strict=True) if not automaton.accepts([*ids, tokenizer.end_id]))

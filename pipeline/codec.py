@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from pipeline import storage
 from pipeline.capture import TEMPERATURES
+from pipeline.errors import UserError
 
 TARGET = {1: 1e-3, 2: 2e-3}  # mean KL over choice steps, nats, by temperature
 MARGIN = 0.1  # of the target, that calibration asks of held-out steps: a tenth of the error costs few bytes
@@ -127,8 +127,19 @@ class Codec:
 
     @staticmethod
     def load(path: str) -> Codec:
-        """Reads what `save` wrote."""
-        return Codec(**load_tensors(storage.read_bytes(path)))
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: there is no such file, or it is damaged.
+        """
+        codec = Codec(**storage.read_tensors(path, {f.name: (np.float32, 2) for f in fields(Codec)}))
+        watched, components = codec.encoder_WP.shape
+        whole = (
+            codec.means_SW.shape[1] == codec.decoder_CW.shape[1] == watched and components <= codec.columns <= 2 * components
+        )
+        if not whole or not all(np.isfinite(getattr(codec, f.name)).all() for f in fields(Codec)):
+            raise UserError(f"{path} is damaged: its tables do not fit each other, or are not finite")
+        return codec
 
 
 def _chunks(steps: int) -> Iterator[slice]:

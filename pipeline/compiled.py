@@ -11,14 +11,24 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline import storage
-from pipeline.automaton import Automaton, compile_automaton
-from pipeline.errors import UserError
+from pipeline.automaton import Automaton, compile_automaton, is_of_task
+from pipeline.errors import UserError, clip
 from pipeline.task import Task, dump_task, load_task
 from pipeline.tokenization import TextTokenizer
 from pipeline.vocabulary import WatchedSet
+from student.config import Strict
 
 log = logging.getLogger(__name__)
+
+
+class _File(Strict):
+    """The content of compiled.json."""
+
+    end_id: int
+    hashes: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -58,17 +68,30 @@ class CompiledTask:
         """Reads what `save` wrote.
 
         Raises:
-            UserError: there is none, or its files do not belong together.
+            UserError: there is none, a file of it is damaged, or its files do not belong together.
         """
-        about = storage.read_json(storage.join(folder, "compiled.json"))
+        about = storage.read_form(storage.join(folder, "compiled.json"), _File)
+        automaton_path = storage.join(folder, "automaton.safetensors")
         compiled = CompiledTask(
             task=load_task(storage.join(folder, "task.yaml")),
-            tokenizer=TextTokenizer(storage.read_text(storage.join(folder, "tokenizer.json")), about["end_id"]),
-            automaton=Automaton.load(storage.join(folder, "automaton.safetensors")),
+            tokenizer=_load_tokenizer(storage.join(folder, "tokenizer.json"), about.end_id),
+            automaton=Automaton.load(automaton_path),
             watched=WatchedSet.load(storage.join(folder, "vocabulary.json")),
         )
-        require_same(about["hashes"], compiled.hashes, f"compiled.json in {folder}", "the files beside it")
+        require_same(about.hashes, compiled.hashes, f"compiled.json in {folder}", "the files beside it")
+        required = compiled.watched.tokens[: compiled.watched.required]
+        if not np.array_equal(compiled.automaton.tokens, required):
+            raise UserError(f"{automaton_path} does not fit vocabulary.json beside it: its tokens are not the required ones")
+        if not is_of_task(compiled.automaton, compiled.task, compiled.tokenizer):
+            raise UserError(f"{automaton_path} does not fit task.yaml beside it: its answers are not the task's")
         return compiled
+
+
+def _load_tokenizer(path: str, end_id: int) -> TextTokenizer:
+    try:
+        return TextTokenizer(storage.read_text(path), end_id)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, or not a tokenizer: {clip(str(error), 300)}") from error
 
 
 def require_same(found: dict[str, Any], wanted: dict[str, Any], finder: str, wanter: str) -> None:

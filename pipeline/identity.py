@@ -23,7 +23,7 @@ def find_same(folder: str, name: str, identity: dict[str, Any], what: str) -> di
     path = storage.join(folder, name)
     if not storage.exists(path):
         return None
-    found: dict[str, Any] = storage.read_json(path)
+    found = storage.read_form(path, dict[str, Any])
     differ = [key for key in identity if found.get(key) != identity[key]]
     if differ:
         raise UserError(f"{folder} holds another {what} (its {', '.join(differ)} differ): choose another --out, or delete it")

@@ -7,9 +7,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow.parquet as pq
+from pydantic import BaseModel, Field
 
 from pipeline import storage
 from pipeline.capture import TEMPERATURES
@@ -17,9 +18,45 @@ from pipeline.codec import ErrorSummary
 from pipeline.compiled import CompiledTask, require_same
 from pipeline.errors import UserError
 from pipeline.payload import Compact
-from pipeline.shards import METADATA, ShardTable, committed_units, read_shard, shard_path
+from pipeline.shards import AGAIN, ShardTable, committed_units, facts_of, named, read_shard, shard_path
 
 FORMAT_VERSION = 3
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Teacher(BaseModel):
+    model: str
+    parameters: int | None
+
+
+class _Source(BaseModel):
+    answer: str | None
+
+
+class _Comments(BaseModel):
+    source: _Source
+
+
+class _Codecs(BaseModel):
+    shards: dict[str, Count]
+
+
+class _Manifest(BaseModel):
+    """What a manifest holds, at least."""
+
+    units: Count
+    rows: Count
+    steps: Count
+    kept_steps: Count
+    teacher_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    digest: str
+    hashes: dict[str, str]
+    files: list[str]
+    task_name: str
+    teacher: _Teacher
+    comments: _Comments
+    codec: _Codecs
 
 
 @dataclass(frozen=True)
@@ -33,12 +70,24 @@ class Footer:
 
 
 def read_footer(folder: str, unit: int) -> Footer:
-    """Reads the end of a shard alone."""
-    fs, inner = storage.filesystem(shard_path(folder, unit))
-    with fs.open_input_file(inner) as stream:
+    """Reads the end of a shard alone.
+
+    Raises:
+        UserError: it is damaged, or no shard of this unit.
+    """
+    path = shard_path(folder, unit)
+    fs, inner = storage.regular_file(path)
+    with named(path), fs.open_input_file(inner) as stream:
         footer, size = pq.read_metadata(stream), stream.size()
-    facts = json.loads(footer.schema.to_arrow_schema().metadata[METADATA])
+        schema = footer.schema.to_arrow_schema()
+    facts = facts_of(path, schema)
+    _require_unit(path, facts, unit)
     return Footer(unit, footer.num_rows, size, facts)
+
+
+def _require_unit(path: str, facts: dict[str, Any], unit: int) -> None:
+    if facts.get("unit", unit) != unit:
+        raise UserError(f"{path} is the shard of unit {facts['unit']}, not of {unit}. {AGAIN}")
 
 
 @dataclass(frozen=True)
@@ -50,10 +99,28 @@ class Shards:
     compiled: CompiledTask
 
     def tables(self) -> Iterator[ShardTable]:
-        """Every shard with examples, one at a time, in order."""
-        compact = Compact.load(self.folder, self.compiled.automaton)
-        tables = (read_shard(shard_path(self.folder, unit), compact) for unit in range(self.manifest["units"]))
-        return (table for table in tables if len(table.keys))
+        """Every shard with examples, one at a time, in order.
+
+        Raises:
+            UserError: one is missing, damaged, or none of those that the manifest was derived from.
+        """
+        compact, digest = Compact.load(self.folder, self.compiled.automaton), _digest()
+        for unit in range(self.manifest["units"]):
+            path = shard_path(self.folder, unit)
+            table = read_shard(path, compact)
+            _require_unit(path, table.facts, unit)
+            require_same(table.facts["hashes"], self.manifest["hashes"], path, "the manifest")
+            if table.stored.width != self.compiled.watched.size:
+                raise UserError(
+                    f"{path} holds {table.stored.width} logits a step, the task watches {self.compiled.watched.size}"
+                )
+            digest.update(table.facts["digest"].encode())
+            if len(table.keys):
+                yield table
+        if digest.hexdigest() != self.manifest["digest"]:
+            raise UserError(
+                f"a shard in {self.folder} is not the one that manifest.json was derived from: run `retort extract` again"
+            )
 
 
 def write_manifest(folder: str, units: int, about: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +150,11 @@ def write_manifest(folder: str, units: int, about: dict[str, Any]) -> dict[str, 
     return manifest
 
 
+def _digest() -> hashlib.blake2b:
+    """Of the shards' digests, one after another: tells two extractions apart."""
+    return hashlib.blake2b(digest_size=8)
+
+
 class _Totals:
     """The sums over all shards."""
 
@@ -91,7 +163,7 @@ class _Totals:
         self._seconds = 0.0
         self._codecs: Counter[str] = Counter()
         self._errors: dict[str, ErrorSummary] = {}
-        self._digest = hashlib.blake2b(digest_size=8)
+        self._digest = _digest()
 
     def add(self, footer: Footer) -> None:
         facts = footer.facts
@@ -131,9 +203,10 @@ def open_shards(folder: str) -> Shards:
     path = storage.join(folder, "manifest.json")
     if not storage.exists(path):
         raise UserError(f"no manifest.json in {folder}: it holds no finished extraction. Run `retort extract` first")
-    manifest = storage.read_json(path)
+    manifest = storage.read_form(path, dict[str, Any])
     if manifest.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path} has format {manifest.get('format_version')}, this Retort reads {FORMAT_VERSION}")
+    storage.in_form(path, manifest, _Manifest)
     compiled = CompiledTask.load(folder)
     require_same(manifest["hashes"], compiled.hashes, path, "the compiled task beside it")
     return Shards(folder, manifest, compiled)

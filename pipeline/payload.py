@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
+from numpy.typing import DTypeLike, NDArray
 
 from pipeline import storage
 from pipeline.automaton import Automaton
@@ -54,9 +55,18 @@ class Compact:
 
     @staticmethod
     def load(folder: str, automaton: Automaton) -> Compact | None:
-        """The codec beside some shards, if they were made with one."""
+        """The codec beside some shards, if they were made with one.
+
+        Raises:
+            UserError: it is damaged, or another task's.
+        """
         path = storage.join(folder, CODEC_FILE)
-        return Compact(Codec.load(path), automaton) if storage.exists(path) else None
+        if not storage.exists(path):
+            return None
+        codec = Codec.load(path)
+        if len(codec.means_SW) != automaton.states:
+            raise UserError(f"{path} is of {len(codec.means_SW)} states, the automaton beside it of {automaton.states}")
+        return Compact(codec, automaton)
 
     def errors(self, logprobs_CW: NDArray[np.float32], codes: NDArray[np.int8], states: NDArray[np.int64]) -> dict[str, Any]:
         """What decoding errs by: at every choice step, and at an even sample of all steps."""
@@ -111,6 +121,11 @@ class Stored:
     lse: NDArray[np.float32]
     codec: Codec | None
 
+    @property
+    def width(self) -> int:
+        """W, the watched tokens."""
+        return self.values.shape[1] if self.codec is None else self.codec.decoder_CW.shape[1]
+
     def logprobs(self, at: NDArray[np.int64] | slice, states: NDArray[np.int64] | None) -> NDArray[np.float16]:
         """Log-probabilities of some steps, [·, W].
 
@@ -122,25 +137,44 @@ class Stored:
         return values if self.codec is None or states is None else self.codec.decode(values, states).astype(np.float16)
 
 
-def stored_in(column: dict[str, pa.Array], watched: int, compact: Compact | None) -> Stored:
+def stored_in(column: dict[str, pa.Array], watched: int, counts: NDArray[np.int64], compact: Compact | None) -> Stored:
     """The logits in the columns of a shard.
 
     Args:
         column: all columns by name.
         watched: W.
+        counts: int64 [N], how many of the C steps are each answer's.
         compact: the codec of the shard's extraction, if it has one.
 
     Raises:
         UserError: the columns are compact and the codec is not given.
+        ValueError: an answer has more or fewer logits than steps, or they are not finite.
     """
     if "codes" not in column:
-        logprobs, lse = (column[field.name].flatten().to_numpy() for field in FLOAT16)
-        return Stored(logprobs.reshape(-1, watched), lse.reshape(-1, len(TEMPERATURES)), None)
+        logprobs = _table(column["logprobs"], np.float16, counts, watched)
+        lse = _table(column["lse"], np.float32, counts, len(TEMPERATURES))
+        if not (np.isfinite(logprobs).all() and np.isfinite(lse).all()):
+            raise ValueError("its logits are not finite")
+        return Stored(logprobs, lse, None)
     if compact is None:
         raise UserError(f"a compact shard cannot be read without its extraction's {CODEC_FILE}, which is not there")
-    codes = np.frombuffer(column["codes"].buffers()[2], np.int8).reshape(-1, compact.codec.columns)
-    packed = np.frombuffer(column["packed_lse"].buffers()[2], np.int16).reshape(-1, len(TEMPERATURES))
+    codes = _table(column["codes"], np.int8, counts, compact.codec.columns)
+    packed = _table(column["packed_lse"], np.int16, counts, len(TEMPERATURES))
     return Stored(codes, unpack_lse(packed), compact.codec)
+
+
+def _table(column: pa.ListArray | pa.BinaryArray, kind: DTypeLike, counts: NDArray[np.int64], width: int) -> NDArray[Any]:
+    """A column's numbers, `width` for each of the C steps.
+
+    Raises:
+        ValueError: an answer has more or fewer.
+    """
+    binary, size = pa.types.is_binary(column.type), np.dtype(kind).itemsize
+    lengths = pc.binary_length(column).to_numpy() / size if binary else np.diff(column.offsets.to_numpy())
+    if not np.array_equal(lengths, counts * width):
+        raise ValueError("its answers have more or fewer logits than steps")
+    values = np.frombuffer(column.buffers()[2] or b"", kind) if binary else column.flatten().to_numpy()
+    return values[: counts.sum() * width].reshape(-1, width)
 
 
 def lists(values: NDArray[Any], lengths: NDArray[Any], kind: pa.DataType) -> pa.ListArray:

@@ -10,18 +10,22 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BaseModel, Field
 
 from pipeline import storage
 from pipeline.capture import Captured
-from pipeline.payload import Compact, Stored, encode, lists, stored_in
+from pipeline.errors import UserError, clip
+from pipeline.payload import COMPACT, FLOAT16, Compact, Stored, encode, lists, stored_in
 
 # T steps of an answer, C of them with their logits, W watched tokens, K temperatures
 EXAMPLE = [
@@ -35,7 +39,29 @@ EXAMPLE = [
     pa.field("kept", pa.list_(pa.bool_())),  # [T], the steps whose logits are here
 ]
 METADATA = b"retort"
+AGAIN = "Delete it, and `retort extract` makes it again"
 ROW_COLUMNS = ["file", "row", "sample", "id", "text", "tokens"]
+
+
+class Aside(BaseModel):
+    """The place of a row that is no example."""
+
+    file: int = Field(ge=0)
+    row: int = Field(ge=0)
+
+
+class Facts(BaseModel):
+    """What a shard's metadata says of it, at least."""
+
+    unit: int | None = None  # older shards do not say
+    hashes: dict[str, str]
+    watched: int = Field(ge=0)
+    steps: int = Field(ge=0)
+    kept_steps: int = Field(ge=0)
+    seconds: float
+    digest: str
+    codec: Literal["float16", "compact"]
+    set_aside: list[Aside]
 
 
 def shard_path(folder: str, unit: int) -> str:
@@ -91,10 +117,11 @@ def write_shard(
         ],
         schema=pa.schema(EXAMPLE + payload.fields),
     )
-    facts = about | sizes | payload.facts | {"set_aside": list(set_aside), "digest": _digest(table)}
+    facts = about | {"unit": unit} | sizes | payload.facts | {"set_aside": list(set_aside), "digest": _digest(table)}
     table = table.replace_schema_metadata({METADATA: json.dumps(facts)})
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", compression_level=1, use_dictionary=False)
+    options = {"compression_level": 1, "use_dictionary": False, "write_page_checksum": True}
+    pq.write_table(table, buffer, compression="zstd", **options)
     storage.write_bytes(shard_path(folder, unit), buffer.getbuffer())
     return buffer.tell()
 
@@ -104,6 +131,8 @@ class ShardTable:
     """One shard in memory. N examples, M steps of all of them together, C of these with their logits.
 
     Attributes:
+        path: where it was read from.
+        facts: what its metadata says, see `Facts`.
         keys: int64 [N, 3]: file, row and sample.
         ids: the comments' own ids.
         texts: the comments.
@@ -115,6 +144,8 @@ class ShardTable:
         states: int64 [C], the automaton's state before each kept step; None where no codec asks for it.
     """
 
+    path: str
+    facts: dict[str, Any]
     keys: np.ndarray[Any, np.dtype[np.int64]]
     ids: list[str]
     texts: list[str]
@@ -142,13 +173,28 @@ def read_shard(path: str, compact: Compact | None = None) -> ShardTable:
     Args:
         path: of the file.
         compact: the codec of its extraction, if it was written with one.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or no shard.
     """
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
+    with named(path):
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(path)), page_checksum_verification=True)
+        table.validate(full=True)
+    facts = facts_of(path, table.schema)
+    _require_columns(path, table)
     column = {name: table[name].combine_chunks() for name in table.column_names}
     answers, lengths = column["answer_tokens"].flatten().to_numpy(), _lengths(column["answer_tokens"])
     kept = column["kept"].flatten().to_numpy(zero_copy_only=False)
-    watched = json.loads(table.schema.metadata[METADATA])["watched"]
+    try:
+        if not np.array_equal(_lengths(column["kept"]), lengths) or facts["steps"] != len(answers):
+            raise ValueError("the answers and their steps are not equally long")
+        counts = np.bincount(np.repeat(np.arange(len(lengths)), lengths), kept, len(lengths)).astype(np.int64)
+        stored, states = stored_in(column, facts["watched"], counts, compact), _states(answers, lengths, kept, compact)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, or another task's: {error}. {AGAIN}") from error
     return ShardTable(
+        path=path,
+        facts=facts,
         keys=np.stack([column[name].to_numpy().astype(np.int64) for name in ("file", "row", "sample")], axis=1),
         ids=table["id"].to_pylist(),
         texts=table["text"].to_pylist(),
@@ -156,9 +202,54 @@ def read_shard(path: str, compact: Compact | None = None) -> ShardTable:
         answers=answers,
         lengths=lengths,
         kept=kept,
-        stored=stored_in(column, watched, compact),
-        states=_states(answers, lengths, kept, compact),
+        stored=stored,
+        states=states,
     )
+
+
+def facts_of(path: str, schema: pa.Schema) -> dict[str, Any]:
+    """What a shard's metadata says of it, see `Facts`.
+
+    Raises:
+        UserError: the file is another table, or damaged.
+    """
+    content = (schema.metadata or {}).get(METADATA)
+    if content is None:
+        raise UserError(f"{path} is a table, but not a shard that `retort extract` wrote")
+    try:
+        facts: dict[str, Any] = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}. {AGAIN}") from error
+    storage.in_form(path, facts, Facts)
+    return facts
+
+
+def _require_columns(path: str, table: pa.Table) -> None:
+    """Refuses a table with other columns than a shard's, or with nulls in them.
+
+    Raises:
+        UserError: naming a column.
+    """
+    wanted = pa.schema(EXAMPLE + (COMPACT if "codes" in table.column_names else FLOAT16))
+    for field in wanted:
+        if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
+            raise UserError(f"{path} is no shard, or damaged: it has no column {field.name!r} of {field.type}")
+        values = table[field.name]
+        if values.null_count or (pa.types.is_list(field.type) and pc.list_flatten(values).null_count):
+            raise UserError(f"{path} is damaged: its column {field.name!r} holds nulls. {AGAIN}")
+
+
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Names the file in what Arrow raises for a damaged one.
+
+    Raises:
+        UserError: saying what to do.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged, or not Parquet: {clip(str(error), 300)}. {AGAIN}") from error
 
 
 def _digest(table: pa.Table) -> str:

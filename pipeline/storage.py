@@ -13,17 +13,24 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+from numpy.typing import DTypeLike, NDArray
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, clip
 
 SPOOL_BYTES = 64 << 20  # what waits for a bucket is kept in memory up to this size, on disk beyond
 SAMPLES, SAMPLE_BYTES = 16, 64 << 10  # what a fingerprint reads of a file
 UNFINISHED = ".writing-"  # starts the name of a file on a disk until it is whole
+FINDINGS = 3  # of what is wrong with a file, named in one message
+
+Form = TypeVar("Form")
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -85,6 +92,20 @@ def size(path: str) -> int:
     return int(fs.get_file_info(inner).size)
 
 
+def regular_file(path: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a file's path or URI, and the path within it.
+
+    Raises:
+        UserError: there is no such file, or it is none to read: a FIFO or a device may never end.
+    """
+    fs, inner = filesystem(path)
+    info = fs.get_file_info(inner)
+    if not info.is_file:
+        other = "" if info.type == pafs.FileType.NotFound else ": what is there is a folder, a FIFO or a device"
+        raise UserError(f"no file at {path}{other}")
+    return fs, inner
+
+
 def list_files(folder: str) -> list[str]:
     """Names of the files directly in a folder, sorted; none where there is no folder."""
     fs, inner = filesystem(folder)
@@ -143,12 +164,10 @@ def read_bytes(path: str) -> bytes:
     """A file's content.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it cannot be read.
     """
-    fs, inner = filesystem(path)
-    if not fs.get_file_info(inner).is_file:
-        raise UserError(f"no file at {path}")
-    with fs.open_input_stream(inner, compression=None) as stream:
+    fs, inner = regular_file(path)
+    with _no_fault(path), fs.open_input_stream(inner, compression=None) as stream:
         return bytes(stream.read())
 
 
@@ -164,8 +183,51 @@ def read_json(path: str) -> Any:
     """A JSON file's content."""
     try:
         return json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def read_form(path: str, form: type[Form]) -> Form:
+    """A JSON file's content in a form that pydantic knows, such as a model or a dataclass.
+
+    Raises:
+        UserError: there is no such file, or its content has another form; the message names the keys.
+    """
+    return in_form(path, read_json(path), form)
+
+
+def in_form(path: str, content: Any, form: type[Form]) -> Form:
+    """What was read from a file, in a form that pydantic knows.
+
+    Raises:
+        UserError: it has another form.
+    """
+    try:
+        return TypeAdapter(form).validate_python(content)
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}".lstrip(": ") for finding in error.errors()]
+        more = f" and {len(found) - FINDINGS} more" if len(found) > FINDINGS else ""
+        raise UserError(f"{path} is damaged, or not as Retort writes it: {'; '.join(found[:FINDINGS])}{more}") from error
+
+
+def read_tensors(path: str, form: dict[str, tuple[DTypeLike, int]]) -> dict[str, NDArray[Any]]:
+    """The arrays of a safetensors file.
+
+    Args:
+        path: of the file.
+        form: dtype and number of dimensions of each array, by name.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds other arrays.
+    """
+    try:
+        found = load_tensors(read_bytes(path))
+    except (SafetensorError, KeyError, ValueError) as error:  # the latter two for dtypes and sizes that numpy does not have
+        raise UserError(f"{path} is damaged, or not a safetensors file: {clip(str(error), 300)}") from error
+    if {name: (array.dtype, array.ndim) for name, array in found.items()} != form:
+        wanted = ", ".join(f"{name} ({dimensions}-dimensional {dtype})" for name, (dtype, dimensions) in form.items())
+        raise UserError(f"{path} is damaged, or another file: it must hold {wanted}")
+    return found
 
 
 class RawFile(io.RawIOBase):
@@ -209,7 +271,9 @@ def _no_fault(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {path}: {error}. Once it can be read, the same command goes on from there") from error
+        raise UserError(
+            f"cannot read {path}: {clip(str(error), 300)}. Once it can be read, the same command goes on from there"
+        ) from error
 
 
 def fingerprint(path: str) -> str:
@@ -220,7 +284,7 @@ def fingerprint(path: str) -> str:
     Raises:
         UserError: the file cannot be read.
     """
-    fs, inner = filesystem(path)
+    fs, inner = regular_file(path)
     with _no_fault(path), fs.open_input_file(inner) as stream:
         size = stream.size()
         digest = hashlib.sha256(f"{size}:".encode())

@@ -34,6 +34,9 @@ class TextTokenizer:
     Args:
         serialized: the content of a `tokenizer.json`.
         end_id: the token that ends an answer.
+
+    Raises:
+        ValueError: the content is not a tokenizer's.
     """
 
     def __init__(self, serialized: str, end_id: int) -> None:
@@ -95,7 +98,10 @@ class TextTokenizer:
 
 def _bare(serialized: str) -> Tokenizer:
     """A tokenizer that adds, cuts and pads nothing, and whose offsets are whole: a post-processor may trim spaces off them."""
-    tokenizer = Tokenizer.from_str(serialized)
+    try:
+        tokenizer = Tokenizer.from_str(serialized)
+    except Exception as error:  # what the library raises is of no other class
+        raise ValueError(str(error)) from error
     tokenizer.post_processor = None
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -7,10 +7,26 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipeline import storage
 from pipeline.automaton import Automaton
+from pipeline.errors import UserError
 from pipeline.tokenization import TextTokenizer
+from student.config import Strict
+
+
+class _Row(Strict):
+    id: int = Field(ge=0, lt=2**31)
+    token: str
+
+
+class _File(Strict):
+    """The content of vocabulary.json."""
+
+    hash: str
+    required: list[_Row]
+    auxiliary: list[_Row]
 
 
 @dataclass(frozen=True)
@@ -44,10 +60,17 @@ class WatchedSet:
 
     @staticmethod
     def load(path: str) -> WatchedSet:
-        """Reads what `save` wrote."""
-        content = storage.read_json(path)
-        ids = [row["id"] for row in content["required"] + content["auxiliary"]]
-        return WatchedSet(np.array(ids, np.int32), len(content["required"]))
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: there is no such file, or it is damaged.
+        """
+        content = storage.read_form(path, _File)
+        ids = [row.id for row in content.required + content.auxiliary]
+        watched = WatchedSet(np.array(ids, np.int32), len(content.required))
+        if watched.hash != content.hash:
+            raise UserError(f"{path} is damaged: its tokens are not those of its hash")
+        return watched
 
 
 def choose_watched(automaton: Automaton, mean_probability: NDArray[np.float64], auxiliary: int) -> WatchedSet:

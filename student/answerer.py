@@ -66,10 +66,10 @@ class Answerer:
             weights: `float32` or `bf16`.
 
         Raises:
-            UserError: there is no student in the folder.
+            UserError: there is no student in the folder, or it is damaged.
         """
         model, compiled = load_student(folder, "cuda" if torch.cuda.is_available() else "cpu")
-        return Answerer(model.halved() if weights == "bf16" else model, compiled, load_temperatures(folder))
+        return Answerer(model.halved() if weights == "bf16" else model, compiled, load_temperatures(folder, compiled.task))
 
     def answer(self, rows: list[Row], shares: bool = False) -> list[Answer]:
         """The answers to rows that `filter_rows` kept, in their order.

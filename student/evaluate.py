@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.manifest import Shards, open_shards
 from student.answers import answers_of, parse_all, teacher_answers
 from student.calibrate import fit_temperatures
-from student.checkpoint import is_student, load_student, save_temperatures
+from student.checkpoint import load_student, load_training, require_student, save_temperatures
 from student.decode import Decoded, Decoder, Prefixes
 from student.examples import Batch, Examples, open_examples
 from student.fidelity import agreement, matches, step_measures, trust
@@ -56,9 +56,8 @@ def measure(config: EvaluateConfig, shards_folder: str, student_folder: str, rep
     Raises:
         UserError: student and shards do not fit, or the test split is empty.
     """
-    shards, trained = open_shards(shards_folder), storage.join(student_folder, "train.json")
-    if is_student(student_folder) and not storage.exists(trained):
-        raise UserError(f"the student in {student_folder} was not trained: `retort train --init {student_folder}` does")
+    require_student(student_folder)
+    shards, training = open_shards(shards_folder), load_training(student_folder)
     model, compiled = load_student(student_folder, "cuda" if torch.cuda.is_available() else "cpu")
     require_same(compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
     test = open_examples(shards, TEST, model.shape.sequence, model.shape.separator).first(config.limit)
@@ -85,7 +84,7 @@ def measure(config: EvaluateConfig, shards_folder: str, student_folder: str, rep
         "steps": steps,
         "sizes": _sizes(model, shards),
         "speed": _speed(shards, len(test), seconds, constrained.calls) | {"latency_ms": latency_ms(model, compiled, test)},
-        "training": storage.read_json(trained),
+        "training": training,
     }
     storage.write_json(storage.join(report_folder, "fidelity.json"), figures)
     storage.write_text(storage.join(report_folder, "fidelity.html"), render(figures))

@@ -22,14 +22,13 @@ from cluster.runtime import MALLOC, start_ray
 from cluster.version import VARIABLE, check_code_version, code_version
 from pipeline import storage
 from pipeline.comments import Row, comment_batches, comment_tables
-from pipeline.compiled import CompiledTask
 from pipeline.config import RunConfig, TeacherConfig
 from pipeline.console import progress
 from pipeline.identity import find_same
 from pipeline.plan import Plan, Source, describe_source, find_comments, find_plan, make_plan, read_unit
 from pipeline.stopping import Stopped, StopRequest
 from student.answerer import Answer, Answerer
-from student.checkpoint import CALIBRATION, WEIGHTS, require_student
+from student.checkpoint import CALIBRATION, WEIGHTS, load_student, load_temperatures
 from student.config import PredictConfig
 from student.part import Sourced, encode_part, part_name
 from student.teacher import Teacher
@@ -83,8 +82,9 @@ def predict(config: RunConfig, student_folder: str, folder: str) -> dict[str, An
         UserError: no comments, no student, more malformed rows than allowed, or the folder holds another prediction.
         Stopped: a signal ended it early.
     """
-    require_student(student_folder)
-    compiled, paths = CompiledTask.load(student_folder), find_comments(config.comments)
+    _, compiled = load_student(student_folder)  # each worker loads it too; a damaged one is better refused now
+    load_temperatures(student_folder, compiled.task)
+    paths = find_comments(config.comments)
     source = describe_source(config.comments, paths, compiled.task, compiled.tokenizer, config.predict.rows_per_unit)
     job = Prediction(student_folder, folder, source, config.predict, config.teacher)
     workers = config.predict.workers if config.predict.workers is not None else _workers(paths)

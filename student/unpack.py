@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from pipeline.compiled import cache_folder
 from pipeline.console import progress
+from pipeline.errors import UserError
 from pipeline.manifest import Shards
 from pipeline.shards import ShardTable
 
@@ -108,11 +109,18 @@ class _Group:
 
 
 def _groups(shards: Shards, table: ShardTable) -> dict[str, _Group]:
-    """One shard's columns, each group under the name of its starts."""
+    """One shard's columns, each group under the name of its starts.
+
+    Raises:
+        UserError: an answer is none of the task's.
+    """
     automaton = shards.compiled.automaton
     texts = [text.encode() for text in table.texts]
     example = np.repeat(np.arange(len(texts)), table.lengths)
-    states = automaton.states_before(np.split(table.answers, np.cumsum(table.lengths)[:-1]))
+    try:
+        states = automaton.states_before(np.split(table.answers, np.cumsum(table.lengths)[:-1]))
+    except ValueError as error:
+        raise UserError(f"{table.path} holds an answer that is none of the task: {error}") from error
     choices = np.bincount(example, ~automaton.forced[states], minlength=len(texts)).astype(np.int64)
     all_compact = set(shards.manifest["codec"]["shards"]) == {"compact"}
     values = table.stored.values if all_compact else table.logprobs
@@ -169,8 +177,16 @@ class _Writer:
 
 
 def _map(folder: Path) -> Columns:
-    layout = json.loads((folder / "layout.json").read_text())
-    return {name: _map_column(folder / name, **about) for name, about in layout.items()}
+    """The columns of a split.
+
+    Raises:
+        UserError: they are damaged, and may be deleted.
+    """
+    try:
+        layout = json.loads((folder / "layout.json").read_text())
+        return {name: _map_column(folder / name, **about) for name, about in layout.items()}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is damaged: {error}. Delete {folder.parent}, it is made again from the shards") from error
 
 
 def _map_column(path: Path, dtype: str, shape: list[int]) -> NDArray[Any]:

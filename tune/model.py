@@ -66,8 +66,9 @@ def log_student(uri: str, run_id: str, student_folder: str) -> str:
     """
     with tempfile.TemporaryDirectory() as scratch, _store(uri) as client:
         student, path = f"{scratch}/student", f"{scratch}/model"
-        save_student(student, *load_student(student_folder))
-        temperatures = load_temperatures(student_folder)
+        model, compiled = load_student(student_folder)
+        save_student(student, model, compiled)
+        temperatures = load_temperatures(student_folder, compiled.task)
         if temperatures:
             save_temperatures(student, temperatures)
         run = client.get_run(run_id)

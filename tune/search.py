@@ -22,9 +22,11 @@ from pipeline.config import RunConfig, student_shape
 from pipeline.errors import UserError
 from pipeline.manifest import Shards, open_shards
 from pipeline.stopping import Stopped
+from student.checkpoint import load_student
 from student.loop import Training
 from student.model import Student
 from student.train import BEGUN
+from student.unpack import unpack
 from tune.compare.page import Comparison, compare_runs
 from tune.config import Space, TuneConfig, read_space
 from tune.model import log_report, register_best
@@ -67,6 +69,7 @@ def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
     found = _found(folder, identity, known)
     left = config.tune.trials - len(ended(known))
     if left > 0:
+        _require_whole(config.train.init, shards)
         start_ray()
         require_room("a trial", config.train.fewest_workers, config.train.resources)
     else:
@@ -84,6 +87,17 @@ def search(config: RunConfig, shards_folder: str, folder: str) -> Comparison:
         raise
     tracking.end()
     return comparison
+
+
+def _require_whole(init: str | None, shards: Shards) -> None:
+    """Refuses what no trial could train on or start from.
+
+    Raises:
+        UserError: the shards or the student that all trials start from are damaged.
+    """
+    unpack(shards)
+    if init:
+        load_student(init)
 
 
 def _run(job: Search, proposals: Proposals, left: int) -> list[Trial]:

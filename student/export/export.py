@@ -11,10 +11,9 @@ from pipeline import storage
 from pipeline.comments import filter_rows, text_row
 from pipeline.compiled import require_same
 from pipeline.config import EvaluateConfig
-from pipeline.errors import UserError
 from pipeline.manifest import open_shards
 from student.answers import answers_of, teacher_answers
-from student.checkpoint import is_student
+from student.checkpoint import load_training, require_student
 from student.examples import Examples, open_examples
 from student.export.card import CARD, render_card
 from student.export.folder import Source, write_folder
@@ -51,12 +50,10 @@ def export(config: EvaluateConfig, shards_folder: str, student_folder: str, repo
         UserError: no trained student, other shards than its own, or a library is missing.
     """
     require_onnx()
-    trained = storage.join(student_folder, "train.json")
-    if is_student(student_folder) and not storage.exists(trained):
-        raise UserError(f"the student in {student_folder} was not trained: `retort train --init {student_folder}` does")
-    source, shards = Source.load(student_folder), open_shards(shards_folder)
+    require_student(student_folder)
+    training, source, shards = load_training(student_folder), Source.load(student_folder), open_shards(shards_folder)
     require_same(source.compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
-    shape, training = source.model.shape, storage.read_json(trained)
+    shape = source.model.shape
     test = open_examples(shards, TEST, shape.sequence, shape.separator).first(config.limit)
     with tempfile.TemporaryDirectory() as scratch:
         forms = _make(source, Path(scratch))

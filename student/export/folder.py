@@ -40,8 +40,13 @@ class Source:
 
     @staticmethod
     def load(folder: str) -> Source:
-        """Reads a student's folder."""
-        return Source(*load_student(folder), load_temperatures(folder))
+        """Reads a student's folder.
+
+        Raises:
+            UserError: there is no student in the folder, or it is damaged.
+        """
+        model, compiled = load_student(folder)
+        return Source(model, compiled, load_temperatures(folder, compiled.task))
 
     def save(self, folder: str) -> None:
         """Writes the student's own files."""

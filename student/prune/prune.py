@@ -24,6 +24,7 @@ from student.prune.page import write_page
 from student.prune.sizes import Sizes, parameters, target_sizes
 from student.prune.source import open_source
 from student.prune.workers import measure_all, start_workers
+from student.unpack import unpack
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ def prune(config: PruneConfig, shards_folder: str, folder: str, whole: int | Non
     if done:
         log.info("%s already holds this student", folder)
         return done
+    run = source.run
+    unpack(shards)  # damaged ones are better refused now
     start_ray()
     require_room("pruning", config.workers, config.resources)
     started = time.monotonic()
@@ -70,7 +73,7 @@ def prune(config: PruneConfig, shards_folder: str, folder: str, whole: int | Non
     before, after = (parameters(source.shape, some) for some in (Sizes.of(source.shape), sizes))
     about = identity | {
         "kept": kept.as_dict(),
-        "parent_run": source.run,
+        "parent_run": run,
         "parameters": {"source": before, "student": after},
         "seconds": {"scoring": scored, "all": time.monotonic() - started},
     }

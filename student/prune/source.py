@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.manifest import Shards
 from pipeline.model_files import absolute_model, fingerprint
 from pipeline.tokenization import load_teacher_tokenizer
-from student.checkpoint import WEIGHTS, is_student, load_shape, load_student
+from student.checkpoint import TRAINED, WEIGHTS, is_student, load_student, load_training
 from student.gemma import gemma_shape, load_gemma
 from student.model import Student, embedding_rows
 from student.prune.config import PruneConfig
@@ -48,8 +48,9 @@ class Source:
     @property
     def run(self) -> str | None:
         """Of a trained student, its run in MLflow."""
-        trained = storage.join(self.place, "train.json")
-        return storage.read_json(trained)["mlflow"]["run"] if self.rows_V is None and storage.exists(trained) else None
+        if self.rows_V is not None or not storage.exists(storage.join(self.place, TRAINED)):
+            return None
+        return str(load_training(self.place)["mlflow"]["run"])
 
     def load(self, watched_W: NDArray[np.int32]) -> Student:
         """Its weights too, in float32 and evaluation mode."""
@@ -72,9 +73,9 @@ def open_source(config: PruneConfig, shards: Shards) -> Source:
         raise UserError("nothing to cut from: name a student's folder, or a Gemma 3 model, with --from")
     folder = storage.absolute(config.source)
     if is_student(folder):
-        hashes = CompiledTask.load(folder).hashes
-        require_same(hashes, shards.compiled.hashes, config.source, shards.folder)
-        return Source(folder, load_shape(folder))
+        model, compiled = load_student(folder)
+        require_same(compiled.hashes, shards.compiled.hashes, config.source, shards.folder)
+        return Source(folder, model.shape)
     return _gemma(config, config.source, shards)
 
 

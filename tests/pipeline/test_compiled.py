@@ -46,7 +46,7 @@ def test_save_and_load(any_tokenizer: TextTokenizer, tmp_path: Path) -> None:
         ("task.yaml", "Judge.", "Judge!", "another task"),
         ("tokenizer.json", '"id":1,', '"id":1, ', "another tokenizer"),
         ("compiled.json", '"end_id": 5', '"end_id": 1', "another tokenizer"),
-        ("vocabulary.json", '"id": 0,', '"id": 1,', "another watched set"),
+        ("vocabulary.json", '"id": 0,', '"id": 1,', "its tokens are not those of its hash"),
     ],
 )
 def test_files_that_do_not_belong_together_are_refused(
@@ -58,7 +58,7 @@ def test_files_that_do_not_belong_together_are_refused(
         text, new = text.replace('"id": 1,', old), new
     assert old in text
     (tmp_path / name).write_text(text.replace(old, new, 1))
-    with pytest.raises(UserError, match=f"does not fit the files beside it: {differs}"):
+    with pytest.raises(UserError, match=differs):
         CompiledTask.load(str(tmp_path))
 
 

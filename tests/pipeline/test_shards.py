@@ -25,7 +25,13 @@ from tests.pipeline.test_compiled import make_compiled
 FIELDS = {"sample": pa.field("sample", pa.int32())}
 HASHES = {"task": "t", "tokenizer": "k", "watched set": "w"}
 ABOUT = {"hashes": HASHES, "seconds": 0.5}
-MANIFEST = {"hashes": HASHES, "files": ["a.jsonl", "b.jsonl"]}
+MANIFEST = {
+    "hashes": HASHES,
+    "files": ["a.jsonl", "b.jsonl"],
+    "task_name": "t",
+    "teacher": {"model": "none", "parameters": None},
+    "comments": {"source": {"answer": None}},
+}
 
 
 def make_comments(rows: int, rng: np.random.Generator) -> pa.Table:
@@ -65,10 +71,10 @@ def one_step(logits: list[float], lse: list[float]) -> Captured:
     return Captured(np.array([[5]], np.int32), np.array([1], np.int32), np.ones((1, 1), bool), *arrays)
 
 
-def write(folder: Path, unit: int = 0, lengths: tuple[int, ...] = (3, 1), **about: Any) -> int:
+def write(folder: Path, unit: int = 0, lengths: tuple[int, ...] = (3, 1), width: int = 5, **about: Any) -> int:
     rng = np.random.default_rng(unit)
     comments = make_comments(len(lengths), rng)
-    return write_shard(str(folder), unit, comments, make_captured(list(lengths), 5, rng), ABOUT | about)
+    return write_shard(str(folder), unit, comments, make_captured(list(lengths), width, rng), ABOUT | about)
 
 
 @settings(deadline=None, max_examples=60)
@@ -134,12 +140,9 @@ def test_committed_units_are_those_with_a_shard(tmp_path: Path) -> None:
 
 def test_the_manifest_adds_up_the_shards(tmp_path: Path) -> None:
     sizes = [write(tmp_path, unit, lengths) for unit, lengths in enumerate([(3, 1), (2,), (1, 1, 1)])]
-    manifest = write_manifest(str(tmp_path), 3, MANIFEST | {"teacher": "x"})
-    assert manifest == {
+    manifest = write_manifest(str(tmp_path), 3, MANIFEST)
+    assert manifest == MANIFEST | {
         "format_version": 3,
-        "hashes": HASHES,
-        "files": ["a.jsonl", "b.jsonl"],
-        "teacher": "x",
         "units": 3,
         "rows": 6,
         "set_aside": 0,
@@ -184,7 +187,7 @@ def finished(tokenizer: TextTokenizer, tmp_path: Path) -> tuple[Path, CompiledTa
     compiled = make_compiled(tokenizer)
     compiled.save(str(tmp_path))
     for unit, lengths in enumerate([(3, 1), (2,)]):
-        write(tmp_path, unit, lengths, hashes=compiled.hashes)
+        write(tmp_path, unit, lengths, compiled.watched.size, hashes=compiled.hashes)
     write_manifest(str(tmp_path), 2, MANIFEST | {"hashes": compiled.hashes})
     return tmp_path, compiled
 

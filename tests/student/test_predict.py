@@ -106,7 +106,7 @@ def test_another_student_form_or_comments_are_refused(compiled: CompiledTask, st
     for override in ("predict.format=parquet", "predict.probabilities=true", "comments.limit=3"):
         with pytest.raises(UserError, match="another prediction"):
             predict(configured(tmp_path, override), student, out)
-    save_temperatures(student, {"mood": 2.0})
+    save_temperatures(student, {"mood": 2.0, "loud": 1.0})
     with pytest.raises(UserError, match="another prediction"):
         predict(configured(tmp_path), student, out)
 

@@ -93,7 +93,7 @@ def logged(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> 
         (standing / name).write_text("")
     student = make_student(compiled, seed=0, scale=8.0)
     save_student(str(folder / "student"), student, compiled)
-    save_temperatures(str(folder / "student"), {"mood": 3.0})
+    save_temperatures(str(folder / "student"), {"mood": 3.0, "loud": 1.0})
     (folder / "student" / "optimizer.safetensors").write_bytes(b"not the model's")
     uri = f"sqlite:///{folder}/mlflow.db"
     run = Tracking.start(uri, "tests", "a run", {"seed": 1}, "student").run_id
@@ -151,7 +151,7 @@ def test_what_is_kept(logged: Logged, files: Path, compiled: CompiledTask) -> No
     assert endings == {".py", ".json", ".yaml", ".txt", ".safetensors"}  # no pickle
     assert "__pycache__" not in {path.name for path in files.rglob("*")}
     assert "optimizer.safetensors" not in names
-    assert load_temperatures(str(files / "artifacts/student")) == {"mood": 3.0}
+    assert load_temperatures(str(files / "artifacts/student"), compiled.task) == {"mood": 3.0, "loud": 1.0}
     model = mlflow.models.Model.load(str(files))
     assert model.model_id == logged.model_id
     assert model.run_id == logged.run_id

@@ -28,6 +28,7 @@ from pipeline.stopping import Stopped
 from pipeline.task import load_task
 from student.config import HOW
 from student.loop import Training
+from student.unpack import unpack
 from tune.scale.extraction import measure_extraction
 from tune.scale.model import Link
 from tune.scale.page import render
@@ -59,6 +60,8 @@ def measure_scaling(config: RunConfig, shards_folder: str, folder: str) -> Resul
     if "train" in stages and config.train.strategy != "ddp":
         raise UserError("retort scale measures train.strategy=ddp alone: only there can a step leave its exchange out")
     shards = open_shards(shards_folder) if "train" in stages else None
+    if shards:
+        unpack(shards)  # damaged ones are better refused now
     start_ray()
     command = time.time() - psutil.Process().create_time()
     counts = _counts(config, stages)

@@ -36,8 +36,7 @@ TRAINING = {
     "epochs": [{"samples": [{"comment": "a comment of somebody"}]}],
     "cost": {"worker_seconds": 1.0},
     "mlflow": {"uri": "sqlite:///mlflow.db", "run": "1"},
-    "cost": {"worker_seconds": 1.0},
-    "mlflow": {"uri": "sqlite:///absent.db", "run": "none"},
+    "shards": {"teacher": {"model": "made up"}},
 }
 FLOOR = {"valid": 1.0, "whole": 0.321, "fields": {"mood": 0.432, "loud": 0.543}}
 FIDELITY = {

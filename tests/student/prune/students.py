@@ -36,7 +36,7 @@ def make(compiled: CompiledTask, family: str, seed: int = 0, **changes: Any) -> 
     """A student whose gains differ too."""
     ids = compiled.tokenizer.size
     sizes = {"layers": 3, "width": 32} | FAMILIES[family] | changes
-    model = Student(Shape(ids, ids, compiled.watched.size, compiled.context + 10, **sizes), np.arange(ids, dtype=np.int32))
+    model = Student(Shape(ids, ids, compiled.watched.size, compiled.context, **sizes), np.arange(ids, dtype=np.int32))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
