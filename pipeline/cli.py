@@ -107,23 +107,39 @@ def extract(**options: Any) -> None:
 
     config, out = configure(**options)
     manifest = stage(config)
-    console.print(f"{manifest['rows']:,} answers, {manifest['bytes'] / 1e6:,.1f} MB, in {storage.join(out, 'shards')}")
+    size = f"{manifest['rows']:,} answers, {manifest['bytes'] / 1e6:,.1f} MB"
+    console.print(f"{size}, in {storage.join(out, 'shards')}", markup=False, highlight=False, soft_wrap=True)
 
 
 @main.command()
-@click.option("--answers", "answer", default="answer", show_default=True, metavar="COLUMN", help="Where the answers are.")
+@click.option(
+    "--answers",
+    "answer",
+    default="answer",
+    show_default=True,
+    metavar="COLUMNS",
+    help="One with all of it, or one a field: a,b.",
+)
 @stage_options("task", "teacher", "comments", "limit")
 def score(answer: str, **options: Any) -> None:
     """The teacher's logits along given answers, in OUT/shards.
 
-    The comments' files hold an answer beside each comment, as a JSON object or as its text: labels of people, answers of
-    another model, or a student's own. A row whose answer does not fit the task is set aside. Train on the shards as on any.
-    """
+    The comments' files hold an answer beside each comment: labels of people, answers of another model, or a student's own.
+    A column holds the whole answer, as a JSON object or as its text, or each field has a column of its name:
+
+    \b
+      retort score --task task.yaml --comments answered.jsonl --out runs/first
+      retort score --task task.yaml --comments labels.csv --answers domain,intent --out runs/labels
+
+    A row whose answer does not fit the task is set aside. Train on the shards as on any; where the answers are not the
+    teacher's, its probabilities say little, and train.objective=hard-label leaves them out.
+    """  # noqa: D301 (\b is click's mark, as a character)
     from pipeline.extract import extract as stage
 
     config, out = configure(**options)
     manifest = stage(config.model_copy(update={"comments": config.comments.model_copy(update={"answer": answer})}))
-    console.print(f"{manifest['rows']:,} answers scored, {manifest['bytes'] / 1e6:,.1f} MB, in {storage.join(out, 'shards')}")
+    size = f"{manifest['rows']:,} answers scored, {manifest['bytes'] / 1e6:,.1f} MB"
+    console.print(f"{size}, in {storage.join(out, 'shards')}", markup=False, highlight=False, soft_wrap=True)
 
 
 @main.command()
@@ -435,6 +451,7 @@ def _show(comparison: Comparison, folder: str) -> None:
 def _summary(figures: dict[str, Any], shards: str, student: str, report: str, mlflow: str | None = None) -> None:
     """The report's headline, and where everything is."""
     from student.answers import REFERENCES
+    from student.sample_size import sample_size_notes
 
     agreement = f"agreement with {REFERENCES[figures['answers']].name}"
     table = Table(agreement, "valid", "whole answer", *map(escape, figures["student"]["fields"]), box=None)
@@ -451,6 +468,7 @@ def _summary(figures: dict[str, Any], shards: str, student: str, report: str, ml
     ratio = "" if speed["ratio"] is None else f", {speed['ratio']:.1f} × the teacher"
     steps = "" if kl is None else f"; KL {kl:.4f} nats a choice step"
     console.print(f"{speed['student_answers_per_second']:,.0f} answers/s{ratio}{steps}")
+    console.print(*sample_size_notes(figures), markup=False, highlight=False, soft_wrap=True)
     page, file = storage.join(report, "fidelity.html"), storage.join(report, "fidelity.json")
     for what, where in {"report": page, "figures": file, "student": student, "shards": shards}.items():
         console.print(f"{what:8} {where}", markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from student import plots
 from student.answers import REFERENCES
 from student.config import TrainConfig
+from student.sample_size import sample_size_notes
 
 
 def render(figures: dict[str, Any]) -> str:
@@ -35,7 +36,7 @@ def render(figures: dict[str, Any]) -> str:
         reference=reference,
         rate=learning_rate(figures["training"]),
         plots=drawings,
-        verdict=verdict(figures),
+        verdict=[verdict(figures), *sample_size_notes(figures)],
     )
 
 

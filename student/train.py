@@ -26,8 +26,9 @@ from pipeline.errors import UserError
 from pipeline.identity import find_same
 from pipeline.manifest import Shards, open_shards
 from pipeline.stopping import Stopped, StopRequest
+from student.answers import answers_of
 from student.channel import Row, open_channel
-from student.checkpoint import POSITION, WEIGHTS, load_student, save_student
+from student.checkpoint import POSITION, TRAINED, WEIGHTS, load_student, load_training, save_student
 from student.config import TrainConfig
 from student.examples import open_examples
 from student.loop import Training
@@ -35,6 +36,7 @@ from student.losses import Loss
 from student.model import Student
 from student.order import Order
 from student.prune.config import PRUNED
+from student.sample_size import few_examples
 from student.unpack import TRAIN
 from student.worker import SCORE, work
 from tune.tracking import Tracking, Writer, tracking_uri
@@ -99,13 +101,14 @@ def train(
     shards = open_shards(shards_folder)
     training = Training.of(student_shape(shards.compiled.task, config.student), config.train, shards)
     identity = _identity(training, shards)
-    done = find_same(student_folder, "train.json", identity, "training")
-    if done:
+    if find_same(student_folder, TRAINED, identity, "training"):
         log.info("%s already holds this training", student_folder)
-        return done
+        return load_training(student_folder)
     examples = open_examples(shards, TRAIN, training.shape.sequence, training.shape.separator)
     steps = Order(examples.lengths, config.train).steps
     _announce(training, len(examples), steps)
+    if answers_of(shards.manifest) == "given" and config.train.objective != "hard-label":
+        log.warning("the answers were given: train.objective=hard-label leaves the teacher's own probabilities out")
     start_ray()
     require_room("training", config.train.fewest_workers, config.train.resources)
     tracking = _track(config, identity, student_folder, child)
@@ -122,6 +125,9 @@ def train(
 
 
 def _announce(training: Training, examples: int, steps: int) -> None:
+    few = few_examples(examples)
+    if few:
+        log.warning("%s", few)
     with torch.device("meta"):
         counts = Student(training.shape).parameter_counts()
     log.info(
@@ -306,6 +312,6 @@ def _keep_best(
         "mlflow": {"uri": tracking.uri, "run": tracking.run_id},
         "code_version": code_version(),
     }
-    storage.write_json(storage.join(folder, "train.json"), about)
+    storage.write_json(storage.join(folder, TRAINED), about)
     log.info("student of epoch %s in %s", best_epoch, folder)
     return about
