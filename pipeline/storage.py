@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 from numpy.typing import DTypeLike, NDArray
@@ -225,7 +226,7 @@ def read_tensors(path: str, form: dict[str, tuple[DTypeLike, int]]) -> dict[str,
     except (SafetensorError, KeyError, ValueError) as error:  # the latter two for dtypes and sizes that numpy does not have
         raise UserError(f"{path} is damaged, or not a safetensors file: {clip(str(error), 300)}") from error
     if {name: (array.dtype, array.ndim) for name, array in found.items()} != form:
-        wanted = ", ".join(f"{name} ({dimensions}-dimensional {dtype})" for name, (dtype, dimensions) in form.items())
+        wanted = ", ".join(f"{name} ({dimensions}-dimensional {np.dtype(dtype)})" for name, (dtype, dimensions) in form.items())
         raise UserError(f"{path} is damaged, or another file: it must hold {wanted}")
     return found
 

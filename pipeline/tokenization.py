@@ -59,6 +59,10 @@ class TextTokenizer:
         """Number of ids: one more than the largest."""
         return max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
 
+    def is_last(self, id_: int) -> bool:
+        """Whether an id is there and the next one is not: `size` would list all of them for that."""
+        return self._plain.id_to_token(id_) is not None and self._plain.id_to_token(id_ + 1) is None
+
     @cached_property
     def special_tokens(self) -> dict[int, str]:
         """Ids and texts of the control tokens."""

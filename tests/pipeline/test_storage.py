@@ -5,10 +5,15 @@ import itertools
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.fs as pafs
 import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save as save_tensors
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -250,6 +255,46 @@ def test_the_fingerprint_of_a_huge_file_takes_a_few_reads(tmp_path: Path) -> Non
 def test_a_file_that_cannot_be_read_has_no_fingerprint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no file at {tmp_path}/absent"):
         storage.fingerprint(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("read", [storage.read_bytes, storage.fingerprint, storage.regular_file])
+def test_what_may_never_end_is_not_opened(tmp_path: Path, read: Callable[[str], Any]) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("fifo", "device"):
+        with pytest.raises(UserError, match=f"no file at {tmp_path}/{name}: what is there is a folder, a FIFO or a device"):
+            read(str(tmp_path / name))
+
+
+def test_a_form_names_three_keys_that_are_wrong(tmp_path: Path) -> None:
+    path = str(tmp_path / "x")
+    storage.write_json(path, {"a": 1, "b": "2", "c": "x", "d": None, "e": []})
+    with pytest.raises(UserError, match=r"^\S+x is damaged, or .* it: c: Input .*; d: Input .*; e: Input [^;\n]*$"):
+        storage.read_form(path, dict[str, int])
+    storage.write_json(path, dict.fromkeys("abcde"))
+    with pytest.raises(UserError, match=r"a: .*; b: .*; c: [^;\n]* and 2 more$"):
+        storage.read_form(path, dict[str, int])
+    storage.write_json(path, {"a": 1})
+    assert storage.read_form(path, dict[str, int]) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"a": np.zeros(2, np.float32), "b": np.zeros(1, np.int32)},
+        {"a": np.zeros(2, np.int32)},
+        {"a": np.zeros((2, 1), np.float32)},
+    ],
+    ids=["none", "one too many", "another dtype", "another form"],
+)
+def test_arrays_of_another_form_are_refused(tmp_path: Path, tensors: dict[str, NDArray[Any]]) -> None:
+    path, form = str(tmp_path / "x"), {"a": (np.float32, 1)}
+    storage.write_bytes(path, save_tensors(tensors))
+    with pytest.raises(UserError, match=r"x is damaged, or another file: it must hold a \(1-dimensional float32\)"):
+        storage.read_tensors(path, form)
+    storage.write_bytes(path, save_tensors({"a": np.ones(2, np.float32)}))
+    assert storage.read_tensors(path, form)["a"].tolist() == [1, 1]
 
 
 def test_a_raw_file_is_a_file(tmp_path: Path) -> None:

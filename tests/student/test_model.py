@@ -15,6 +15,7 @@ from student.model import Student, embedding_rows, rotate, rotations
 from student.reach import KeyValueCache
 from student.shape import Shape
 from tests.student.conftest import DEBUG
+from tests.student.prune.students import FAMILIES, make
 
 
 def true_size(embeddings: int = 262_144) -> Shape:
@@ -28,6 +29,12 @@ def test_true_size_has_the_thesis_parameters() -> None:
     assert student.parameter_counts() == {"embedding": 262_144 * 1024, "rest": 16 * layer + 1024 + 310 * 1024}
     counts = student.parameter_counts()
     assert counts == {"embedding": 268_435_456, "rest": 201_677_824}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shape_knows_every_tensor_of_its_weights(compiled: CompiledTask, family: str) -> None:
+    student = make(compiled, family)
+    assert dict(student.shape.tensors()) == {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
 
 
 @pytest.mark.slow
