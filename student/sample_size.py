@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-FEW = 500  # training examples
+FEW = 1000  # training examples: a student of random weights passes a linear SVM at some thousands (docs/is-it-for-me.md)
 SURE = 1.96  # standard errors of a 95 % interval
 
 
@@ -14,9 +14,9 @@ def few_examples(train: int) -> str | None:
     if train >= FEW:
         return None
     return (
-        f"{train:,} examples are few for a student of random weights: expect it near the majority answer, and below a linear "
-        "model. Some thousands of answers are a good start; with fewer, start from a trained model (retort prune --from "
-        "TEACHER). docs/is-it-for-me.md has figures"
+        f"{train:,} examples are few for a student of random weights: expect it to agree less than a linear model would. Some "
+        "thousands of answers are a good start; with fewer, begin from a trained model (retort prune --from TEACHER). "
+        "docs/is-it-for-me.md has figures"
     )
 
 

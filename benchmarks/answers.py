@@ -1,0 +1,88 @@
+"""How far a student and the floors agree on unseen comments, by the number of answers that they learn from.
+
+All train on the same answers: the first N of one order. The student takes as many steps whatever N is, and its best epoch by
+validation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import make_pipeline, make_union
+from sklearn.svm import LinearSVC
+
+from benchmarks.objectives import fidelity
+from pipeline.manifest import Shards, open_shards
+from pipeline.task import Values
+from student.answers import teacher_answers
+from student.checkpoint import assembled
+from student.config import StudentConfig, TrainConfig
+from student.examples import open_examples
+from student.floors import tfidf_regression
+from student.loop import Loop, Training
+from student.unpack import TEST, TRAIN
+
+
+def student(shards: Shards, shape: StudentConfig, share: float, settings: dict[str, Any]) -> float:
+    """Share of whole answers that a student trained on a share of the examples gives on the test split."""
+    config = TrainConfig.model_validate(settings | {"growth": [share], "samples": 0})
+    training = Training.of(shape, config, shards)
+    loop, best, weights = Loop(training, shards), float("inf"), {}
+    for report in loop.run():
+        if report.epoch_ended and report.row["validation_ce"] < best:
+            best = report.row["validation_ce"]
+            weights = {key: tensor.clone() for key, tensor in loop.state().weights.items()}
+    model = assembled(training.shape, weights | {"rows": torch.from_numpy(training.rows)})
+    return float(fidelity(model, shards.folder)["whole"])
+
+
+def linear_svm(texts: list[str], known: list[Values], test: list[str]) -> list[Values]:
+    """A linear SVM over whole answers, on words and characters."""
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
+    answers = list(dict.fromkeys(known))
+    model = make_pipeline(make_union(words, characters), LinearSVC())
+    model.fit(texts, [answers.index(answer) for answer in known])
+    return [answers[i] for i in model.predict(test)]
+
+
+@click.command()
+@click.option("--shards", "folder", required=True, help="Folder of logit shards.")
+@click.option("--answers", multiple=True, type=int, default=[80, 300, 1000, 3000, 10_000], show_default=True)
+@click.option("--layers", default=2, show_default=True)
+@click.option("--width", default=128, show_default=True)
+@click.option("--steps", default=1500, show_default=True, help="Of each training.")
+@click.option("--objective", default="curriculum", show_default=True)
+def main(folder: str, answers: tuple[int, ...], layers: int, width: int, steps: int, objective: str) -> None:
+    """Prints a row for each number of answers."""
+    shards = open_shards(folder)
+    train, test = (open_examples(shards, split, "choices") for split in (TRAIN, TEST))
+    truth, known = teacher_answers(test), teacher_answers(train)
+    shape = StudentConfig(layers=layers, width=width, heads=width // 32, mlp=4 * width, sequence="choices", dropout=0.1)
+    batch = 32
+    settings = {"epochs": max(1, round(steps / (len(train) // batch))), "batch_size": batch, "objective": objective}
+    order = np.random.default_rng([0]).permutation(len(train))  # as a training of seed 0 draws its share
+    unseen = [test.text(i) for i in range(len(test))]
+    table = Table("answers to learn from", "student", "linear SVM", "TF-IDF + logistic regression", box=MARKDOWN)
+    for count in [n for n in answers if n <= len(train)]:
+        texts, given = [train.text(i) for i in order[:count]], [known[i] for i in order[:count]]
+        shares = [student(shards, shape, count / len(train), settings)]
+        shares += [
+            np.mean([a == b for a, b in zip(fit(texts, given, unseen), truth, strict=True)])
+            for fit in (linear_svm, tfidf_regression)
+        ]
+        table.add_row(f"{count:,}", *(f"{100 * share:.1f} %" for share in shares))
+        Console().print(f"{count:,}: {shares}")
+    Console(width=120).print(table)
+    Console().print(f"on {len(test):,} unseen comments")
+
+
+if __name__ == "__main__":
+    main()
