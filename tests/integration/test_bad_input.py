@@ -108,6 +108,6 @@ def test_comments_that_all_fail_the_filters(retort: Retort, place: Path) -> None
 
 def test_stages_without_the_one_before(retort: Retort, tmp_path: Path) -> None:
     assert "Run `retort extract` first" in retort.refuses("train", f"--out={tmp_path}")
-    assert "no manifest.json" in retort.refuses("evaluate", f"--out={tmp_path}")
+    assert "no student in" in retort.refuses("evaluate", f"--out={tmp_path}")
     (tmp_path / "c.jsonl").write_text("{}\n")
     assert "no student in" in retort.refuses("predict", f"--out={tmp_path}", f"--comments={tmp_path / 'c.jsonl'}")
