@@ -74,7 +74,10 @@ def _own_process_groups() -> Iterator[None]:
 
 
 def _worker_environment() -> dict[str, str]:
-    """Variables of every worker process: the driver's code version, and where its packages are when not installed."""
+    """Variables of every worker process: the driver's code version, where its packages are when not installed, and how
+    its threads wait for each other.
+    """
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {VARIABLE: code_version(), "PYTHONPATH": path} | RAY_TRAIN
+    waiting = {name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ}
+    return {VARIABLE: code_version(), "PYTHONPATH": path} | waiting | RAY_TRAIN

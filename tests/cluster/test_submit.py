@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from cluster.runtime import _worker_environment
 from cluster.submit import PASSED, STAGES, packages
 from pipeline.cli import main
 from tests.tiny import ROOT
@@ -61,6 +62,15 @@ def test_a_job_uses_all_cores_of_the_head(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Ray sets it for what reserves no CPU
     dry("train", "--out", "/x")
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_threads_do_not_spin_for_long_unless_asked_to(monkeypatch: pytest.MonkeyPatch, own: str | None) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", own or "")
+    if own is None:
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+    dry("train", "--out", "/x")
+    assert os.environ["GOMP_SPINCOUNT"] == _worker_environment()["GOMP_SPINCOUNT"] == (own or "1000")
 
 
 def test_every_stage_is_a_command() -> None:
