@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
@@ -18,11 +17,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.svm import LinearSVC
 
-from benchmarks.objectives import fidelity
+from benchmarks.objectives import best_student, fidelity
 from pipeline.manifest import Shards, open_shards
 from pipeline.task import Values
 from student.answers import teacher_answers
-from student.checkpoint import assembled
 from student.config import StudentConfig, TrainConfig
 from student.examples import open_examples
 from student.floors import tfidf_regression
@@ -34,13 +32,7 @@ def student(shards: Shards, shape: StudentConfig, share: float, settings: dict[s
     """Share of whole answers that a student trained on a share of the examples gives on the test split."""
     config = TrainConfig.model_validate(settings | {"growth": [share], "samples": 0})
     training = Training.of(shape, config, shards)
-    loop, best, weights = Loop(training, shards), float("inf"), {}
-    for report in loop.run():
-        if report.epoch_ended and report.row["validation_ce"] < best:
-            best = report.row["validation_ce"]
-            weights = {key: tensor.clone() for key, tensor in loop.state().weights.items()}
-    model = assembled(training.shape, weights | {"rows": torch.from_numpy(training.rows)})
-    return float(fidelity(model, shards.folder)["whole"])
+    return float(fidelity(best_student(training, Loop(training, shards)), shards.folder)["whole"])
 
 
 def linear_svm(texts: list[str], known: list[Values], test: list[str]) -> list[Values]:

@@ -33,6 +33,7 @@ from student.decode import Decoder
 from student.examples import open_examples
 from student.fidelity import agreement, step_measures
 from student.loop import Loop, Training
+from student.model import Student
 from student.unpack import TEST
 
 BATCH = 128
@@ -72,15 +73,21 @@ def train(name: str, seed: int, folder: str, student: dict[str, Any], config: di
     epochs = max(1, round(config["epochs"] * contender.steps))
     settings = TrainConfig.model_validate(config | contender.train | {"epochs": epochs, "seed": seed, "log_every": 50})
     training = Training.of(shape, settings, shards)
-    loop, best, weights = Loop(training, shards), float("inf"), {}
+    loop = Loop(training, shards)
+    model = best_student(training, loop)
+    seconds = time.perf_counter() - started
+    about = {"name": name, "seed": seed, "seconds": seconds, "steps": loop.position.step, "history": loop.position.history}
+    return about | {"parameters": model.parameter_counts()} | fidelity(model, folder)
+
+
+def best_student(training: Training, loop: Loop) -> Student:
+    """Runs a training to its end; the student of the epoch with the best validation CE."""
+    best, weights = float("inf"), {}
     for report in loop.run():
         if report.epoch_ended and report.row["validation_ce"] < best:
             best = report.row["validation_ce"]
             weights = {key: tensor.clone() for key, tensor in loop.state().weights.items()}
-    seconds = time.perf_counter() - started
-    model = assembled(training.shape, weights | {"rows": torch.from_numpy(training.rows)})
-    about = {"name": name, "seed": seed, "seconds": seconds, "steps": loop.position.step, "history": loop.position.history}
-    return about | {"parameters": model.parameter_counts()} | fidelity(model, folder)
+    return assembled(training.shape, weights | {"rows": torch.from_numpy(training.rows)})
 
 
 def fidelity(model: Any, folder: str) -> dict[str, Any]:
