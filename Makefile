@@ -6,7 +6,7 @@ RUN ?= runs/local
 # PyPI's torch for Linux is built for CUDA; the build for CPU has an index of its own.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-# glibc's defaults make a training step on CPU several times slower (see cluster/runtime.py).
+# glibc's defaults make a training step on CPU several times slower (see pipeline/base/runtime.py).
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export MALLOC_TOP_PAD_ := 268435456

@@ -18,14 +18,14 @@ from sklearn.pipeline import make_pipeline, make_union
 from sklearn.svm import LinearSVC
 
 from benchmarks.objectives import best_student, fidelity
-from pipeline.manifest import Shards, open_shards
-from pipeline.task import Values
-from student.answers import teacher_answers
+from pipeline.shards.manifest import Shards, open_shards
+from pipeline.task.task import Values
 from student.config import StudentConfig, TrainConfig
-from student.examples import open_examples
-from student.floors import tfidf_regression
-from student.loop import Loop, Training
-from student.unpack import TEST, TRAIN
+from student.data.answers import teacher_answers
+from student.data.examples import open_examples
+from student.data.unpack import TEST, TRAIN
+from student.evaluate.floors import tfidf_regression
+from student.train.loop import Loop, Training
 
 
 def student(shards: Shards, shape: StudentConfig, share: float, settings: dict[str, Any]) -> float:

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save as save_tensors
 
-from pipeline.capture import TEMPERATURES
-from pipeline.codec import Codec, ErrorSummary, divergence, pack_lse, unpack_lse
-from pipeline.manifest import open_shards
-from pipeline.shards import read_shard, shard_path
+from pipeline.shards.codec import Codec, ErrorSummary, divergence, pack_lse, unpack_lse
+from pipeline.shards.files import read_shard, shard_path
+from pipeline.shards.manifest import open_shards
+from pipeline.teacher.capture import TEMPERATURES
 
 TOP = 128
 JSONL_EXAMPLES = 128  # a file
@@ -58,7 +58,7 @@ class Method:
 
 
 def column(values: np.ndarray, lengths: np.ndarray) -> bytes:
-    """One Parquet column with a value an example: lists, as `pipeline.shards` writes them, or bytes for whole numbers.
+    """One Parquet column with a value an example: lists, as `pipeline.shards.files` writes them, or bytes for whole numbers.
 
     Parquet has no integers under 32 bits: a list of int8 is stored, and compressed, as four bytes each.
     """

@@ -64,10 +64,10 @@ def ours(
     question: Question, jump: bool = True, capture: str = "all", record: bool = True, **teacher_config: Any
 ) -> tuple[Run, list[int]]:
     """Retort's vLLM engine."""
-    from pipeline.capture import Recorder
     from pipeline.config import TeacherConfig
-    from pipeline.teacher import Job, Request
-    from pipeline.vllm_engine import VllmTeacher
+    from pipeline.teacher.capture import Recorder
+    from pipeline.teacher.engines import Job, Request
+    from pipeline.teacher.vllm_engine import VllmTeacher
 
     c = question.compiled
     job = Job(c.automaton, c.tokenizer.end_id, question.max_prompt, c.watched.tokens, capture, jump=jump)
@@ -191,9 +191,9 @@ CONTENDERS = {
 
 def load_question(model: str, shards: str, comments: str, rows: int) -> Question:
     """The task as an extraction compiled it, and the first comments that pass its filters."""
-    from pipeline.comments import KEPT, Row, filter_rows
-    from pipeline.compiled import CompiledTask
-    from pipeline.tokenization import load_teacher_tokenizer
+    from pipeline.comments.reading import KEPT, Row, filter_rows
+    from pipeline.task.compiled import CompiledTask
+    from pipeline.task.tokenization import load_teacher_tokenizer
 
     compiled, tokenizer = CompiledTask.load(shards), load_teacher_tokenizer(model)
     with gzip.open(comments, "rt") as lines:
@@ -219,7 +219,7 @@ def measure(name: str, question: Question) -> dict[str, float]:
 def in_process_of_its_own(name: str, arguments: list[str]) -> dict[str, float]:
     """The same measurement in a fresh process, with the environment of an extraction's engines."""
     from pipeline.config import TeacherConfig
-    from pipeline.teacher import engine_environment
+    from pipeline.teacher.engines import engine_environment
 
     environment = os.environ | engine_environment(TeacherConfig()) | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, __file__, *arguments, "--only", name]

@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from pipeline.compiled import CompiledTask
-from pipeline.console import progress
-from pipeline.manifest import open_shards
-from student.checkpoint import load_student
-from student.decode import Decoder
-from student.examples import open_examples
-from student.model import Student
-from student.unpack import TEST
+from pipeline.base.console import progress
+from pipeline.shards.manifest import open_shards
+from pipeline.task.compiled import CompiledTask
+from student.data.examples import open_examples
+from student.data.unpack import TEST
+from student.decode.decode import Decoder
+from student.model.checkpoint import load_student
+from student.model.model import Student
 
 MOST_OUTPUTS = 20_000
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.inference_contenders import CONTENDERS, Question
-from pipeline.manifest import open_shards
+from pipeline.shards.manifest import open_shards
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP, SINGLE_WARM_UP = 256, 8  # comments
@@ -39,9 +39,9 @@ ASKED = {"batch": 20, "single": 50, "agreement": 0.8, "size": 0.25}
 
 def load_question(shards: str, student: str, teacher: str | None, export: str | None, count: int, singles: int = 0) -> Question:
     """Comments of the test split with the answers the teacher gave in the extraction."""
-    from student.answers import teacher_answers
-    from student.examples import open_examples
-    from student.unpack import TEST
+    from student.data.answers import teacher_answers
+    from student.data.examples import open_examples
+    from student.data.unpack import TEST
 
     opened = open_shards(shards)
     test = open_examples(opened, TEST, "choices").first(WARM_UP + singles + count)
@@ -91,7 +91,7 @@ def in_process_of_its_own(
 ) -> dict[str, Any]:
     """The same measurement in a fresh process, with the environment of an extraction's engines; by default on all cores."""
     from pipeline.config import TeacherConfig
-    from pipeline.teacher import engine_environment
+    from pipeline.teacher.engines import engine_environment
 
     environment = os.environ | engine_environment(TeacherConfig(threads=threads)) | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, script, *arguments, "--only", name]
@@ -157,7 +157,7 @@ def asked_for(results: dict[str, dict[str, Any]], sizes: dict[str, int]) -> dict
 
 def sizes_of(shards: str, student: str) -> dict[str, int]:
     """Parameters of both models, embeddings included."""
-    from student.checkpoint import load_student
+    from student.model.checkpoint import load_student
 
     counts = load_student(student)[0].parameter_counts()
     return {"student": sum(counts.values()), "teacher": open_shards(shards).manifest["teacher"]["parameters"]}

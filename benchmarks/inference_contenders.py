@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.comments import Row, filter_rows, text_row
-from pipeline.compiled import CompiledTask
-from pipeline.task import Values
+from pipeline.comments.reading import Row, filter_rows, text_row
+from pipeline.task.compiled import CompiledTask
+from pipeline.task.task import Values
 
 BATCH_SIZES = (32, 64, 128, 256)  # that `generate` is tried with
 
@@ -59,7 +59,7 @@ class Question:
 
 def ours(question: Question, shares: bool = False) -> Run:
     """The student as `retort predict` runs it."""
-    from student.answerer import Answerer
+    from student.decode.answerer import Answerer
 
     answerer = Answerer.load(question.student)
     return lambda texts: [tuple(found.values.values()) for found in answerer.answer(question.rows(texts), shares)]
@@ -69,9 +69,9 @@ def onnx(question: Question, file: str) -> Run:
     """An exported graph under ONNX Runtime, batches made as ours are."""
     import onnxruntime
 
-    from student.answerer import BATCH
-    from student.checkpoint import load_shape
-    from student.choices import padded
+    from student.decode.answerer import BATCH
+    from student.decode.choices import padded
+    from student.model.checkpoint import load_shape
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = os.cpu_count() or 1
@@ -127,7 +127,7 @@ def same_size(question: Question) -> Run:
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from student.checkpoint import load_shape
+    from student.model.checkpoint import load_shape
 
     shape = load_shape(question.student)
     config = LlamaConfig(
@@ -156,7 +156,7 @@ def same_size(question: Question) -> Run:
 
 def teacher_prompts(question: Question) -> Callable[[list[str]], list[list[int]]]:
     """Makes the teacher's prompts of comments."""
-    from pipeline.tokenization import load_teacher_tokenizer
+    from pipeline.task.tokenization import load_teacher_tokenizer
 
     tokenizer = load_teacher_tokenizer(question.teacher)
     prompt = tokenizer.prompt(question.compiled.task)
@@ -213,8 +213,8 @@ def vllm(question: Question, held: bool = False, **options: Any) -> Run:
 def jumping(question: Question) -> Run:
     """The teacher under Retort's own engine: vLLM that reads forced tokens without a step for each."""
     from pipeline.config import TeacherConfig
-    from pipeline.teacher import Job, Request
-    from pipeline.vllm_engine import VllmTeacher
+    from pipeline.teacher.engines import Job, Request
+    from pipeline.teacher.vllm_engine import VllmTeacher
 
     compiled, prompts = question.compiled, teacher_prompts(question)
     longest = max(map(len, prompts(question.texts)))

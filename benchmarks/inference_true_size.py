@@ -28,13 +28,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.inference import in_process_of_its_own, seconds_of, take_turns, write
-from pipeline.compiled import CompiledTask
-from pipeline.vocabulary import WatchedSet
-from student.checkpoint import assembled, load_shape, save_student
+from pipeline.task.compiled import CompiledTask
+from pipeline.task.vocabulary import WatchedSet
 from student.config import THESIS
-from student.decode import Decoder
-from student.model import Student
-from student.shape import Shape
+from student.decode.decode import Decoder
+from student.model.checkpoint import assembled, load_shape, save_student
+from student.model.model import Student
+from student.model.shape import Shape
 
 VOCABULARY, WATCHED, READ = 262_208, 310, 25  # of the student; READ tokens of comment and separator
 PROMPT, ALIKE, WRITTEN = 100, 72, 40  # of the teacher

@@ -25,16 +25,16 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.manifest import open_shards
-from student.answers import parse_all
-from student.checkpoint import assembled
+from pipeline.shards.manifest import open_shards
 from student.config import StudentConfig, TrainConfig
-from student.decode import Decoder
-from student.examples import open_examples
-from student.fidelity import agreement, step_measures
-from student.loop import Loop, Training
-from student.model import Student
-from student.unpack import TEST
+from student.data.answers import parse_all
+from student.data.examples import open_examples
+from student.data.unpack import TEST
+from student.decode.decode import Decoder
+from student.evaluate.fidelity import agreement, step_measures
+from student.model.checkpoint import assembled
+from student.model.model import Student
+from student.train.loop import Loop, Training
 
 BATCH = 128
 

@@ -12,8 +12,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from cluster.config import ClusterSettings
 from cluster.plan.estimate import make_plan
-from pipeline.config import RunConfig, load_config
+from pipeline.cli.settings import load_config
 
 
 @click.command()
@@ -37,7 +38,7 @@ def main(scale: str, config: str, rows: int, workers: int, threads: int, out: st
     Path(out, "plan.json").write_text(json.dumps({"planned": predicted, "measured": measured}, indent=2))
 
 
-def predict(config: RunConfig) -> dict[str, float]:
+def predict(config: ClusterSettings) -> dict[str, float]:
     """Seconds by stage."""
     return {stage.name: 3600 * stage.wall_hours for stage in make_plan(config).stages}
 

@@ -17,16 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.students import peak_gib
-from pipeline.manifest import open_shards
-from student.config import THESIS
-from student.examples import Examples, open_examples
-from student.model import Student
-from student.prune.config import PruneConfig
+from pipeline.shards.manifest import open_shards
+from student.config import THESIS, PruneConfig
+from student.data.examples import Examples, open_examples
+from student.data.unpack import TRAIN
+from student.model.model import Student
+from student.model.shape import Shape
 from student.prune.cut import choose, cut
 from student.prune.importance import LEAVE_OUT, importance, measure
 from student.prune.sizes import target_sizes
-from student.shape import Shape
-from student.unpack import TRAIN
 
 VOCABULARY, BATCH = 262_144, 32
 

@@ -21,26 +21,25 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.manifest import Shards, open_shards
-from student.answers import parse_all, teacher_answers
-from student.checkpoint import assembled
-from student.config import TrainConfig
-from student.decode import Decoder
-from student.examples import Examples, open_examples
-from student.fidelity import agreement
-from student.model import Student
-from student.order import Order
-from student.plots import STYLE
-from student.prune.config import PruneConfig
+from pipeline.base.plots import STYLE
+from pipeline.shards.manifest import Shards, open_shards
+from student.config import PruneConfig, TrainConfig
+from student.data.answers import parse_all, teacher_answers
+from student.data.examples import Examples, open_examples
+from student.data.unpack import TEST, TRAIN
+from student.decode.decode import Decoder
+from student.evaluate.fidelity import agreement
+from student.evaluate.speed import latency_ms
+from student.model.checkpoint import assembled
+from student.model.model import Student
 from student.prune.cut import choose, cut
 from student.prune.importance import LEAVE_OUT, Importance, importance, measure
 from student.prune.parent import Parent
 from student.prune.sizes import Sizes, target_sizes
 from student.prune.source import open_source
-from student.speed import latency_ms
-from student.strategy import make_strategy
-from student.trainer import Sums, Trainer
-from student.unpack import TEST, TRAIN
+from student.train.order import Order
+from student.train.strategy import make_strategy
+from student.train.trainer import Sums, Trainer
 
 CPU = torch.device("cpu")
 MEASURED = (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1)  # shares of the steps after which agreement is measured

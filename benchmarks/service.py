@@ -26,9 +26,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cluster.runtime import MALLOC
-from pipeline.comments import KEPT, Columns, filter_rows, read_file
-from student.answerer import Answerer
+from pipeline.base.runtime import MALLOC
+from pipeline.comments.reading import KEPT, Columns, filter_rows, read_file
+from student.decode.answerer import Answerer
 
 LIMIT_MS = 50.0  # of the 99th percentile
 CONNECTIONS = 64

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.manifest import open_shards
-from pipeline.payload import Stored
+from pipeline.shards.manifest import open_shards
+from pipeline.shards.payload import Stored
 from student.config import StudentConfig, TrainConfig
-from student.examples import Batch, Examples, open_examples
-from student.loop import Training
-from student.model import Student, embedding_rows
-from student.shape import Shape
-from student.strategy import make_strategy
-from student.trainer import Sums, Trainer
-from student.unpack import TRAIN
+from student.data.examples import Batch, Examples, open_examples
+from student.data.unpack import TRAIN
+from student.model.model import Student, embedding_rows
+from student.model.shape import Shape
+from student.train.loop import Training
+from student.train.strategy import make_strategy
+from student.train.trainer import Sums, Trainer
 
 VOCABULARY, WATCHED, STEPS, CHOICES, CONTEXT = 262_144, 310, 36, 4, 100  # of synthetic examples
 CORPUS_TOKENS = 7_000_000  # 500,000 comments of 14 tokens
@@ -83,7 +83,7 @@ def synthetic_data(student: StudentConfig, embeddings: str) -> Data:
 
 
 def _synthetic_columns(random: np.random.Generator, often_V: NDArray[Any], answers: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """The columns of `student.unpack`."""
+    """The columns of `student.data.unpack`."""
     lengths, steps = random.integers(3, 26, SYNTHETIC), SYNTHETIC * STEPS
     logits = random.standard_normal((steps, WATCHED), np.float32)
     lse = np.log(np.exp(logits).sum(1, keepdims=True))

@@ -21,10 +21,11 @@ from rich.table import Table
 
 from benchmarks.students import Contender, Data, spread
 from student.config import TrainConfig
-from student.examples import Batch
-from student.model import Student
-from student.order import Order
-from student.strategy import DataParallel, Tensors, make_strategy
+from student.data.examples import Batch
+from student.model.checkpoint import Tensors
+from student.model.model import Student
+from student.train.order import Order
+from student.train.strategy import DataParallel, make_strategy
 
 EQUAL = 1e-4  # relative error of the loop's gradient, float32
 LABELS = {

@@ -20,13 +20,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cluster.runtime import start_ray
-from pipeline.manifest import open_shards
-from student.channel import Sender, open_channel
+from pipeline.base.runtime import start_ray
+from pipeline.base.tracking import Tracking, Writer
+from pipeline.shards.manifest import open_shards
 from student.config import StudentConfig, TrainConfig
-from student.loop import Loop, Training
-from student.train import POLL
-from tune.tracking import Tracking, Writer
+from student.train.channel import Sender, open_channel
+from student.train.loop import Loop, Training
+from student.train.train import POLL
 
 
 @ray.remote(num_cpus=0)

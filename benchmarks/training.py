@@ -36,11 +36,11 @@ from rich.table import Table
 from benchmarks.students import Contender, Data, peak_gib, real_data, spread, synthetic_data, timed
 from benchmarks.thesis_loop import compare, show_comparison
 from benchmarks.true_size import memory, show_memory, train_share
-from cluster.runtime import MALLOC
+from pipeline.base.runtime import MALLOC
 from student.config import THESIS, StudentConfig, TrainConfig
-from student.examples import Batch
-from student.order import Order
-from student.shape import Shape
+from student.data.examples import Batch
+from student.model.shape import Shape
+from student.train.order import Order
 
 COMMAND = [sys.executable, "-m", "benchmarks.training"]
 SHAPES = {

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks.students import Contender, Data, peak_gib
 from student.config import TrainConfig
-from student.order import Order, parts
+from student.train.order import Order, parts
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {1: 14, 2: 22}  # GiB asked of true-size students, by workers

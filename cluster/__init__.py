@@ -1,1 +1,1 @@
-"""Where the jobs run: Ray on this machine or on a cluster."""
+"""Other machines: jobs sent to a cluster, and what a run on one would cost. Imports all before it."""

@@ -14,7 +14,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.submit import Submission
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 
 PATIENCE = 60.0  # seconds without an answer until the way to the cluster counts as lost
 LOOK_EVERY = 1.0

@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 
-from pipeline import storage
-from pipeline.config import RunConfig
-from pipeline.console import console
-from pipeline.errors import UserError
-from pipeline.stopping import STOPPED
-from tune.tracking import tracking_uri
+from cluster.config import ClusterSettings
+from pipeline.base import storage
+from pipeline.base.console import console
+from pipeline.base.errors import UserError
+from pipeline.base.signals import STOPPED
+from pipeline.base.tracking import tracking_uri
 
 ADDRESS = "http://127.0.0.1:8265"  # where `ray dashboard cluster.yaml` and `kubectl port-forward` put a cluster's dashboard
 # Passed on to the job. No secrets: Ray shows a job's environment to whoever may see the job.
@@ -86,7 +86,7 @@ def packages(stage: str, kind: str) -> dict[str, Any]:
     return {"packages": project["dependencies"] + wanted + [f"-c {lock}"]}
 
 
-def check_paths(config: RunConfig, config_file: str | None, folders: dict[str, str | None]) -> None:
+def check_paths(config: ClusterSettings, config_file: str | None, folders: dict[str, str | None]) -> None:
     """Refuses places that the cluster cannot see. Code and settings travel with the job; data do not.
 
     Args:

@@ -1,1 +1,1 @@
-"""From comments to logit shards: the task, the teacher, and the `retort` command."""
+"""From texts to logit shards: the first of four packages, each of which imports only those before it."""

@@ -1,19 +1,16 @@
-"""The configuration of a run: typed, from YAML and `--set`. Each default of the pipeline lives here or in `student.config`."""
+"""The first floor of the configuration: what an extraction can be told.
+
+Each floor holds the sections of its own stages and has those of the floors below: `pipeline.config` < `student.config` <
+`tune.config` < `cluster.config`. Each default stands here and nowhere else.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from cluster.plan.config import PlanConfig
-from pipeline.errors import UserError, clip
-from pipeline.task import Task, describe
-from pipeline.yaml_files import parse_yaml, read_yaml
-from student.config import PredictConfig, Strict, StudentChanges, StudentConfig, Threads, TrainConfig, presence
-from student.prune.config import PruneConfig
-from student.serve.config import ServeConfig
-from tune.config import ScaleConfig, TuneConfig
+from pipeline.base.config import Strict, Threads, presence
 
 
 class TeacherConfig(Strict):
@@ -73,13 +70,6 @@ class ExtractConfig(Strict):
     )
 
 
-class EvaluateConfig(Strict):
-    """What the fidelity report measures."""
-
-    batch_size: int = Field(128, ge=1, description="answers the student decodes together")
-    limit: int | None = Field(None, ge=1, description="at most this many test examples")
-
-
 class TrackingConfig(Strict):
     """MLflow."""
 
@@ -87,73 +77,12 @@ class TrackingConfig(Strict):
     experiment: str = "retort"
 
 
-class RunConfig(Strict):
-    """Everything a run can be told."""
+class PipelineSettings(Strict):
+    """All that the stages `extract` and `score` can be told."""
 
     task: str | None = Field(None, description="the task's YAML file")
     out: str | None = Field(None, description="the run's folder")
     teacher: TeacherConfig = TeacherConfig()
     comments: CommentsConfig = CommentsConfig()
     extract: ExtractConfig = ExtractConfig()
-    student: StudentChanges = StudentChanges()
-    prune: PruneConfig = PruneConfig()
-    train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    predict: PredictConfig = PredictConfig()
-    serve: ServeConfig = ServeConfig()
     tracking: TrackingConfig = TrackingConfig()
-    tune: TuneConfig = TuneConfig()
-    scale: ScaleConfig = ScaleConfig()
-    plan: PlanConfig = PlanConfig()
-
-
-def load_config(path: str | None, overrides: list[str], options: dict[str, Any]) -> RunConfig:
-    """Configuration from a YAML file, then `key.path=value` overrides, then the command's own options, by key.
-
-    Raises:
-        UserError: an unknown key or a value of the wrong kind, by name.
-    """
-    content = read_yaml(path) if path else {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set takes key.path=value, not {clip(override)!r}")
-        _put(content, key, parse_yaml(value, f"--set {clip(override)}"))
-    for key, value in options.items():
-        _put(content, key, value)
-    try:
-        return RunConfig.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"the configuration is wrong:\n{describe(error)}") from error
-
-
-def student_shape(task: Task, changes: StudentChanges) -> StudentConfig:
-    """The shape a task gives its student, with a run's changes.
-
-    Raises:
-        UserError: the changes leave no shape.
-    """
-    return changed_shape(task.student, changes)
-
-
-def changed_shape(shape: StudentConfig, changes: StudentChanges) -> StudentConfig:
-    """A student's shape, with a run's changes.
-
-    Raises:
-        UserError: the changes leave no shape.
-    """
-    try:
-        return changes.of(shape)
-    except ValidationError as error:
-        raise UserError(f"the student has no such shape:\n{describe(error)}") from error
-
-
-def _put(content: dict[str, Any], path: str, value: Any) -> None:
-    *parents, leaf = path.split(".")
-    for parent in parents:
-        if content.get(parent) is None:
-            content[parent] = {}
-        content = content[parent]
-        if not isinstance(content, dict):
-            raise UserError(f"{clip(path)}: {clip(parent)} holds a value, not keys")
-    content[leaf] = value

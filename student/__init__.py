@@ -1,1 +1,1 @@
-"""From logit shards to a small model: training, decoding, and the fidelity report."""
+"""From logit shards to a small model, and what it is put to. Imports `pipeline`."""

@@ -1,30 +1,18 @@
-"""Typed configuration of the student and its training."""
+"""The second floor of the configuration: a student's shape, and what its stages can be told."""
 
 from __future__ import annotations
 
 import os
-import sys
+from functools import reduce
+from operator import truediv
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-
-class Strict(BaseModel):
-    """An unknown key is an error, numbers are finite and integers have 64 bits at most, and nothing changes after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*")
-    @classmethod
-    def _in_64_bits(cls, value: Any) -> Any:
-        for item in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(item, int) and abs(item) > sys.maxsize:
-                raise ValueError("an integer must fit in 64 bits")
-        return value
-
-
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy, PyTorch and Optuna all take
-Threads = Annotated[int, Field(ge=1, le=1024)]  # PyTorch crashes when it is to start 100,000
+from pipeline.base.config import Seed, Strict, Threads, describe, presence
+from pipeline.base.errors import UserError
+from pipeline.config import PipelineSettings
+from pipeline.task.task import Task
 
 
 class StudentConfig(Strict):
@@ -69,60 +57,37 @@ class StudentChanges(Strict):
         return StudentConfig.model_validate(shape.model_dump() | self.model_dump(exclude_none=True))
 
 
-PRESENCE = 0.001  # of a machine's custom resource: a worker takes so little because any number may run there
+def task_shape(task: Task) -> StudentConfig:
+    """The shape a task gives its student.
+
+    Raises:
+        UserError: the task's `student` has an unknown key, or describes no shape.
+    """
+    try:
+        return StudentConfig.model_validate(task.student)
+    except ValidationError as error:
+        raise UserError(f"the task {task.name} does not describe a student:\n{describe(error)}") from error
 
 
-def presence(machines: str | None) -> dict[str, float]:
-    """What puts a worker on machines that offer a custom Ray resource, such as `teacher` in cluster/aws.yaml."""
-    return {machines: PRESENCE} if machines else {}
+def student_shape(task: Task, changes: StudentChanges) -> StudentConfig:
+    """The shape a task gives its student, with a run's changes.
+
+    Raises:
+        UserError: the changes leave no shape.
+    """
+    return changed_shape(task_shape(task), changes)
 
 
-class AnswerConfig(Strict):
-    """How a student answers, and whom to ask where it is unsure."""
+def changed_shape(shape: StudentConfig, changes: StudentChanges) -> StudentConfig:
+    """A student's shape, with a run's changes.
 
-    weights: Literal["float32", "bf16"] = Field(
-        "float32", description="bf16 takes half the memory, and on CPUs with bf16 it is faster for students of some millions"
-    )
-
-    teacher: str | None = Field(
-        None, description="Hugging Face name or path of a teacher beside the student, on the engine that `teacher` configures"
-    )
-    fallback: float | None = Field(
-        None, ge=0, le=1, description="confidence below which the teacher's answer is taken; null takes the student's always"
-    )
-
-    @model_validator(mode="after")
-    def _has_teacher(self) -> Self:
-        if self.fallback is not None and self.teacher is None:
-            raise ValueError("a fallback needs somebody to fall back on: name the teacher (--teacher)")
-        return self
-
-
-class PredictConfig(AnswerConfig):
-    """The answers of a student to comments."""
-
-    format: Literal["jsonl", "parquet"] = Field("jsonl", description="of the files of answers")
-    probabilities: bool = Field(False, description="write the share of every value of every field too")
-    rows_per_unit: int = Field(8192, ge=1, le=100_000, description="comments of one unit of work and of one file")
-    workers: int | None = Field(
-        None,
-        ge=0,
-        description="under Ray Data; 0 answers in this process, null does so where the comments are less than 64 MiB",
-    )
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs Ray reserves for a worker, which are its threads")
-    gpus_per_worker: float = Field(0, ge=0)
-    machines: str | None = Field(None, description="custom Ray resource of the machines to run on; null takes any")
-
-    @model_validator(mode="after")
-    def _asks(self) -> Self:
-        if self.teacher is not None and self.fallback is None:
-            raise ValueError("say below which confidence the teacher is asked (--fallback)")
-        return self
-
-    @property
-    def resources(self) -> dict[str, float]:
-        """What Ray reserves for a worker."""
-        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker} | presence(self.machines)
+    Raises:
+        UserError: the changes leave no shape.
+    """
+    try:
+        return changes.of(shape)
+    except ValidationError as error:
+        raise UserError(f"the student has no such shape:\n{describe(error)}") from error
 
 
 HOW = {
@@ -245,3 +210,173 @@ class TrainConfig(Strict):
         One that starts from trained weights takes smaller steps; see docs/pruning.md.
         """
         return self.learning_rate or (0.1 if self.init else 0.25) / width
+
+
+class EvaluateConfig(Strict):
+    """What the fidelity report measures."""
+
+    batch_size: int = Field(128, ge=1, description="answers the student decodes together")
+    limit: int | None = Field(None, ge=1, description="at most this many test examples")
+
+
+class AnswerConfig(Strict):
+    """How a student answers, and whom to ask where it is unsure."""
+
+    weights: Literal["float32", "bf16"] = Field(
+        "float32", description="bf16 takes half the memory, and on CPUs with bf16 it is faster for students of some millions"
+    )
+
+    teacher: str | None = Field(
+        None, description="Hugging Face name or path of a teacher beside the student, on the engine that `teacher` configures"
+    )
+    fallback: float | None = Field(
+        None, ge=0, le=1, description="confidence below which the teacher's answer is taken; null takes the student's always"
+    )
+
+    @model_validator(mode="after")
+    def _has_teacher(self) -> Self:
+        if self.fallback is not None and self.teacher is None:
+            raise ValueError("a fallback needs somebody to fall back on: name the teacher (--teacher)")
+        return self
+
+
+class PredictConfig(AnswerConfig):
+    """The answers of a student to comments."""
+
+    format: Literal["jsonl", "parquet"] = Field("jsonl", description="of the files of answers")
+    probabilities: bool = Field(False, description="write the share of every value of every field too")
+    rows_per_unit: int = Field(8192, ge=1, le=100_000, description="comments of one unit of work and of one file")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="under Ray Data; 0 answers in this process, null does so where the comments are less than 64 MiB",
+    )
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs Ray reserves for a worker, which are its threads")
+    gpus_per_worker: float = Field(0, ge=0)
+    machines: str | None = Field(None, description="custom Ray resource of the machines to run on; null takes any")
+
+    @model_validator(mode="after")
+    def _asks(self) -> Self:
+        if self.teacher is not None and self.fallback is None:
+            raise ValueError("say below which confidence the teacher is asked (--fallback)")
+        return self
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray reserves for a worker."""
+        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker} | presence(self.machines)
+
+
+class ServeConfig(AnswerConfig):
+    """How a student is served."""
+
+    host: str = Field("127.0.0.1", description="address to listen at; 0.0.0.0 is every one of this machine")
+    hosts: tuple[Annotated[str, Field(pattern=r"^[\w.-]+$")], ...] = Field(
+        (), description="names under which clients ask for it, beside localhost, the machine's own and `host`; without ports"
+    )
+    port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
+    batch: int = Field(64, ge=1, description="comments decoded together, when as many wait")
+    queue: int = Field(4096, ge=1, description="comments that may wait; a request that would add more is refused")
+    max_texts: int = Field(1024, ge=1, description="comments of one request")
+    max_bytes: int = Field(4 << 20, ge=1, description="of a request's body")
+    timeout_seconds: float = Field(30, gt=0, description="after which a request is given up")
+    drain_seconds: float = Field(30, gt=0, description="that the requests in flight have when the service is asked to stop")
+    threads: Threads | None = Field(None, description="CPU threads of the student; null takes the machine's")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.max_texts > self.queue:
+            raise ValueError(f"a request of max_texts ({self.max_texts}) never fits in the queue ({self.queue})")
+        return self
+
+
+SIZES = ("width", "heads", "mlp", "layers")
+
+
+def _parts(value: Any) -> Any:
+    """1/4 as people write it."""
+    try:
+        return reduce(truediv, map(float, value.split("/", 1))) if isinstance(value, str) else value
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{value} is no share: write 1/4 or 0.25") from error
+
+
+def _links(value: Any) -> Any:
+    return [_parts(part) for part in value.split(",")] if isinstance(value, str) else value
+
+
+Share = Annotated[float, BeforeValidator(_parts), Field(gt=0, le=1)]
+
+
+class PruneConfig(Strict):
+    """How a smaller student is cut from a trained model."""
+
+    source: str | None = Field(None, description="a student's folder, or a Gemma 3 model by Hugging Face name or path")
+    revision: str | None = Field(None, description="commit, branch or tag of such a model on the Hub")
+    prompt: Literal["teacher", "bare"] = Field(
+        "teacher", description="what a student cut from such a model reads: the teacher's prompt, or comment and separator"
+    )
+    sequence: Literal["full", "choices"] = Field("full", description="what it reads of answers: see student.sequence")
+
+    width: int | None = Field(None, ge=1, description="embedding channels to keep; null keeps all, as below")
+    heads: int | None = Field(None, ge=1, description="attention heads a layer")
+    mlp: int | None = Field(None, ge=1, description="feed-forward neurons a layer")
+    layers: int | None = Field(None, ge=1)
+    params: int | None = Field(None, ge=1, description="instead of sizes: parameters to keep at most, embedding included")
+    fraction: Share | None = Field(None, description="the same as a share of the source's, such as 1/4")
+    by: Literal["width", "depth"] = Field(
+        "width", description="what goes for params and fraction: width, heads and neurons alike, or layers"
+    )
+    chain: Annotated[tuple[Share, ...], BeforeValidator(_links)] = Field(
+        (), description="falling shares of the source's parameters: each link is cut from the one before, and trained"
+    )
+
+    rank: Literal["activation", "random"] = Field("activation", description="what decides who stays; random is for comparison")
+    rank_layers: Literal["loss", "cosine"] = Field(
+        "loss", description="what a layer is worth: the rise of the loss without it, or how far it turns the residual stream"
+    )
+    examples: int = Field(1024, ge=1, description="training examples that importance is measured on")
+    over_sequence: Literal["mean", "l2"] = Field("mean", description="how activations are summed up over an example")
+    over_batch: Literal["l2", "mean"] = Field("l2", description="and those sums over the examples")
+    batch_size: int = Field(32, ge=1, description="examples of one forward pass")
+    seed: Seed = 0
+
+    workers: int = Field(1, ge=1, description="processes that share the examples, each with the whole model")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs Ray reserves for one")
+    gpus_per_worker: float = Field(0, ge=0)
+    machines: str | None = Field(None, description="custom Ray resource of the machines to run on; null takes any")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        given = [any(getattr(self, name) for name in SIZES), self.params, self.fraction, self.chain]
+        if sum(map(bool, given)) > 1:
+            raise ValueError("give either sizes (width, heads, mlp, layers), or params, or fraction, or chain")
+        if any(later >= earlier for earlier, later in zip((1.0, *self.chain), self.chain, strict=False)):
+            raise ValueError("the shares of a chain must fall, from below 1")
+        return self
+
+    @property
+    def has_target(self) -> bool:
+        """Whether it says how small the student is to be."""
+        return any(getattr(self, name) for name in (*SIZES, "params", "fraction"))
+
+    def recipe(self) -> dict[str, Any]:
+        """For JSON: all that changes what is kept."""
+        how = {"source", "chain", "workers", "cpus_per_worker", "gpus_per_worker", "machines", "batch_size"}
+        return self.model_dump(mode="json", exclude=how)
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray reserves for a worker."""
+        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker} | presence(self.machines)
+
+
+class StudentSettings(PipelineSettings):
+    """All that the stages from a student's training to its service can be told."""
+
+    student: StudentChanges = StudentChanges()
+    prune: PruneConfig = PruneConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    predict: PredictConfig = PredictConfig()
+    serve: ServeConfig = ServeConfig()

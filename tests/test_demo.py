@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.demo import build, teacher
 from pipeline.demo.comments import BAD_LINES, make_comments, write_comments
-from pipeline.task import Task, Values, load_task
-from pipeline.tokenization import TeacherTokenizer
+from pipeline.task.task import Task, Values, load_task
+from pipeline.task.tokenization import TeacherTokenizer
 
 TINY = teacher.Fit(vocabulary=600, width=64, layers=2, heads=1, mlp=64, epochs=1)
 

@@ -7,9 +7,9 @@ import re
 import click
 import yaml
 
-from pipeline.cli import main
-from pipeline.config import load_config
-from pipeline.task import Task
+from pipeline.cli.main import main
+from pipeline.cli.settings import load_config
+from pipeline.task.task import Task
 from tests.tiny import ROOT
 
 README = (ROOT / "README.md").read_text()

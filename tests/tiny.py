@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from pipeline.demo.teacher import BOS, END_OF_TURN, PAD, train_tokenizer
-from pipeline.task import Task
+from pipeline.task.task import Task
 
 ROOT = Path(__file__).parent.parent
 

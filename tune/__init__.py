@@ -1,1 +1,1 @@
-"""Searching for a student, comparing students, and MLflow, which keeps them."""
+"""Many students: searches, comparisons, and how the work scales. Imports `student` and `pipeline`."""

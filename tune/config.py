@@ -1,80 +1,13 @@
-"""Typed configuration of a search, and the space it searches."""
+"""The third floor of the configuration: what a search and a measurement of scaling can be told."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
-from pydantic import ConfigDict, Field, RootModel, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from pipeline.errors import UserError
-from pipeline.task import describe
-from pipeline.yaml_files import read_yaml
-from student.config import HOW, Seed, Strict, StudentConfig, TrainConfig
-
-DEFAULT_SPACE = Path(__file__).parent / "space.yaml"
-RATIOS = {"student.mlp_ratio": float, "student.head_width": int}  # of `mlp` to the width, and of the width to `heads`
-SAME = [("student.mlp", "student.mlp_ratio"), ("student.heads", "student.head_width")]
-
-Scalar = bool | int | float | str | None
-
-
-class Range(Strict):
-    """Numbers from `low` to `high`, both among them."""
-
-    low: float
-    high: float
-    log: bool = Field(False, description="draw the logarithm evenly")
-    step: float | None = Field(None, gt=0, description="distance between two values")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.low > self.high or (self.log and self.low <= 0):
-            raise ValueError(f"a range goes up from low to high, and from above 0 with log, not {self.low:g} to {self.high:g}")
-        if self.log and self.step:
-            raise ValueError("a range takes log or step, not both")
-        return self
-
-
-class Space(RootModel[dict[str, list[Scalar] | Range]]):
-    """What a search may choose: for each key of the configuration a list of values, or a range.
-
-    Keys are those of `student` and `train` that change what is trained, and two ratios that go with the width:
-    `student.mlp_ratio` and `student.head_width`.
-    """
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        unknown = sorted(set(self.root) - set(key_types()))
-        if unknown:
-            raise ValueError(f"{', '.join(unknown)}: no such key; a space may have {', '.join(sorted(key_types()))}")
-        if empty := [key for key, values in self.root.items() if values == []]:
-            raise ValueError(f"{', '.join(empty)}: no values")
-        if both := [pair for pair in SAME if set(pair) <= set(self.root)]:
-            raise ValueError(f"{' and '.join(both[0])} say the same: choose one")
-        return self
-
-
-def key_types() -> dict[str, Any]:
-    """The type of each key a space may have."""
-    student = {f"student.{name}": field.annotation for name, field in StudentConfig.model_fields.items()}
-    fixed = HOW | {"epochs"}  # what trials are stopped early in
-    train = {f"train.{name}": field.annotation for name, field in TrainConfig.model_fields.items() if name not in fixed}
-    return student | train | RATIOS
-
-
-def read_space(path: str | None) -> Space:
-    """A space from its YAML file; the default one without.
-
-    Raises:
-        UserError: it cannot be read, or says what no space can.
-    """
-    try:
-        return Space.model_validate(read_yaml(path or str(DEFAULT_SPACE)))
-    except ValidationError as error:
-        raise UserError(f"{path}: the search space is wrong:\n{describe(error)}") from error
+from pipeline.base.config import Seed, Strict
+from student.config import StudentSettings
 
 
 class TuneConfig(Strict):
@@ -118,3 +51,10 @@ class ScaleConfig(Strict):
         if any(count < 1 for count in workers):
             raise ValueError("workers takes counts from 1")
         return workers
+
+
+class TuneSettings(StudentSettings):
+    """All that many trainings can be told."""
+
+    tune: TuneConfig = TuneConfig()
+    scale: ScaleConfig = ScaleConfig()

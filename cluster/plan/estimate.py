@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cluster.config import ClusterSettings
 from cluster.plan.arithmetic import CHINCHILLA, STATE_BYTES, WEIGHT_BYTES, shard_bytes
 from cluster.plan.machines import CPU_MACHINE, GPU_MACHINE, Machine, machine_named, read_machines
 from cluster.plan.measured import Measured, as_measured, differences, read_measured
 from cluster.plan.timing import Timing, evaluate_timing, extract_timing, fits, train_timing
 from cluster.plan.workload import Workload, workload_of
-from pipeline.config import RunConfig
 
 PAYS = 0.5  # least efficiency at which more workers still pay: below it, most of what they cost is lost
 FEWEST, FURTHEST = 4, 1024  # workers that are always looked at, and the most
@@ -158,7 +158,7 @@ class _Placed:
         )
 
 
-def make_plan(config: RunConfig) -> Plan:
+def make_plan(config: ClusterSettings) -> Plan:
     """The plan of a run; nothing is started, and nothing is read but the task, the prices and a scale.json.
 
     Raises:
@@ -183,7 +183,7 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-def _assumptions(config: RunConfig) -> Iterator[str]:
+def _assumptions(config: ClusterSettings) -> Iterator[str]:
     plan = config.plan
     yield (
         f"Published peaks count as reached to {100 * plan.prefill_mfu:g} % of FLOP/s in the teacher, "
@@ -193,14 +193,14 @@ def _assumptions(config: RunConfig) -> Iterator[str]:
     )
 
 
-def _warnings(config: RunConfig, measured: Measured | None) -> Iterator[str]:
+def _warnings(config: ClusterSettings, measured: Measured | None) -> Iterator[str]:
     """Of what the plan cannot know."""
     yield from differences(config, measured) if measured else ()
     if config.task is None:
         yield "no task was given: lengths in tokens that plan.* does not say are the thesis'"
 
 
-def _place(config: RunConfig, work: Workload, machines: dict[str, Machine], measured: Measured | None) -> list[_Placed]:
+def _place(config: ClusterSettings, work: Workload, machines: dict[str, Machine], measured: Measured | None) -> list[_Placed]:
     """Each stage on the kind of machine that the plan names for it."""
     usual = CPU_MACHINE if measured and not measured.gpus else GPU_MACHINE
     teachers = config.plan.teacher_machine or usual
@@ -211,7 +211,11 @@ def _place(config: RunConfig, work: Workload, machines: dict[str, Machine], meas
 
 
 def _timings(
-    config: RunConfig, work: Workload, measured: Measured | None, teachers: tuple[str, Machine], students: tuple[str, Machine]
+    config: ClusterSettings,
+    work: Workload,
+    measured: Measured | None,
+    teachers: tuple[str, Machine],
+    students: tuple[str, Machine],
 ) -> list[_Placed]:
     extract = extract_timing(config, work, teachers[1], measured)
     train = train_timing(config, work, students[1], measured)
@@ -245,7 +249,7 @@ def _point(placed: list[_Placed], counts: list[int]) -> Point:
     )
 
 
-def _elsewhere(config: RunConfig, work: Workload, name: str, machine: Machine) -> Elsewhere:
+def _elsewhere(config: ClusterSettings, work: Workload, name: str, machine: Machine) -> Elsewhere:
     """Retort on one whole machine of a kind, whatever was given or measured on another."""
     plan = config.plan.model_copy(update={"seconds_per_answer": None, "seconds_per_example": None})
     config = config.model_copy(update={"plan": plan})
@@ -261,7 +265,7 @@ def _sum(parts: list[float | None]) -> float | None:
     return sum(known) if len(known) == len(parts) else None
 
 
-def _bytes(config: RunConfig, work: Workload) -> dict[str, float]:
+def _bytes(config: ClusterSettings, work: Workload) -> dict[str, float]:
     """Storage: shards, the same unpacked on the students' machines, checkpoints with their moments, and students."""
     shards = work.answers * shard_bytes(work.kept_steps, work.lengths.watched, config.extract.codec == "compact")
     return {

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pipeline.errors import UserError
-from pipeline.task import describe
-from pipeline.yaml_files import read_yaml
-from student.config import Strict
+from pipeline.base.config import Strict, describe
+from pipeline.base.errors import UserError
+from pipeline.base.yaml_files import read_yaml
 
 PRICES = Path(__file__).parent / "prices.yaml"
 GPU_MACHINE, CPU_MACHINE = "p5.48xlarge", "cpu-2"  # in prices.yaml: what is planned for when nothing is said

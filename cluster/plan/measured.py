@@ -7,13 +7,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from cluster.config import ClusterSettings
 from cluster.plan.arithmetic import WEIGHT_BYTES
-from pipeline import storage
-from pipeline.config import ExtractConfig, RunConfig
-from pipeline.errors import UserError
-from pipeline.task import describe
+from pipeline.base import storage
+from pipeline.base.config import describe
+from pipeline.base.errors import UserError
+from pipeline.config import ExtractConfig
 from student.config import StudentConfig, TrainConfig
-from tune.scale.rows import ExtractRow, TrainRow
+from tune.scaling.rows import ExtractRow, TrainRow
 
 SPEED = {"extract": ("capture", "codec"), "train": ("precision", "accumulation")}  # settings that measured times depend on
 
@@ -70,7 +71,7 @@ def read_measured(path: str) -> Measured:
         raise UserError(f"{path} is no scale.json of retort scale: give the file that it leaves in OUT/scale") from error
 
 
-def as_measured(config: RunConfig, measured: Measured) -> RunConfig:
+def as_measured(config: ClusterSettings, measured: Measured) -> ClusterSettings:
     """The configuration, with what it leaves at its defaults as it was measured.
 
     Raises:
@@ -89,7 +90,7 @@ def as_measured(config: RunConfig, measured: Measured) -> RunConfig:
     return config.model_copy(update=changes)
 
 
-def differences(config: RunConfig, measured: Measured) -> list[str]:
+def differences(config: ClusterSettings, measured: Measured) -> list[str]:
     """Sentences about settings that the run has otherwise than what was measured, and that change how long it takes."""
     found = []
     for stage, keys in SPEED.items():

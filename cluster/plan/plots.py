@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from cluster.plan.estimate import Plan
-from student.plots import INK, STUDENT, svg
+from pipeline.base.plots import INK, STUDENT, svg
 from tune.compare.plots import GRID, short_number
 
 COLOURS = {"extract": STUDENT, "train": "#c07a2c"}

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from cluster.plan.estimate import Plan, Point, Stage
 from cluster.plan.plots import cost_plot, wall_plot
-from pipeline import storage
+from pipeline.base import storage
 from tune.compare.plots import short_number
-from tune.scale.page import number
+from tune.scaling.page import number
 
 FILE, PAGE = "plan.json", "plan.html"
 WORKERS = "workers (extract, train)"

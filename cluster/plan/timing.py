@@ -1,6 +1,6 @@
 """Seconds of each stage by its number of workers: measured, else given by the user, else from published peaks.
 
-All three fill in the model of `tune.scale.model`, which adds what more workers cost: start-up, whole units and examples, the
+All three fill in the model of `tune.scaling.model`, which adds what more workers cost: start-up, whole units and examples, the
 exchange of gradients. Where nothing was measured, workers do not slow their neighbours, and nothing of the exchange hides
 behind the backward pass.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
+from cluster.config import ClusterSettings
 from cluster.plan.arithmetic import (
     FORWARD_SHARE,
     WEIGHT_BYTES,
@@ -22,11 +23,10 @@ from cluster.plan.arithmetic import (
 from cluster.plan.machines import GIB, Machine
 from cluster.plan.measured import Measured
 from cluster.plan.workload import Workload
-from pipeline.config import RunConfig
-from pipeline.errors import UserError
-from pipeline.prepare import CODEC_ROWS
-from tune.scale.model import ExtractModel, Link, TrainModel, fit_extract, fit_train
-from tune.scale.rows import ExtractRow, TrainRow
+from pipeline.base.errors import UserError
+from pipeline.extract.prepare import CODEC_ROWS
+from tune.scaling.model import ExtractModel, Link, TrainModel, fit_extract, fit_train
+from tune.scaling.rows import ExtractRow, TrainRow
 
 MANIFEST_SECONDS = 0.002  # a unit's line in the manifest, as measured (docs/scaling.md)
 LOCAL_LATENCY = 3.4e-6  # seconds of a hop between GPUs of one machine: NCCL's tuning table for a ring over NVLink
@@ -80,7 +80,7 @@ class Timing:
         return list(takewhile(lambda workers: self.efficiency(workers) >= level, self.counts(most)))[-1]
 
 
-def extract_timing(config: RunConfig, work: Workload, machine: Machine, measured: Measured | None) -> Timing:
+def extract_timing(config: ClusterSettings, work: Workload, machine: Machine, measured: Measured | None) -> Timing:
     """Extraction, its calibration included.
 
     Raises:
@@ -111,7 +111,7 @@ def extract_timing(config: RunConfig, work: Workload, machine: Machine, measured
     return Timing("extract", source, 1 / model.row, seconds)
 
 
-def train_timing(config: RunConfig, work: Workload, machine: Machine, measured: Measured | None) -> Timing:
+def train_timing(config: ClusterSettings, work: Workload, machine: Machine, measured: Measured | None) -> Timing:
     """One training, its validations included."""
     plan, latency, command = config.plan, config.scale.link_latency_us * 1e-6, 0.0
     if measured and measured.train:
@@ -134,7 +134,7 @@ def evaluate_timing(train: Timing, work: Workload) -> Timing:
     return Timing("evaluate", train.source, rate, lambda _: work.test / rate, 1)
 
 
-def answer_seconds(config: RunConfig, work: Workload, machine: Machine) -> float:
+def answer_seconds(config: ClusterSettings, work: Workload, machine: Machine) -> float:
     """One answer of the teacher on one worker, from published peaks: reading the prompt, then writing.
 
     Raises:
@@ -160,7 +160,7 @@ def answer_seconds(config: RunConfig, work: Workload, machine: Machine) -> float
     )
 
 
-def fits(config: RunConfig, machine: Machine) -> bool:
+def fits(config: ClusterSettings, machine: Machine) -> bool:
     """Whether the teacher's weights leave room in what an engine takes of a worker's memory."""
     room = machine.memory_bytes * config.teacher.gpu_memory_utilization
     return config.plan.teacher_params * config.plan.teacher_bytes_per_param < room
@@ -200,7 +200,7 @@ def training_seconds(model: TrainModel, starts: dict[int, float], work: Workload
     return start + work.steps * step + validation
 
 
-def _assumed_training(config: RunConfig, work: Workload, machine: Machine, latency: float) -> TrainModel:
+def _assumed_training(config: ClusterSettings, work: Workload, machine: Machine, latency: float) -> TrainModel:
     """A training nobody measured: a time for an example given, or 6·N·T FLOPs at an MFU, which has AdamW's update in it.
 
     With more workers that update does not shrink, so it is set apart.

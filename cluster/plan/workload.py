@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
+from cluster.config import ClusterSettings
 from cluster.plan.measured import Measured
-from pipeline.config import RunConfig, changed_shape
-from pipeline.errors import UserError
-from pipeline.task import Task, load_task
-from student.config import THESIS, StudentConfig, TrainConfig
-from student.model import Student
-from student.shape import Shape
-from student.unpack import SPLIT_TENTHS, TEST, TRAIN, VALIDATION
+from pipeline.base.errors import UserError
+from pipeline.task.task import Task, load_task
+from student.config import THESIS, StudentConfig, TrainConfig, changed_shape, task_shape
+from student.data.unpack import SPLIT_TENTHS, TEST, TRAIN, VALIDATION
+from student.model.model import Student
+from student.model.shape import Shape
 
 CHARACTERS_PER_TOKEN = 4  # of English, a rule of thumb
 CHARACTERS_PER_ANSWER_TOKEN = 2  # of JSON, where quotes and braces are tokens: 1.9 with the small teacher's tokenizer
@@ -81,7 +81,7 @@ class Workload:
     params: int
 
 
-def workload_of(config: RunConfig, measured: Measured | None) -> Workload:
+def workload_of(config: ClusterSettings, measured: Measured | None) -> Workload:
     """The work a configuration asks for.
 
     Args:
@@ -120,14 +120,14 @@ def workload_of(config: RunConfig, measured: Measured | None) -> Workload:
     )
 
 
-def planned_student(config: RunConfig, task: Task | None, measured: Measured | None) -> StudentConfig:
+def planned_student(config: ClusterSettings, task: Task | None, measured: Measured | None) -> StudentConfig:
     """The student's shape, by the task, else as measured, else the thesis'; with the run's changes.
 
     Raises:
         UserError: it is no shape, or another was measured.
     """
     known = measured.student if measured else None
-    shape = changed_shape(task.student if task else known or THESIS, config.student)
+    shape = changed_shape(task_shape(task) if task else known or THESIS, config.student)
     if known and (differ := {key for key, value in known.model_dump().items() if getattr(shape, key) != value}):
         raise UserError(
             f"{config.plan.scale} was measured with another student (its {', '.join(sorted(differ))} differ): measure this "
@@ -136,7 +136,7 @@ def planned_student(config: RunConfig, task: Task | None, measured: Measured | N
     return shape
 
 
-def _lengths(config: RunConfig, task: Task | None) -> Lengths:
+def _lengths(config: ClusterSettings, task: Task | None) -> Lengths:
     """The task's lengths, without a tokenizer, and what the plan says otherwise."""
     found, plan = _task_lengths(task) if task else WITHOUT_TASK, config.plan
     comment = plan.comment_tokens or found.comment

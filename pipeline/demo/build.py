@@ -9,10 +9,10 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline import storage
+from pipeline.base import storage
 from pipeline.demo.comments import write_comments
 from pipeline.demo.teacher import DEFAULT_FIT, Fit, fit_teacher
-from pipeline.task import load_task
+from pipeline.task.task import load_task
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline import storage
+from pipeline.base import storage
 
 # Lines that a reader has to set aside, at these places in the file: the demo shows what becomes of them.
 BAD_LINES = {

@@ -20,10 +20,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
-from pipeline import storage
-from pipeline.errors import UserError
-from pipeline.task import Task, Values
-from pipeline.tokenization import TeacherTokenizer
+from pipeline.base import storage
+from pipeline.base.errors import UserError
+from pipeline.task.task import Task, Values
+from pipeline.task.tokenization import TeacherTokenizer
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from student.model import Student
-from student.shape import Shape
+from student.model.model import Student
+from student.model.shape import Shape
 
 URL = re.compile(r"https?://|\bwww\.", re.IGNORECASE)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline import storage
-from pipeline.task import Task
-from student.answers import REFERENCES
+from pipeline.base import storage
+from pipeline.base.plots import printable
+from pipeline.task.task import Task
+from student.data.answers import REFERENCES
+from student.evaluate.report import learning_rate
 from student.export.folder import LISTED
-from student.plots import printable
-from student.report import learning_rate
 
 CARD = "README.md"
 

@@ -7,21 +7,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline import storage
-from pipeline.comments import filter_rows, text_row
-from pipeline.compiled import require_same
-from pipeline.config import EvaluateConfig
-from pipeline.manifest import open_shards
-from student.answers import answers_of, teacher_answers
-from student.checkpoint import load_training, require_student
-from student.examples import Examples, open_examples
+from pipeline.base import storage
+from pipeline.comments.reading import filter_rows, text_row
+from pipeline.shards.manifest import open_shards
+from pipeline.task.compiled import require_same
+from student.config import EvaluateConfig
+from student.data.answers import answers_of, teacher_answers
+from student.data.examples import Examples, open_examples
+from student.data.unpack import TEST
+from student.evaluate.fidelity import agreement
 from student.export.card import CARD, render_card
 from student.export.folder import Source, write_folder
 from student.export.measure import by_folder, by_mlflow, by_onnx, by_pytorch, verify
 from student.export.onnx import quantize, require_onnx, write_onnx
-from student.fidelity import agreement
-from student.unpack import TEST
-from tune.model import save_pyfunc
+from student.model.checkpoint import load_training, require_student
+from student.registry.mlflow_model import save_pyfunc
 
 log = logging.getLogger(__name__)
 

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.compiled import CompiledTask
-from student.checkpoint import load_student, load_temperatures, save_student, save_temperatures
-from student.choices import Choices
+from pipeline.base import storage
+from pipeline.task.compiled import CompiledTask
+from student.decode.choices import Choices
+from student.decode.fields import Fields
 from student.export.graph import answers_before, choice_states
-from student.fields import Fields
-from student.model import Student
+from student.model.checkpoint import load_student, load_temperatures, save_student, save_temperatures
+from student.model.model import Student
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("model.py", "reach.py", "shape.py")  # they import nothing else of Retort
+MODULES = ("model/__init__.py", "model/model.py", "model/reach.py", "model/shape.py")  # they import nothing else of Retort
 ANSWER, RULES, ANSWERS = "answer.py", "rules.json", "answers.json"
 LISTED = 100_000  # answers: a task of more has no list of them
 
@@ -81,8 +81,7 @@ def write_folder(folder: str, source: Source) -> None:
     source.save(folder)
     storage.write_json(f"{folder}/{RULES}", rules(source))
     storage.write_text(f"{folder}/{ANSWER}", (ROOT / "export" / ANSWER).read_text("utf-8"))
-    storage.write_text(f"{folder}/student/__init__.py", '"""The student\'s model, as Retort has it."""\n')
-    for name in MODULES:
+    for name in ("__init__.py", *MODULES):
         storage.write_text(f"{folder}/student/{name}", (ROOT / name).read_text("utf-8"))
     if source.numbered:
         storage.write_json(f"{folder}/{ANSWERS}", numbered_answers(source))

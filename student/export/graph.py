@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from student.choices import NONE, Choices
-from student.model import Student
-from student.reach import KeyValueCache, Pair
-from student.shape import Shape
+from student.decode.choices import NONE, Choices
+from student.model.model import Student
+from student.model.reach import KeyValueCache, Pair
+from student.model.shape import Shape
 
 
 class GrowingCache(KeyValueCache):
@@ -44,7 +44,7 @@ class GrowingCache(KeyValueCache):
         self.lengths_B = self.lengths_B + lengths_B
 
     def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
-        """See `student.reach.Memory`."""
+        """See `student.model.reach.Memory`."""
         if layer == len(self._pairs):  # the first chunk, and no opening before it
             self._pairs.append(chunk)
             return chunk

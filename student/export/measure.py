@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.comments import Row
-from pipeline.errors import UserError
-from pipeline.task import Values
-from student.answerer import Answerer
-from student.answers import parse_all
+from pipeline.base.errors import UserError
+from pipeline.comments.reading import Row
+from pipeline.task.task import Values
+from student.data.answers import parse_all
+from student.decode.answerer import Answerer
 from student.export.folder import Source, numbered_answers
 from student.export.onnx import run_onnx
 

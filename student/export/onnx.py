@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch.export import Dim
 
-from pipeline.errors import UserError
-from student.choices import NONE, padded
-from student.decode import Prefixes
+from pipeline.base.errors import UserError
+from student.decode.choices import NONE, padded
+from student.decode.decode import Prefixes
 from student.export.folder import Source
 from student.export.graph import Greedy, Tables
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from student.checkpoint import assembled
-from student.model import Student
+from student.model.checkpoint import assembled
+from student.model.model import Student
+from student.model.shape import Shape
 from student.prune.importance import Importance, width_norms
 from student.prune.sizes import Sizes
-from student.shape import Shape
 
 Indices = NDArray[np.int64]
 

@@ -8,7 +8,7 @@ its block importance 1 − E[cos(x, layer(x))], and by the rise of the loss when
 A neuron's activation is taken where the feed-forward's second matrix reads it, behind GELU and gate. The paper's is the
 first matrix' output, in which a neuron that GELU always shuts off, and one that its gate does, would look alive.
 
-Shape suffixes as in `student.model`, and: L layers, F neurons, N norms over the width.
+Shape suffixes as in `student.model.model`, and: L layers, F neurons, N norms over the width.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from student.checkpoint import assembled, load_tensors, save_tensors
-from student.examples import Batch, Examples
-from student.model import Places, Student
+from student.data.examples import Batch, Examples
+from student.model.checkpoint import assembled, load_tensors, save_tensors
+from student.model.model import Places, Student
 
 LEAVE_OUT = 128  # examples that each layer is left out for, as that takes as many passes as there are layers
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline import storage
-from student.plots import STUDENT, TRAIN
+from pipeline.base import storage
+from pipeline.base.plots import STUDENT, TRAIN
 from student.prune import plots
 from student.prune.importance import LEAVE_OUT, Importance
 

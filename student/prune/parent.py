@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pipeline import storage
-from pipeline.errors import UserError
-from pipeline.manifest import Shards
-from student.examples import Batch
-from student.model import Student
-from student.prune.config import PRUNED, PruneConfig
+from pipeline.base import storage
+from pipeline.base.errors import UserError
+from pipeline.shards.manifest import Shards
+from student.config import PruneConfig
+from student.data.examples import Batch
+from student.model.checkpoint import PRUNED
+from student.model.model import Student
 from student.prune.source import open_source
 
 

@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from student.plots import INK, PLAIN, STUDENT, TRAIN, svg
+from pipeline.base.plots import INK, PLAIN, STUDENT, TRAIN, svg
 from student.prune.importance import Array
 
 CUT = "#a8451f"

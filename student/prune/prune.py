@@ -11,20 +11,21 @@ from typing import Any
 
 import ray
 
-from cluster.room import require_room
-from cluster.runtime import start_ray
-from pipeline import storage
-from pipeline.errors import UserError
-from pipeline.identity import find_same
-from pipeline.manifest import open_shards
-from student.prune.config import PRUNED, PruneConfig
+from pipeline.base import storage
+from pipeline.base.capacity import require_room
+from pipeline.base.errors import UserError
+from pipeline.base.identity import find_same
+from pipeline.base.runtime import start_ray
+from pipeline.shards.manifest import open_shards
+from student.config import PruneConfig
+from student.data.unpack import unpack
+from student.model.checkpoint import PRUNED
 from student.prune.cut import Kept
 from student.prune.importance import importance
 from student.prune.page import write_page
 from student.prune.sizes import Sizes, parameters, target_sizes
 from student.prune.source import open_source
 from student.prune.workers import measure_all, start_workers
-from student.unpack import unpack
 
 log = logging.getLogger(__name__)
 

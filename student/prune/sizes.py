@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pipeline.errors import UserError
-from student.prune.config import SIZES, PruneConfig
-from student.shape import Shape
+from pipeline.base.errors import UserError
+from student.config import SIZES, PruneConfig
+from student.model.shape import Shape
 
 STEPS = 512  # sizes tried between nothing and all
 MULTIPLE = 8  # of widths that a budget gives, as matrices of other sizes are multiplied more slowly

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.compiled import CompiledTask, require_same
-from pipeline.errors import UserError
-from pipeline.manifest import Shards
-from pipeline.model_files import absolute_model, fingerprint
-from pipeline.tokenization import load_teacher_tokenizer
-from student.checkpoint import TRAINED, WEIGHTS, is_student, load_student, load_training
-from student.gemma import gemma_shape, load_gemma
-from student.model import Student, embedding_rows
-from student.prune.config import PruneConfig
-from student.shape import Shape
-from student.unpack import TRAIN, unpack
+from pipeline.base import storage
+from pipeline.base.errors import UserError
+from pipeline.shards.manifest import Shards
+from pipeline.task.compiled import CompiledTask, require_same
+from pipeline.task.tokenization import load_teacher_tokenizer
+from pipeline.teacher.model_files import absolute_model, fingerprint
+from student.config import PruneConfig
+from student.data.unpack import TRAIN, unpack
+from student.model.checkpoint import TRAINED, WEIGHTS, is_student, load_student, load_training
+from student.model.gemma import gemma_shape, load_gemma
+from student.model.model import Student, embedding_rows
+from student.model.shape import Shape
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,21 @@ import torch
 from numpy.typing import NDArray
 from ray.util import ActorPool
 
-from cluster.room import ray_options
-from cluster.runtime import MALLOC
-from cluster.version import VARIABLE, check_code_version, code_version
-from pipeline import storage
-from pipeline.console import progress
-from pipeline.manifest import Shards, open_shards
-from student.checkpoint import save_student
-from student.examples import open_examples
-from student.prune.config import PruneConfig
+from pipeline.base import storage
+from pipeline.base.capacity import ray_options
+from pipeline.base.console import progress
+from pipeline.base.runtime import MALLOC
+from pipeline.base.version import VARIABLE, check_code_version, code_version
+from pipeline.shards.manifest import Shards, open_shards
+from student.config import PruneConfig
+from student.data.examples import open_examples
+from student.data.unpack import TRAIN
+from student.model.checkpoint import save_student
+from student.model.shape import Shape
 from student.prune.cut import Kept, choose, cut
 from student.prune.importance import LEAVE_OUT, Importance, Sums, measure
 from student.prune.sizes import Sizes
 from student.prune.source import Source
-from student.shape import Shape
-from student.unpack import TRAIN
 
 IMPORTANCE = "importance.safetensors"
 

@@ -10,7 +10,7 @@ import socket
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from student.serve.config import ServeConfig
+from student.config import ServeConfig
 from student.serve.errors import Refused
 from student.serve.turns import Turns
 

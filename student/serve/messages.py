@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, StrictBool, WithJsonSchema, model_validator
 
-from pipeline.task import CommentRules, Scalar
-from student.config import Strict
+from pipeline.base.config import Strict
+from pipeline.task.task import CommentRules, Scalar
+from student.predict.teacher import State
 from student.serve.service import Result, Service
-from student.teacher import State
 
 Text = Annotated[Any, WithJsonSchema({"type": "string"})]  # anything else is set aside, not refused with all the others
 

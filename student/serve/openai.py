@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field, StrictBool, StrictInt
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pipeline.task import Task
-from pipeline.tokenization import COMMENT_MARK
+from pipeline.task.task import Task
+from pipeline.task.tokenization import COMMENT_MARK
 from student.serve.calls import results
 from student.serve.errors import Refused
 from student.serve.service import Result, Service

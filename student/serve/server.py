@@ -16,16 +16,15 @@ import torch
 import uvicorn
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 
-from pipeline.config import RunConfig
-from pipeline.console import console
-from pipeline.errors import UserError
-from pipeline.stopping import STOPPED
-from student.answerer import Answerer
+from pipeline.base.console import console
+from pipeline.base.errors import UserError
+from pipeline.base.signals import STOPPED
+from student.config import ServeConfig, StudentSettings
+from student.decode.answerer import Answerer
+from student.predict.teacher import Teacher
 from student.serve.app import create_app
-from student.serve.config import ServeConfig
 from student.serve.connection import Connection
 from student.serve.service import Service
-from student.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ LINGER = 0.5  # seconds in which a request already on its way over an idle conne
 LOOK = 0.02  # seconds between two looks at the connections
 
 
-def serve(config: RunConfig, student_folder: str) -> None:
+def serve(config: StudentSettings, student_folder: str) -> None:
     """Serves a student until a signal ends it.
 
     Raises:

@@ -8,14 +8,14 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.comments import KEPT, Row, filter_rows, text_row
-from pipeline.task import Scalar
-from student.answerer import Answer, Answerer
+from pipeline.comments.reading import KEPT, Row, filter_rows, text_row
+from pipeline.task.task import Scalar
+from student.config import ServeConfig
+from student.decode.answerer import Answer, Answerer
+from student.predict.teacher import Teacher
 from student.serve.batcher import Batcher
-from student.serve.config import ServeConfig
 from student.serve.metrics import Metrics
 from student.serve.turns import Turns
-from student.teacher import Teacher
 
 log = logging.getLogger(__name__)
 

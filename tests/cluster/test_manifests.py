@@ -18,8 +18,8 @@ import yaml
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipeline.cli import main
-from pipeline.config import load_config
+from pipeline.cli.main import main
+from pipeline.cli.settings import load_config
 from tests.tiny import ROOT
 
 CLOUDS = ["aws", "gcp"]
@@ -294,8 +294,8 @@ def test_the_job_finds_its_cluster_and_is_a_command() -> None:
 
 
 def test_a_job_packs_what_it_needs_and_no_more(tmp_path: Path) -> None:
-    needed = ["cluster/room.py", "pipeline/cli.py", "pipeline/demo/run.yaml", "student/report.jinja", "tasks/demo.yaml"]
-    needed += ["tune/trial.py", "pyproject.toml", "requirements-cpu.lock", "requirements-gpu.lock", "run.yaml"]
+    needed = ["cluster/submit.py", "pipeline/cli/main.py", "pipeline/demo/run.yaml", "student/report.jinja", "tasks/demo.yaml"]
+    needed += ["tune/config.py", "pyproject.toml", "requirements-cpu.lock", "requirements-gpu.lock", "run.yaml"]
     stays = [".git/HEAD", ".venv/bin/python", ".env", ".ci/run.sh", "tests/tiny.py", "docs/search.png", "benchmarks/codec.py"]
     stays += ["runs/a/shards/0.parquet", "comments.jsonl.gz", "comments.csv", "README.md", "tune/__pycache__/a.pyc"]
     for name in needed + stays:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cluster.runtime import _worker_environment
 from cluster.submit import PASSED, STAGES, packages
-from pipeline.cli import main
+from pipeline.base.runtime import _worker_environment
+from pipeline.cli.main import main
 from tests.tiny import ROOT
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from click.testing import CliRunner
 from safetensors.numpy import load, save
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 Damage = Callable[[Path], None]
 Case = tuple[str, Damage]  # the file's name, and what happens to it

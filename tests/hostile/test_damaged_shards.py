@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.compiled import CompiledTask
-from pipeline.errors import UserError
-from pipeline.manifest import write_manifest
-from pipeline.payload import CODEC_FILE
-from pipeline.shards import METADATA
+from pipeline.base.errors import UserError
+from pipeline.shards.files import METADATA
+from pipeline.shards.manifest import write_manifest
+from pipeline.shards.payload import CODEC_FILE
+from pipeline.task.compiled import CompiledTask
 from tests.hostile import damage
 from tests.hostile.damage import Case, Damage, assert_one_line, filled, in_json, in_tensors, retort, shorten, write
 from tests.student.conftest import compiled  # noqa: F401 - a fixture

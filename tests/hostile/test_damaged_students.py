@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import storage
-from pipeline.compiled import CompiledTask
-from student.checkpoint import TRAINED, save_student, save_temperatures
+from pipeline.base import storage
+from pipeline.task.compiled import CompiledTask
 from student.config import TrainConfig
+from student.model.checkpoint import TRAINED, save_student, save_temperatures
 from tests.hostile import damage
 from tests.hostile.damage import Case, Damage, assert_one_line, filled, holed, in_json, in_tensors, retort, shorten, write
 from tests.student.conftest import compiled, made_up_shards  # noqa: F401 - a fixture
-from tests.student.test_decode import make_student
+from tests.student.decode.test_decode import make_student
 
 JSON = ["compiled.json", "shape.json", "vocabulary.json", "calibration.json"]
 WEIGHTS, AUTOMATON = "model.safetensors", "automaton.safetensors"

@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.compiled import CompiledTask
-from student.checkpoint import save_student
+from pipeline.task.compiled import CompiledTask
+from student.model.checkpoint import save_student
 from tests.hostile import watcher
 from tests.student.conftest import compiled  # noqa: F401 - a fixture
+from tests.student.decode.test_decode import make_student
 from tests.student.serve.test_server import Process
-from tests.student.test_decode import make_student
 
 SEED, ROUNDS, SMALL = 16, 4, 500  # rounds of the same requests, and how many of them are small
 MIB = 1 << 20

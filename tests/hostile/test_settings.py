@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from cluster.plan.machines import read_machines
-from pipeline.cli import main
-from pipeline.config import changed_shape, load_config
-from pipeline.errors import UserError
-from student.config import StudentConfig
-from tune.config import read_space
+from pipeline.base.errors import UserError
+from pipeline.cli.main import main
+from pipeline.cli.settings import load_config
+from student.config import StudentConfig, changed_shape
+from tune.search.space import read_space
 
 FAR = "9" * 20  # beyond 64 bits
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cluster.runtime import MALLOC
-from pipeline.cli import main
+from pipeline.base.runtime import MALLOC
+from pipeline.cli.main import main
 from tests.tiny import ROOT
 
 

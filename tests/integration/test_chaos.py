@@ -17,7 +17,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from pipeline.manifest import open_shards
+from pipeline.shards.manifest import open_shards
 from tests.integration.conftest import Retort
 from tests.tiny import ROOT, save_teacher
 
@@ -75,7 +75,7 @@ class Chaos:
         return kill(lambda command: command.startswith("ray::") and "UnitExtractor" in command)
 
     def kill_engine(self) -> bool:
-        return kill(lambda command: "pipeline.engine" in command)
+        return kill(lambda command: "pipeline.teacher.process" in command)
 
     def kill_node(self) -> bool:
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)

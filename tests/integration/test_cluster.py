@@ -18,9 +18,9 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from pipeline.compiled import CompiledTask
-from pipeline.manifest import Shards
-from student.checkpoint import load_position
+from pipeline.shards.manifest import Shards
+from pipeline.task.compiled import CompiledTask
+from student.train.checkpoint import load_position
 from tests.integration.bucket import Bucket
 from tests.integration.conftest import Retort
 from tests.integration.ray_cluster import RAY, RayCluster
@@ -105,7 +105,7 @@ def shards_in(bucket: Bucket) -> list[str]:
 def has_engine(machine: subprocess.Popen[bytes]) -> bool:
     """Whether a teacher is at work on it."""
     with suppress(psutil.Error):  # a process that has just ended
-        return any("pipeline.engine" in one.cmdline() for one in psutil.Process(machine.pid).children(recursive=True))
+        return any("pipeline.teacher.process" in one.cmdline() for one in psutil.Process(machine.pid).children(recursive=True))
     return False
 
 

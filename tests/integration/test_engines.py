@@ -14,13 +14,13 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.runtime import start_ray
-from pipeline.automaton import compile_automaton
-from pipeline.capture import Captured
+from pipeline.base.runtime import start_ray
 from pipeline.config import TeacherConfig
-from pipeline.task import load_task
-from pipeline.teacher import Job, Request, engine_environment, open_teacher
-from pipeline.tokenization import load_teacher_tokenizer
+from pipeline.task.automaton import compile_automaton
+from pipeline.task.task import load_task
+from pipeline.task.tokenization import load_teacher_tokenizer
+from pipeline.teacher.capture import Captured
+from pipeline.teacher.engines import Job, Request, engine_environment, open_teacher
 from tests.tiny import ROOT, save_conditional, save_teacher, tiny_task
 
 LOGIT_TOLERANCE = 1e-4
@@ -65,7 +65,7 @@ class Case:
 def _capture(model: str, config: TeacherConfig, job: Job, asked: list[Request], patch: Callable[[], None] | None) -> Any:
     resumed = [0]
     if config.engine == "vllm":
-        from pipeline import vllm_engine
+        from pipeline.teacher import vllm_engine
 
         add = vllm_engine.CapturingProcessor._add
 
@@ -81,7 +81,7 @@ def _capture(model: str, config: TeacherConfig, job: Job, asked: list[Request], 
 
 def few_cache_blocks() -> None:
     """So little cache that running requests must be preempted."""
-    from pipeline import vllm_engine
+    from pipeline.teacher import vllm_engine
 
     options = vllm_engine._platform_options
     vllm_engine._platform_options = lambda config: options(config) | {"num_gpu_blocks_override": 16}
@@ -210,7 +210,7 @@ def forced_logprobs(case: Case, captured: Captured, dtype: torch.dtype) -> np.nd
 
 
 def test_language_weights_are_found_under_either_name() -> None:
-    from pipeline.gemma3_text import _language_weights
+    from pipeline.teacher.gemma3_text import _language_weights
 
     tensor = torch.zeros(1)
     names = ["language_model.model.norm.weight", "model.language_model.norm.weight", "lm_head.weight"]

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline.manifest import open_shards
-from student.answers import answers_of
+from pipeline.shards.manifest import open_shards
+from student.data.answers import answers_of
 from tests.integration.conftest import Retort
 from tests.integration.test_chaos import TASK
 from tests.tiny import ROOT, save_teacher

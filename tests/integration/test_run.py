@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 
-from pipeline.cli import main
-from pipeline.manifest import open_shards
-from student.examples import columns_of
+from pipeline.cli.main import main
+from pipeline.shards.manifest import open_shards
+from student.data.examples import columns_of
 from tests.integration.conftest import Retort
 
 SMALL = [f"--set={setting}" for setting in ("student.layers=2", "student.width=64", "student.heads=2", "student.mlp=256")]

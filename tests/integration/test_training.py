@@ -18,12 +18,12 @@ import torch
 from mlflow.tracking import MlflowClient
 from ray.cluster_utils import Cluster
 
-from pipeline.compiled import CompiledTask
-from pipeline.config import load_config
-from pipeline.manifest import Shards
-from student.checkpoint import load_position
+from pipeline.cli.settings import load_config
+from pipeline.shards.manifest import Shards
+from pipeline.task.compiled import CompiledTask
 from student.config import StudentConfig
-from student.loop import Loop, Training
+from student.train.checkpoint import load_position
+from student.train.loop import Loop, Training
 from tests.integration.conftest import Retort
 from tests.student.conftest import compiled, made_up_shards
 from tests.tiny import ROOT

@@ -15,8 +15,8 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from pipeline.compiled import CompiledTask
-from pipeline.manifest import Shards
+from pipeline.shards.manifest import Shards
+from pipeline.task.compiled import CompiledTask
 from tests.integration.conftest import Retort
 from tests.student.conftest import compiled, made_up_shards
 from tests.tiny import ROOT

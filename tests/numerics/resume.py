@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 
-import student.loop
-from pipeline.manifest import open_shards
-from student.checkpoint import assembled, load_position, save_position, save_student
+import student.train.loop
+from pipeline.shards.manifest import open_shards
 from student.config import StudentConfig, TrainConfig
-from student.loop import Loop, Position, Training
+from student.model.checkpoint import assembled, save_student
+from student.train.checkpoint import load_position, save_position
+from student.train.loop import Loop, Position, Training
 
 STUDENT = StudentConfig(layers=1, width=16, heads=2, mlp=32, dropout=0.1)
 CONFIG = TrainConfig(epochs=5, batch_size=10, learning_rate=3e-3, log_every=3)  # no divisor of an epoch's steps
@@ -28,7 +29,7 @@ CONFIG = TrainConfig(epochs=5, batch_size=10, learning_rate=3e-3, log_every=3)  
 def main(shards_folder: str, folder: Path, step: int | None = None, seconds: float = 0) -> None:
     """Trains to the end from what the folder holds; leaves the measures of each report in it."""
     torch.set_num_threads(1)
-    student.loop.GRADIENTS_EVERY = 20
+    student.train.loop.GRADIENTS_EVERY = 20
     shards = open_shards(shards_folder)
     training = Training.of(STUDENT, CONFIG, shards)
     loop = Loop(training, shards)

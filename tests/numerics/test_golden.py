@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.manifest import Shards
+from pipeline.shards.manifest import Shards
 from student.config import StudentConfig, TrainConfig
-from student.loop import Loop, Training
+from student.train.loop import Loop, Training
 
 GOLDEN = Path(__file__).with_name("golden_loss.txt")
 RENEW = "RENEW_GOLDEN"

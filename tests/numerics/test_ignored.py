@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.manifest import Shards
+from pipeline.shards.manifest import Shards
 from student.config import TrainConfig
-from student.examples import Batch, Examples, open_examples
-from student.losses import OBJECTIVES
-from student.model import Student
-from student.strategy import DataParallel, Tensors
-from student.trainer import Sums, Trainer
-from student.unpack import TRAIN
+from student.data.examples import Batch, Examples, open_examples
+from student.data.unpack import TRAIN
+from student.model.checkpoint import Tensors
+from student.model.model import Student
+from student.train.losses import OBJECTIVES
+from student.train.strategy import DataParallel
+from student.train.trainer import Sums, Trainer
 
 
 class Watched(DataParallel):

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.capture import TEMPERATURES
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
+from pipeline.teacher.capture import TEMPERATURES
 from student.config import TrainConfig
-from student.losses import LEAST_TAIL, OBJECTIVES, SLIM_CLIP, Loss, forward_kl, reverse_kl, slim, teacher_classes, top_kl
+from student.train.losses import LEAST_TAIL, OBJECTIVES, SLIM_CLIP, Loss, forward_kl, reverse_kl, slim, teacher_classes, top_kl
 from tests.numerics import reference
 from tests.numerics.reference import Reference, dense_classes
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-import student.loop
-from pipeline.manifest import Shards
-from student.checkpoint import load_position
-from student.examples import open_examples
-from student.loop import Loop, Position, Training
-from student.strategy import State
-from student.unpack import TRAIN
+import student.train.loop
+from pipeline.shards.manifest import Shards
+from student.data.examples import open_examples
+from student.data.unpack import TRAIN
+from student.train.checkpoint import load_position
+from student.train.loop import Loop, Position, Training
+from student.train.strategy import State
 from tests.numerics import resume
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +86,7 @@ def test_killed_twice_a_training_ends_in_the_same_bits(shards: Shards, tmp_path:
 def test_from_any_report_a_training_goes_on_to_the_same_bits(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(student.loop, "GRADIENTS_EVERY", 5)
+    monkeypatch.setattr(student.train.loop, "GRADIENTS_EVERY", 5)
     config = resume.CONFIG.model_copy(update={"epochs": 2})
     training = Training.of(resume.STUDENT, config, shards)
     loop, reports = Loop(training, shards), []

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.compiled import CompiledTask
-from pipeline.manifest import Shards
-from student.checkpoint import assembled, load_position, save_position, save_student
-from student.loop import Position, Training
-from student.strategy import Tensors
+from pipeline.shards.manifest import Shards
+from pipeline.task.compiled import CompiledTask
+from student.model.checkpoint import Tensors, assembled, save_student
+from student.train.checkpoint import load_position, save_position
+from student.train.loop import Position, Training
 from tests.numerics.workers import (
     BF16,
     CONFIG,

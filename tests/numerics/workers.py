@@ -13,14 +13,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-import student.loop
-import student.strategy
-from pipeline.manifest import Shards, open_shards
+import student.train.loop
+import student.train.strategy
+from pipeline.shards.manifest import Shards, open_shards
 from student.config import StudentConfig, TrainConfig
-from student.loop import Loop, Position, Training
-from student.model import Student
-from student.shape import Shape
-from student.strategy import DataParallel, State, Tensors
+from student.model.checkpoint import Tensors
+from student.model.model import Student
+from student.model.shape import Shape
+from student.train.loop import Loop, Position, Training
+from student.train.strategy import DataParallel, State
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 BF16 = ("ddp", "zero2")
@@ -113,7 +114,7 @@ def group(rank: int, workers: int, rendezvous: Path) -> Iterator[None]:
 def work(rank: int, workers: int, folder: str, shards_folder: str, training: Training, start: State) -> None:
     """One worker of a group that trains under every strategy, one after another; the first writes what came out."""
     torch.set_num_threads(1)
-    student.loop.GRADIENTS_EVERY = 1  # under no strategy does looking at them change anything
+    student.train.loop.GRADIENTS_EVERY = 1  # under no strategy does looking at them change anything
     shards, results = open_shards(shards_folder), Results()
     with group(rank, workers, Path(folder, f"rendezvous{workers}")):
         for strategy in STRATEGIES:
@@ -158,13 +159,13 @@ def train(rank: int, workers: int, folder: str, shards_folder: str, training: Tr
 def _traffic(rank: int) -> Traffic:
     """Some steps of a student of a large vocabulary, few of whose ids are used."""
     counted: list[int] = []
-    add_up = student.strategy._add_up
+    add_up = student.train.strategy._add_up
 
     def counting(bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         counted.append(bucket.buffer().numel() * bucket.buffer().element_size())
         return add_up(bucket)
 
-    student.strategy._add_up = counting
+    student.train.strategy._add_up = counting
     shape = Shape(VOCABULARY, ROWS, output_vocabulary=20, context=16, **ODD.model_dump())
     rows = np.arange(VOCABULARY, dtype=np.int32) % ROWS
     strategy = DataParallel(Student(shape, rows), CONFIG)
@@ -176,6 +177,6 @@ def _traffic(rank: int) -> Traffic:
             strategy.backward(strategy.module(tokens).square().mean())
             strategy.step(1e-3)
         steps.append(sum(counted))
-    student.strategy._add_up = add_up
+    student.train.strategy._add_up = add_up
     exchanges = {event.key.rpartition(":")[2] for event in profile.key_averages() if "gloo" in event.key}
     return Traffic(steps, sum(p.numel() for p in strategy.module.parameters()), exchanges)

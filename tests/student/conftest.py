@@ -9,16 +9,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.automaton import compile_automaton
-from pipeline.capture import Captured
-from pipeline.compiled import CompiledTask
-from pipeline.manifest import Shards, open_shards, write_manifest
-from pipeline.shards import write_shard
-from pipeline.tokenization import TeacherTokenizer
-from pipeline.vocabulary import WatchedSet
+from pipeline.shards.files import write_shard
+from pipeline.shards.manifest import Shards, open_shards, write_manifest
+from pipeline.task.automaton import compile_automaton
+from pipeline.task.compiled import CompiledTask
+from pipeline.task.tokenization import TeacherTokenizer
+from pipeline.task.vocabulary import WatchedSet
+from pipeline.teacher.capture import Captured
 from student.config import StudentConfig
-from student.model import Student
-from student.shape import Shape
+from student.model.model import Student
+from student.model.shape import Shape
 from tests.tiny import tiny_task, tiny_tokenizer
 
 DEBUG = StudentConfig(layers=2, width=32, heads=2, mlp=64)

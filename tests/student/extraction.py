@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline import storage
-from pipeline.capture import TEMPERATURES, Captured
-from pipeline.codec import Codec
-from pipeline.compiled import CompiledTask
-from pipeline.manifest import Shards, open_shards, write_manifest
-from pipeline.payload import CODEC_FILE, Compact
-from pipeline.shards import write_shard
+from pipeline.base import storage
+from pipeline.shards.codec import Codec
+from pipeline.shards.files import write_shard
+from pipeline.shards.manifest import Shards, open_shards, write_manifest
+from pipeline.shards.payload import CODEC_FILE, Compact
+from pipeline.task.compiled import CompiledTask
+from pipeline.teacher.capture import TEMPERATURES, Captured
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import torch
 from benchmarks.students import Data, synthetic_data
 from benchmarks.thesis_loop import EQUAL, gradient_error, passes
 from benchmarks.training import flops
-from pipeline.manifest import Shards
+from pipeline.shards.manifest import Shards
 from student.config import StudentConfig, TrainConfig
-from student.examples import open_examples
-from student.model import Student
-from student.shape import Shape
-from student.unpack import TRAIN
+from student.data.examples import open_examples
+from student.data.unpack import TRAIN
+from student.model.model import Student
+from student.model.shape import Shape
 from tests.student.conftest import DEBUG
 
 

@@ -7,21 +7,22 @@ from typing import Any
 
 import torch
 
-from pipeline import storage
-from pipeline.config import RunConfig, TrackingConfig
-from pipeline.manifest import Shards
-from student.checkpoint import assembled, save_student
+from cluster.config import ClusterSettings
+from pipeline.base import storage
+from pipeline.config import TrackingConfig
+from pipeline.shards.manifest import Shards
 from student.config import TrainConfig
-from student.loop import Loop, Training
-from student.train import _identity, _track
-from student.worker import samples
+from student.model.checkpoint import assembled, save_student
+from student.train.loop import Loop, Training
+from student.train.train import _identity, _track
+from student.train.worker import samples
 from tests.student.conftest import DEBUG
 
 
 def train_here(out: Path, shards: Shards, tracking: TrackingConfig, **changes: Any) -> None:
     """A student in OUT/student, with a run in MLflow. What is not changed is as open as the defaults leave it."""
     settings = TrainConfig.model_validate({"epochs": 2, "batch_size": 16} | changes)
-    config = RunConfig(out=str(out), tracking=tracking, train=settings)
+    config = ClusterSettings(out=str(out), tracking=tracking, train=settings)
     training, folder = Training.of(DEBUG, config.train, shards), str(out / "student")
     identity = _identity(training, shards)
     run = _track(config, identity, folder, None)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from statistics import fmean, stdev
 
-from pipeline.errors import UserError
-from student.plots import printable
+from pipeline.base.errors import UserError
+from pipeline.base.plots import printable
+from pipeline.base.tracking import FIELD, field_of
 from tune.compare.pareto import front
 from tune.compare.runs import StudentRun
-from tune.tracking import FIELD, field_of
 
 SEED, DIGEST, OBJECTIVE = "train.seed", "shards.digest", "train.objective"
 WHOLE, COMMENTS, PARAMETERS = "test/whole", "test/comments", "parameters"

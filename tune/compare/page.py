@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import storage
+from pipeline.base import storage
 from tune.compare import plots
 from tune.compare.grouping import DIGEST, Group, Unfinished, group_runs
 from tune.compare.parallel import parallel_coordinates

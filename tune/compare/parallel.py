@@ -16,7 +16,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from student.plots import INK, MAJORITY, svg
+from pipeline.base.plots import INK, MAJORITY, svg
 from tune.compare.grouping import SEED, WHOLE, short_names, short_value, varying
 from tune.compare.plots import AGREEMENT
 from tune.compare.runs import StudentRun

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from student.plots import FLOOR, INK, MAJORITY, STUDENT, TRAIN, fitted, svg
+from pipeline.base.plots import FLOOR, INK, MAJORITY, STUDENT, TRAIN, fitted, svg
 from tune.compare.grouping import PARAMETERS, WHOLE, Group, Spread, Unfinished, fields_of
 from tune.compare.pareto import Direction, front
 

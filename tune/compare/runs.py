@@ -18,8 +18,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.errors import UserError
-from tune.tracking import KIND, REASON, STATE
+from pipeline.base.errors import UserError
+from pipeline.base.tracking import KIND, REASON, STATE
 
 PARENTS = ("search", "chain")  # kinds of runs that have runs of students under them
 ACCURACY, EPOCH = "validation_answer_accuracy", "epoch"

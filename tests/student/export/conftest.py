@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.comments import Row, filter_rows, text_row
-from pipeline.compiled import CompiledTask
+from pipeline.comments.reading import Row, filter_rows, text_row
+from pipeline.task.compiled import CompiledTask
 from student.export.folder import Source
-from student.shape import Layer
+from student.model.shape import Layer
+from tests.student.decode.test_decode import make_student, recompiled
 from tests.student.prune.students import make
-from tests.student.test_decode import make_student, recompiled
 from tests.tiny import tiny_task
 
 TEMPERATURES = {"mood": 0.5, "loud": 2.0}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 from student.export.answer import RefusedError, load
 from student.export.folder import Source, numbered_answers, write_folder
 from student.export.measure import by_folder, by_pytorch
@@ -68,7 +68,7 @@ def test_a_process_without_retort(plain: Source, tmp_path: Path) -> None:
     assert found.values == [*by_pytorch(plain, rows).values, None]
     np.testing.assert_allclose(found.confidence[:5], by_pytorch(plain, rows).confidence, atol=2e-5)
     assert found.confidence[5] == 0
-    (tmp_path / "student" / "shape.py").write_text("import pipeline")
+    (tmp_path / "student" / "model" / "shape.py").write_text("import pipeline")
     with pytest.raises(UserError, match="import of pipeline halted"):
         by_folder(str(tmp_path), TEXTS[:1])
 

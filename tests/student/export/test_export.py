@@ -13,17 +13,16 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from pipeline import storage
-from pipeline.cli import main
-from pipeline.config import EvaluateConfig
-from pipeline.errors import UserError
-from pipeline.manifest import Shards
-from student.config import TrainConfig
+from pipeline.base import storage
+from pipeline.base.errors import UserError
+from pipeline.cli.main import main
+from pipeline.shards.manifest import Shards
+from student.config import EvaluateConfig, TrainConfig
+from student.evaluate.fidelity import THRESHOLDS
 from student.export.answer import load
 from student.export.card import render_card, teacher_name
 from student.export.export import export
 from student.export.folder import Source
-from student.fidelity import THRESHOLDS
 from tests.names import NAMES, left_open
 from tests.student.export.conftest import source_of
 from tests.tiny import tiny_task
@@ -92,12 +91,13 @@ def test_every_form_answers_as_the_student_does(run: Path, figures: dict[str, An
         assert forms[name]["teacher"] == figures["student"]
     assert forms["int8"]["student"]["valid"] == 1.0
     assert 0 < figures["student"]["fields"]["mood"] < 1
-    sizes = {file.name: file.stat().st_size for file in (run / "export").rglob("*") if file.is_file()}
+    folder = run / "export"
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
     assert (forms["onnx"]["bytes"], forms["int8"]["bytes"]) == (sizes["student.onnx"], sizes["student.int8.onnx"])
     assert forms["int8"]["bytes"] < forms["onnx"]["bytes"]
     later = ("README.md", "export.json", "student.onnx", "student.int8.onnx")
     assert forms["folder"]["bytes"] == sum(size for name, size in sizes.items() if name not in later)
-    assert not {"train.json", "__pycache__"} & {file.name for file in (run / "export").rglob("*")}
+    assert not {"train.json", "__pycache__"} & {file.name for file in folder.rglob("*")}
 
 
 def test_the_card_without_a_report(run: Path, figures: dict[str, Any]) -> None:

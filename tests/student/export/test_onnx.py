@@ -8,15 +8,15 @@ import onnx
 import onnxruntime
 import pytest
 
-from pipeline.compiled import CompiledTask
-from pipeline.errors import UserError
-from student.choices import NONE, padded
+from pipeline.base.errors import UserError
+from pipeline.task.compiled import CompiledTask
+from student.decode.choices import NONE, padded
 from student.export import folder
 from student.export.folder import Source
 from student.export.measure import Answered, by_onnx, by_pytorch, verify
 from student.export.onnx import Found, quantize, require_onnx, run_onnx, write_onnx
+from tests.student.decode.test_decode import make_student, recompiled
 from tests.student.export.conftest import TEXTS, kept, reference, source_of
-from tests.student.test_decode import make_student, recompiled
 from tests.tiny import ROOT, tiny_task
 
 

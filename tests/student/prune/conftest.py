@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.compiled import CompiledTask
-from pipeline.manifest import Shards
-from student.examples import Examples
-from student.model import Student
+from pipeline.shards.manifest import Shards
+from pipeline.task.compiled import CompiledTask
+from student.data.examples import Examples
+from student.model.model import Student
 from tests.student.prune.students import FAMILIES, examples_of, make
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional as F
 
-from student.model import Student
-from student.shape import Layer, Shape
+from student.model.model import Student
+from student.model.shape import Layer, Shape
 
 Tensor = torch.Tensor
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.compiled import CompiledTask
-from pipeline.manifest import Shards
-from student.examples import Examples, open_examples
-from student.model import Student
-from student.shape import Layer, Shape
-from student.unpack import TRAIN
+from pipeline.shards.manifest import Shards
+from pipeline.task.compiled import CompiledTask
+from student.data.examples import Examples, open_examples
+from student.data.unpack import TRAIN
+from student.model.model import Student
+from student.model.shape import Layer, Shape
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "plain": {"heads": 4, "mlp": 48},

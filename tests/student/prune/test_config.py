@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from student.prune.config import PruneConfig
+from student.config import PruneConfig
 
 
 def test_shares_are_read_as_people_write_them() -> None:

@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pipeline.compiled import CompiledTask
-from pipeline.errors import UserError
-from pipeline.manifest import Shards
-from student.checkpoint import load_student, save_student
-from student.examples import Examples
-from student.model import Student
-from student.prune.config import PruneConfig
+from pipeline.base.errors import UserError
+from pipeline.shards.manifest import Shards
+from pipeline.task.compiled import CompiledTask
+from student.config import PruneConfig
+from student.data.examples import Examples
+from student.model.checkpoint import load_student, save_student
+from student.model.model import Student
+from student.model.shape import Shape
 from student.prune.cut import Kept, choose, cut, top
 from student.prune.importance import Importance, importance, measure, width_norms
 from student.prune.sizes import Sizes, parameters, target_sizes
-from student.shape import Shape
 from tests.student.prune.students import examples_of, make
 
 MEASURED = np.arange(0, 160, 16)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from student.examples import Examples
-from student.model import Student
+from student.data.examples import Examples
+from student.model.model import Student
 from student.prune.importance import Importance, importance, measure, width_norms
 from tests.student.prune.reference import Reference, Trace, loss
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from student.config import PruneConfig
 from student.prune import plots
-from student.prune.config import PruneConfig
 from student.prune.importance import Importance
 from student.prune.page import PAGE, write_page
 from tests.names import drawn, left_open

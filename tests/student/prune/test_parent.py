@@ -6,19 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.compiled import CompiledTask
-from pipeline.errors import UserError
-from pipeline.manifest import Shards
-from pipeline.storage import write_json
-from student.checkpoint import save_student
-from student.config import TrainConfig
-from student.examples import Batch, Examples
-from student.loop import Loop, Training
-from student.model import Student
-from student.prune.config import PRUNED, PruneConfig
+from pipeline.base.errors import UserError
+from pipeline.base.storage import write_json
+from pipeline.shards.manifest import Shards
+from pipeline.task.compiled import CompiledTask
+from student.config import PruneConfig, TrainConfig
+from student.data.examples import Batch, Examples
+from student.model.checkpoint import PRUNED, save_student
+from student.model.model import Student
 from student.prune.cut import choose, cut
 from student.prune.parent import Parent
 from student.prune.sizes import Sizes
+from student.train.loop import Loop, Training
 from tests.student.conftest import DEBUG
 from tests.student.prune.students import make
 from tests.student.prune.test_cut import measured

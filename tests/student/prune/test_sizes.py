@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
-from student.model import Student
-from student.prune.config import PruneConfig
+from pipeline.base.errors import UserError
+from student.config import PruneConfig
+from student.model.model import Student
+from student.model.shape import Shape
 from student.prune.sizes import Sizes, parameters, target_sizes
-from student.shape import Shape
 
 
 @st.composite

@@ -12,13 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.comments import Row
-from pipeline.compiled import CompiledTask
-from student.answerer import Answer, Answerer
-from student.serve.config import ServeConfig
+from pipeline.comments.reading import Row
+from pipeline.task.compiled import CompiledTask
+from student.config import ServeConfig
+from student.decode.answerer import Answer, Answerer
 from student.serve.server import DrainingServer
 from student.serve.service import Service
-from tests.student.test_decode import make_student
+from tests.student.decode.test_decode import make_student
 
 Serve = Callable[..., AbstractContextManager[httpx.Client]]
 

@@ -6,8 +6,8 @@ import random
 import httpx
 import pytest
 
-from pipeline.comments import filter_rows, text_row
-from student.answerer import Answerer
+from pipeline.comments.reading import filter_rows, text_row
+from student.decode.answerer import Answerer
 from tests.student.serve.conftest import FakeAnswerer, Serve
 
 

@@ -4,7 +4,7 @@ import httpx
 import openai
 import pytest
 
-from student.answerer import Answerer
+from student.decode.answerer import Answerer
 from student.serve.openai import comment_of
 from tests.student.serve.conftest import FakeAnswerer, Serve
 from tests.tiny import tiny_task

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from student.config import ServeConfig
 from student.serve.app import create_app
-from student.serve.config import ServeConfig
 from student.serve.service import Service
 from tests.student.serve.conftest import FakeAnswerer, Serve
 

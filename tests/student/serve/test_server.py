@@ -20,14 +20,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli import main
-from pipeline.compiled import CompiledTask
-from student.checkpoint import save_student
-from student.serve.config import ServeConfig
+from pipeline.cli.main import main
+from pipeline.task.compiled import CompiledTask
+from student.config import ServeConfig
+from student.model.checkpoint import save_student
 from student.serve.server import DrainingServer
 from student.serve.service import Service
+from tests.student.decode.test_decode import make_student
 from tests.student.serve.conftest import FakeAnswerer
-from tests.student.test_decode import make_student
 from tests.tiny import ROOT
 
 TEXTS = [f"comment {i} of many" for i in range(70)]
@@ -130,7 +130,7 @@ def test_no_request_is_dropped_when_it_is_asked_to_stop(start: Callable[[], Proc
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
     with ThreadPoolExecutor(20) as pool:
-        assert set(pool.map(Connection.receive, busy)) == {(200, 70, "close")}
+        assert {answer[:2] for answer in pool.map(Connection.receive, busy)} == {(200, 70)}  # some before it was asked
         assert set(pool.map(Connection.receive, idle)) == {(200, 2, "close")}
     for connecting in queued:
         assert connecting.recv(100).startswith(b"HTTP/1.1 200")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compiled import CompiledTask
+from pipeline.base.errors import UserError
 from pipeline.config import TeacherConfig
-from pipeline.engine import EngineError
-from pipeline.errors import UserError
-from pipeline.task import Scalar
-from student.teacher import Teacher
+from pipeline.task.compiled import CompiledTask
+from pipeline.task.task import Scalar
+from pipeline.teacher.process import EngineError
+from student.predict.teacher import Teacher
 from tests.student.serve.conftest import FakeAnswerer, Serve
 from tests.tiny import save_teacher
 

@@ -1,0 +1,55 @@
+"""The fourth floor of the configuration: what a plan is told beside the run's own configuration."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.base.config import Strict
+from tune.config import TuneSettings
+
+
+class PlanConfig(Strict):
+    """The size of the job, the machines, and what is assumed where nothing was measured."""
+
+    comments: int = Field(500_000, ge=1, description="comments that pass the filters")
+    examples: int | None = Field(
+        None, ge=1, description="examples an epoch trains on, and nothing else counted; null takes 80 / 10 / 10 of the answers"
+    )
+    trials: int = Field(1, ge=1, description="students trained one after another, each to its last epoch; above 1 a search")
+
+    comment_tokens: int | None = Field(None, ge=1, description="of a comment; null takes the task's longest")
+    prompt_tokens: int | None = Field(
+        None, ge=1, description="the teacher computes of a prompt; null takes a token for four characters of the task's prompt"
+    )
+    answer_tokens: int | None = Field(None, ge=1, description="of an answer; null takes what the task's context has room for")
+    watched: int | None = Field(None, ge=1, description="watched tokens; null takes two a value and the auxiliary ones")
+    teacher_params: float = Field(
+        3.88e9, gt=0, description="of the teacher's language model; Gemma 3 4B has 3.88e9 (its technical report, table 1)"
+    )
+    teacher_bytes_per_param: float = Field(2, gt=0, description="2 for bfloat16")
+    embedding_rows: int = Field(
+        262_144, ge=1, description="of the student's embedding: at most the teacher's vocabulary; comments use fewer ids"
+    )
+
+    scale: str | None = Field(None, description="scale.json of `retort scale`: its measurements come before all else")
+    seconds_per_answer: float | None = Field(None, gt=0, description="of one teacher worker: 1 / its answers a second")
+    seconds_per_example: float | None = Field(None, gt=0, description="of one training worker: 1 / its examples a second")
+    prefill_mfu: float = Field(0.4, gt=0, le=1, description="share of the peak FLOP/s that reading prompts reaches")
+    train_mfu: float = Field(0.4, gt=0, le=1, description="share of the peak FLOP/s that training with one worker reaches")
+    bandwidth_share: float = Field(0.6, gt=0, le=1, description="share of the peak memory bandwidth that is reached")
+    start_seconds: float = Field(90, ge=0, description="until a stage's workers are at work, where it was not measured")
+
+    prices: str | None = Field(None, description="YAML file of machines and prices; null takes cluster/plan/prices.yaml")
+    teacher_machine: str | None = Field(
+        None, description="kind of the teachers' machines; null takes p5.48xlarge, or cpu-2 for measurements without a GPU"
+    )
+    student_machine: str | None = Field(None, description="kind of the students' machines; null takes the teachers'")
+    workers: int | None = Field(
+        None, ge=1, description="of each stage, one a GPU; null takes teacher.actors and the most of train.workers"
+    )
+
+
+class ClusterSettings(TuneSettings):
+    """All that Retort can be told."""
+
+    plan: PlanConfig = PlanConfig()

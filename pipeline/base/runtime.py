@@ -1,0 +1,83 @@
+"""Ray, started on this machine or joined where RAY_ADDRESS says, with what every worker needs in its environment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import ray
+from ray._private import services
+
+from pipeline.base.version import VARIABLE, code_version
+
+log = logging.getLogger(__name__)
+
+# glibc gives large blocks back to the kernel at once and faults them in again; on CPU that made training five times slower.
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+RAY_TRAIN = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how often workers may report; 2 seconds otherwise
+}
+# Ray warns of four times as many workers as it would start at once, by default one a CPU. A training in a search has nine,
+# of which eight wait, and there is a training a CPU.
+RAY_HEAD = {"RAY_worker_maximum_startup_concurrency": str(4 * (os.cpu_count() or 1))}
+
+
+def start_ray() -> None:
+    """Joins the cluster of this job or of RAY_ADDRESS; without one, starts Ray on this machine. Once per process.
+
+    From then on SIGTERM raises KeyboardInterrupt in the main thread, as Ctrl-C does.
+    """
+    if ray.is_initialized():
+        return
+    for name, value in (RAY_TRAIN | RAY_HEAD).items():
+        os.environ.setdefault(name, value)
+    with _own_process_groups():
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "local"),  # not whatever cluster happens to run on this machine
+            runtime_env={"env_vars": _worker_environment()},
+            logging_level=logging.ERROR,
+            log_to_driver=log.isEnabledFor(logging.DEBUG),  # engines are talkative; what fails reaches the driver anyway
+        )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler prints C++ frames and aborts
+    for name in ("ray.data", "ray.train", "ray.tune"):  # Ray sets its own levels when it starts
+        logging.getLogger(name).setLevel(logging.DEBUG if log.isEnabledFor(logging.DEBUG) else logging.ERROR)
+
+
+@contextmanager
+def _own_process_groups() -> Iterator[None]:
+    """Within, Ray starts its processes in process groups of their own.
+
+    `timeout` and some schedulers send SIGTERM to the whole group of a command, which is to finish what is in flight. Ray keeps
+    only SIGINT from its processes, so its head would be gone before. Without Linux's way to let children die with
+    their parent it needs them in the driver's group.
+    """
+    popen = services.ConsolePopen
+    if sys.platform == "linux":
+        services.ConsolePopen = partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
+
+
+def _worker_environment() -> dict[str, str]:
+    """Variables of every worker process: the driver's code version, where its packages are when not installed, and how
+    its threads wait for each other.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    waiting = {name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ}
+    return {VARIABLE: code_version(), "PYTHONPATH": path} | waiting | RAY_TRAIN

@@ -1,0 +1,3 @@
+"""The `retort` command: the one room that looks up, when a stage is asked for. `settings` puts the configuration together."""
+
+from pipeline.cli.main import main as main

@@ -1,0 +1,96 @@
+"""The commands of `pipeline`: from comments to logit shards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pipeline.base import storage
+from pipeline.base.console import console, set_up_logging
+from pipeline.cli.options import configure, planned_shape, setting, stage_options, writable
+
+
+@click.command()
+@stage_options("task", "teacher", "comments", "limit")
+def extract(**options: Any) -> None:
+    """Comments through the teacher to logit shards, in OUT/shards."""
+    from pipeline.extract.extract import extract as stage
+
+    config, out = configure(**options)
+    planned_shape(config)
+    manifest = stage(config)
+    size = f"{manifest['rows']:,} answers, {manifest['bytes'] / 1e6:,.1f} MB"
+    console.print(f"{size}, in {storage.join(out, 'shards')}", markup=False, highlight=False, soft_wrap=True)
+
+
+@click.command()
+@setting(
+    "comments.answer",
+    "--answers",
+    default="answer",
+    show_default=True,
+    metavar="COLUMNS",
+    help="One with all of it, or one a field: a,b.",
+)
+@stage_options("task", "teacher", "comments", "limit")
+def score(**options: Any) -> None:
+    """The teacher's logits along given answers, in OUT/shards.
+
+    The comments' files hold an answer beside each comment: labels of people, answers of another model, or a student's own.
+    A column holds the whole answer, as a JSON object or as its text, or each field has a column of its name:
+
+    \b
+      retort score --task task.yaml --comments answered.jsonl --out runs/first
+      retort score --task task.yaml --comments labels.csv --answers domain,intent --out runs/labels
+
+    A row whose answer does not fit the task is set aside. Train on the shards as on any; where the answers are not the
+    teacher's, its probabilities say little, and train.objective=hard-label leaves them out.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from pipeline.extract.extract import extract as stage
+
+    config, out = configure(**options)
+    planned_shape(config)
+    manifest = stage(config)
+    size = f"{manifest['rows']:,} answers scored, {manifest['bytes'] / 1e6:,.1f} MB"
+    console.print(f"{size}, in {storage.join(out, 'shards')}", markup=False, highlight=False, soft_wrap=True)
+
+
+@click.command()
+@click.option("--out", default="runs/demo", show_default=True, metavar="DIR")
+@click.option("--verbose", is_flag=True)
+def demo(out: str, verbose: bool) -> None:
+    """Made-up comments and a small teacher fitted on them, to try Retort without a download."""
+    from pipeline.demo.build import build_demo
+
+    set_up_logging(verbose)
+    writable(out)
+    comments, teacher = build_demo(out)
+    console.print(f"comments in {comments}, teacher in {teacher}", highlight=False)
+
+
+@click.group()
+def jsonl() -> None:
+    """Logit shards as JSON lines, 128 examples a file, for programs that read nothing else."""
+
+
+@jsonl.command("export")
+@click.argument("shards", metavar="SHARDS")
+@click.argument("folder", metavar="FOLDER")
+def export_jsonl(shards: str, folder: str) -> None:
+    """Writes every example of SHARDS to FOLDER, with its raw logits as decimal numbers."""
+    from pipeline.shards.jsonl import export
+
+    set_up_logging(verbose=False)
+    console.print(f"{export(shards, writable(folder)):,} files in {folder}", highlight=False)
+
+
+@jsonl.command("import")
+@click.argument("folder", metavar="FOLDER")
+@click.argument("shards", metavar="SHARDS")
+def import_jsonl(folder: str, shards: str) -> None:
+    """Writes the examples of FOLDER, as `export` leaves it, as SHARDS to train on."""
+    from pipeline.shards.jsonl import import_
+
+    set_up_logging(verbose=False)
+    console.print(f"{import_(folder, writable(shards))['rows']:,} examples in {shards}", highlight=False)

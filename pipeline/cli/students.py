@@ -1,0 +1,231 @@
+"""The commands of `student`: training, the report, and what a student is put to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.table import Table
+
+from pipeline.base import storage
+from pipeline.base.console import console
+from pipeline.base.errors import UserError
+from pipeline.cli.options import configure, folder_of, planned_shape, read_settings, setting, stage_options
+from pipeline.cli.output import show_comparison, show_report
+
+SHARE = click.FloatRange(0, 1)
+
+
+@click.command()
+@stage_options("task", "teacher", "comments", "limit")
+def run(**options: Any) -> None:
+    """Everything: extract, train, evaluate, and a summary."""
+    from pipeline.extract.extract import extract
+    from student.evaluate.evaluate import evaluate
+    from student.train.train import train
+
+    config, out = configure(**options)
+    shape = planned_shape(config)
+    if shape and config.extract.capture == "choices" and shape.sequence == "full":
+        raise UserError(
+            "a student of whole answers needs the logits of all steps: set student.sequence=choices, or extract.capture=all"
+        )
+    extract(config)
+    shards, student, report = (folder_of(None, out, name) for name in ("shards", "student", "report"))
+    trained = train(config, shards, student)
+    figures = evaluate(config.evaluate, shards, student, report)
+    show_report(figures, shards, student, report, trained["mlflow"]["uri"])
+
+
+@click.command()
+@click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
+@setting(
+    "train.init", "--init", metavar="DIR", help="Start from this student's weights, and with its shape; see `retort prune`."
+)
+@stage_options()
+def train(shards: str | None, **options: Any) -> None:
+    """Logit shards to a student, in OUT/student.
+
+    Every choice is a key of the configuration. Some, with --set:
+
+    \b
+      train.objective=temperature   curriculum, hard-label, temperature, topk, slim, reverse-kl
+      student.sequence=choices      leave forced tokens out: a third of the length, and of the time
+      student.layers=4 student.width=256 student.heads=4 student.mlp=1024
+      train.epochs=10 train.batch_size=64 train.learning_rate=0.001 student.dropout=0.1
+      train.workers=4 train.strategy=zero2 train.precision=bf16 train.accumulation=2
+
+    Ctrl-C saves and stops; the same command goes on, as it does after a crash.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from student.train.train import train as stage
+
+    config, out = configure(**options)
+    stage(config, folder_of(shards, out, "shards"), folder_of(None, out, "student"))
+
+
+@click.command()
+@click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
+@click.option("--student", metavar="DIR", help="Folder of the student; by default OUT/student.")
+@stage_options()
+def evaluate(shards: str | None, student: str | None, **options: Any) -> None:
+    """The student's fidelity on test comments, in OUT/report."""
+    from student.evaluate.evaluate import evaluate as stage
+
+    config, out = configure(**options)
+    folders = (folder_of(shards, out, "shards"), folder_of(student, out, "student"), folder_of(None, out, "report"))
+    show_report(stage(config.evaluate, *folders), *folders)
+
+
+@click.command()
+@setting("prune.source", "--from", metavar="MODEL", help="A student's folder, or a Gemma 3 model by name or path.")
+@click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
+@setting(
+    "prune.fraction", "--fraction", metavar="PART", help="Share of the parameters to keep, such as 1/4, embedding included."
+)
+@setting("prune.params", "--params", type=click.IntRange(1), help="The same as a number.")
+@setting(
+    "prune.chain",
+    "--chain",
+    metavar="PARTS",
+    help="Several shares, as 1/2,1/4,1/8: each student cut from the one before, and trained.",
+)
+@stage_options()
+def prune(shards: str | None, **options: Any) -> None:
+    """A smaller student cut from a trained model, in OUT/pruned, to train further.
+
+    Keeps the attention heads, neurons, channels and layers that matter most on training comments, and shows in a page how
+    much each of them does. The model is a student, or a Gemma 3 model: the teacher itself, or a smaller sibling of it.
+
+    \b
+      retort prune --from runs/first/student --shards runs/first/shards --out runs/half --fraction 1/2
+      retort prune --from google/gemma-3-1b-it --shards runs/first/shards --out runs/small --set prune.width=512
+      retort train --init runs/half/pruned --shards runs/first/shards --out runs/half
+
+    With --chain, each student is trained and evaluated before the next is cut from it, in OUT/chain; the same command goes
+    on with a chain that was stopped, and `retort compare` shows all of them.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    config, out = configure(**options)
+    folder = folder_of(shards, out, "shards")
+    if config.prune.chain:
+        from pipeline.base.tracking import tracking_uri
+        from tune.compare.page import compare_runs
+        from tune.search.chain import run_chain
+
+        chained = storage.join(out, "chain")
+        run = run_chain(config, folder, chained)
+        store = tracking_uri(config.tracking.uri, out)
+        show_comparison(compare_runs(store, config.tracking.experiment, chained, run, by=["pruned.fraction"]), chained)
+        return
+    from student.prune.prune import prune as stage
+
+    pruned = storage.join(out, "pruned")
+    stage(config.prune, folder, pruned)
+    console.print(f"student  {pruned}\nwhat matters in its source   {storage.join(pruned, 'importance.html')}", highlight=False)
+    place = f"{out}-pruned" if storage.exists(storage.join(out, "student", "train.json")) else out  # never over another student
+    console.print(f"train it retort train --init {pruned} --shards {folder} --out {place}", highlight=False, soft_wrap=True)
+
+
+@click.command()
+@click.option("--student", metavar="DIR", help="Folder of the student; by default OUT/student.")
+@setting("predict.format", "--format", type=click.Choice(["jsonl", "parquet"]), help="Of the answers; by default jsonl.")
+@setting("predict.probabilities", "--probabilities", is_flag=True, help="Write the share of every value of every field too.")
+@setting("predict.workers", "--workers", type=click.IntRange(1), help="Under Ray Data; by default as the comments are many.")
+@setting("predict.teacher", "--teacher", metavar="MODEL", help="Whom to ask where the student is unsure.")
+@setting("predict.fallback", "--fallback", type=SHARE, help="Confidence below which the teacher's answer is taken.")
+@stage_options("comments", "limit")
+def predict(student: str | None, **options: Any) -> None:
+    """Comments through the student to answers, in OUT/predict/answers.
+
+    \b
+      retort predict --student runs/first/student --comments new.jsonl --out runs/new
+      retort predict --student s3://models/first --comments 's3://data/*.parquet' --out s3://data/answers --format parquet
+
+    Every comment has one answer, or one line in OUT/predict/comments/set_aside.jsonl that says why not. `confidence` is how
+    likely the student finds its answer, calibrated once `retort evaluate` has run. The same command goes on with a
+    prediction that was killed; `retort score` reads the answers as they are.
+
+    With --teacher MODEL --fallback 0.6, answers below that confidence are the teacher's; the report of `retort evaluate` says
+    how many that would be, and what the others are worth.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from student.predict.predict import ANSWERS
+    from student.predict.predict import predict as stage
+
+    config, out = configure(**options)
+    folder = folder_of(None, out, "predict")
+    done = stage(config, folder_of(student, out, "student"), folder)
+    console.print(
+        f"{done['answers']:,} answers in {storage.join(folder, ANSWERS)}, {done['set_aside']:,} rows set aside",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@click.command()
+@click.option("--student", metavar="DIR", help="Folder of the student; by default OUT/student.")
+@setting(
+    "serve.host", "--host", metavar="ADDRESS", help="Where to listen; by default 127.0.0.1, which other machines cannot reach."
+)
+@setting("serve.port", "--port", type=click.IntRange(0, 65535), help="By default 8000; 0 takes a free one and prints it.")
+@setting("serve.teacher", "--teacher", metavar="MODEL", help="Load this teacher too, to compare and to fall back on.")
+@setting("serve.fallback", "--fallback", type=SHARE, help="Confidence below which the teacher's answer is taken.")
+@stage_options()
+def serve(student: str | None, **options: Any) -> None:
+    """The student as an HTTP service, with a page to try it.
+
+    \b
+      retort serve --student runs/first/student
+      curl http://127.0.0.1:8000/classify -H 'Content-Type: application/json' -d '{"text": "I love it"}'
+      curl http://127.0.0.1:8000/classify -H 'Content-Type: application/json' -d '{"texts": ["I love it", "not for me"]}'
+
+    Requests that come at the same time are decoded together. A browser shows the page at the same address; /openapi.json
+    describes every route, /healthz is for probes and /metrics for Prometheus. Programs that ask a teacher through OpenAI's
+    client can ask the student instead:
+
+    \b
+      client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+      client.chat.completions.create(model="student", messages=[{"role": "user", "content": "I love it"}])
+
+    With a teacher beside it, the unsure answers can be the teacher's, and "source" says whose each is:
+
+    \b
+      retort serve --out runs/first --teacher MODEL --fallback 0.6
+
+    Nobody is asked for a password: let nothing but your own network reach another --host, and list the names under which it
+    is asked there: --set 'serve.hosts=[students.example.org]'. Ctrl-C or SIGTERM answers what is in flight, then ends.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from student.serve.server import serve as stage
+
+    config = read_settings(**options)
+    stage(config, folder_of(student, config.out, "student"))
+
+
+@click.command()
+@click.option("--student", metavar="DIR", help="Folder of the student; by default OUT/student.")
+@click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
+@stage_options()
+def export(student: str | None, shards: str | None, **options: Any) -> None:
+    """The student for programs without Retort, in OUT/export.
+
+    \b
+      retort export --out runs/first
+      python runs/first/export/answer.py "I love it"
+
+    The folder holds answer.py, which needs PyTorch and nothing of Retort; student.onnx, the whole decoding as one graph for
+    ONNX Runtime in any language; student.int8.onnx, a third of its size; and a model card. Each is run on the test comments
+    and held against the teacher and the student, in export.json; nothing is written if the graph answers otherwise than the
+    student does. Run `retort evaluate` first: it calibrates the confidence, and the card tells what the report found.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from student.data.answers import REFERENCES
+    from student.export.export import export as stage
+
+    config, out = configure(**options)
+    folders = (folder_of(shards, out, "shards"), folder_of(student, out, "student"), folder_of(None, out, "report"))
+    folder = folder_of(None, out, "export")
+    figures = stage(config.evaluate, *folders, folder)
+    agreement = f"agreement with {REFERENCES[figures['answers']].name}"
+    table = Table("export", "size", agreement, "with the student", box=None)
+    for form in figures["formats"].values():
+        shares = (f"{100 * form[other]['whole']:.2f} %" for other in ("teacher", "student"))
+        table.add_row(form["name"], f"{form['bytes'] / 1e6:,.1f} MB", *shares)
+    console.print(table)
+    console.print(f"export   {folder}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""`retort extract` and `retort score`: units of comments through teacher actors to shards."""

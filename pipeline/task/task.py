@@ -1,0 +1,314 @@
+"""A task: what is distilled. One YAML file under `tasks/`, read into a `Task`."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from pipeline.base.config import Strict, describe
+from pipeline.base.errors import UserError, clip
+from pipeline.base.yaml_files import read_marked_yaml
+
+MAX_VALUES = 10_000  # of all fields together
+MAX_CHARACTERS = 500_000  # of the whole task as JSON; with MAX_VALUES, what `dump_task` writes is within `yaml_files`' bounds
+
+Scalar = bool | int | float | str | None
+Values = tuple[Scalar, ...]
+
+
+class Format(Strict):
+    """How an answer is written. Each output of the task is written in exactly one way."""
+
+    prefix: str = Field("", description="text before the JSON object, such as an opening code fence")
+    suffix: str = Field("", description="text after the JSON object, such as a closing code fence")
+    indent: int | None = Field(None, ge=0, le=16, description="as in json.dumps; null writes one line")
+    item_separator: str = Field(", ", description="between fields on one line; with an indent, a comma and a newline")
+    key_separator: str = Field(": ", description="between a key and its value")
+
+    @field_validator("item_separator")
+    @classmethod
+    def _item(cls, text: str) -> str:
+        return _separator(text, ",")
+
+    @field_validator("key_separator")
+    @classmethod
+    def _key(cls, text: str) -> str:
+        return _separator(text, ":")
+
+
+def _separator(text: str, mark: str) -> str:
+    if text.strip(" \n\t\r") != mark:
+        raise ValueError(f"must be {mark!r} with white space around it at most, not {text!r}")
+    return text
+
+
+class CommentRules(Strict):
+    """Which comments take part. Lengths are in the teacher's tokens."""
+
+    min_tokens: int = Field(1, ge=1)
+    max_tokens: int = Field(256, ge=1)
+    urls: bool = Field(False, description="keep comments that hold a URL")
+    special_tokens: bool = Field(False, description="keep comments that hold the text of a special token")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CommentRules:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
+        return self
+
+
+class Task(Strict):
+    """Instruction, output fields with their allowed values, input filters and the student's context."""
+
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    teacher: str = Field(..., description="Hugging Face name or local path of the teacher")
+    instruction: str = Field(..., min_length=1)
+    prompt: str = Field("{instruction}\n\n{comment}", description="the user turn the teacher sees")
+    fields: dict[str, list[Scalar]] = Field(..., min_length=1)
+    format: Format = Format()
+    comments: CommentRules = CommentRules()
+    separator: str = Field("\n\n", min_length=1, description="what the student reads between comment and answer")
+    context: int | None = Field(None, ge=3, description="tokens a student reads; null takes what the longest example needs")
+    auxiliary_tokens: int = Field(278, ge=0, description="watched tokens outside the output automaton")
+    student: dict[str, Scalar] = Field({}, description="the student's shape: keys of the configuration's `student`")
+
+    @field_validator("fields", mode="before")
+    @classmethod
+    def _finite(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            raise ValueError("must map each field's name to its values")
+        listed = {name: _finite_values(clip(str(name)), values) for name, values in fields.items()}
+        if (count := sum(map(len, listed.values()))) > MAX_VALUES:
+            raise ValueError(f"the fields list {count:,} values, more than {MAX_VALUES:,}: no automaton of theirs would fit")
+        return listed
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_comment(cls, prompt: str) -> str:
+        if prompt.count("{comment}") != 1 or prompt.count("{instruction}") > 1:
+            raise ValueError("must hold {comment} exactly once and {instruction} at most once")
+        return prompt
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Task:
+        if (size := len(json.dumps(self.model_dump(mode="json")))) > MAX_CHARACTERS:
+            raise ValueError(f"the task has {size:,} characters as JSON, more than {MAX_CHARACTERS:,}: shorten its texts")
+        return self
+
+    @property
+    def hash(self) -> str:
+        """Identity of all that shapes prompts, answers and filters. Teacher and student are recorded beside it."""
+        content = self.model_dump(mode="json", exclude={"name", "teacher", "student"})
+        return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()[:16]
+
+    @property
+    def outputs(self) -> int:
+        """Size of the output language."""
+        return math.prod(len(values) for values in self.fields.values())
+
+    def user_turn(self, comment: str) -> str:
+        """The text of the teacher's user turn."""
+        before, after = self.prompt.split("{comment}")
+        return before.replace("{instruction}", self.instruction) + comment + after.replace("{instruction}", self.instruction)
+
+    def literals(self) -> list[str]:
+        """The constant text before, between and after the values: one more than there are fields."""
+        f = self.format
+        newline = "" if f.indent is None else "\n" + " " * f.indent
+        comma = f.item_separator if f.indent is None else f.item_separator.rstrip() + newline
+        keys = [_dumps(name) + f.key_separator for name in self.fields]
+        first = f.prefix + "{" + newline + keys[0]
+        last = ("" if f.indent is None else "\n") + "}" + f.suffix
+        return [first, *(comma + key for key in keys[1:]), last]
+
+    def value_texts(self) -> list[list[str]]:
+        """The JSON text of every value, by field."""
+        return [[_dumps(value) for value in values] for values in self.fields.values()]
+
+    def render(self, values: Values) -> str:
+        """The one way an answer is written."""
+        first, *rest = self.literals()
+        return first + "".join(_dumps(value) + text for value, text in zip(values, rest, strict=True))
+
+    def answers(self) -> Iterator[Values]:
+        """Every answer of the output language, in field order."""
+        return itertools.product(*self.fields.values())
+
+    def parse(self, text: str) -> Values | None:
+        """The values a piece of text states, or None where it is not a JSON object that fits the task."""
+        found = self._pairs(text)
+        if found is None or [name for name, _ in found] != list(self.fields):
+            return None
+        return self._checked(tuple(value for _, value in found))
+
+    def fit(self, answer: object) -> Values | None:
+        """The values of an answer that people or programs gave; None where it does not fit the task.
+
+        It is a mapping in any order, its JSON text, or the bare value of a task's only field. A value that is no string may
+        be given as its JSON text, as a CSV file has it.
+        """
+        given = self._mapping(answer)
+        if given.keys() != self.fields.keys():
+            return None
+        return self._checked(tuple(_typed(given[name], allowed) for name, allowed in self.fields.items()))
+
+    def misfit(self, answer: object) -> str:
+        """Why an answer that does not fit the task does not."""
+        given = self._mapping(answer)
+        if given.keys() != self.fields.keys():
+            return f"{answer!r:.80} is not an object with {' and '.join(self.fields)}"
+        wrong = (name for name, allowed in self.fields.items() if not _is_among(_typed(given[name], allowed), allowed))
+        return next(f"{name} is {given[name]!r:.80}, which is none of its {len(self.fields[name])} values" for name in wrong)
+
+    def _mapping(self, answer: object) -> dict[str, Any]:
+        pairs = self._pairs(answer.strip()) if isinstance(answer, str) else None
+        if pairs is not None:
+            return dict(pairs) if len(dict(pairs)) == len(pairs) else {}
+        if isinstance(answer, dict):
+            return answer
+        return dict.fromkeys(self.fields, answer) if len(self.fields) == 1 else {}
+
+    def _pairs(self, text: str) -> tuple[tuple[str, Any], ...] | None:
+        """The members of a JSON object, as a key may stand there twice; None where the text is no object."""
+        body = text.removeprefix(self.format.prefix).removesuffix(self.format.suffix)
+        try:
+            found = json.loads(body, object_pairs_hook=tuple)
+        except (ValueError, RecursionError):
+            return None
+        return found if isinstance(found, tuple) else None
+
+    def _checked(self, values: tuple[Any, ...]) -> Values | None:
+        return values if all(map(_is_among, values, self.fields.values())) else None
+
+
+def _dumps(value: Scalar) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _typed(value: object, allowed: list[Scalar]) -> object:
+    """A value that is no string, from its text in a CSV file: pandas writes True, JSON true."""
+    if not isinstance(value, str) or value in allowed:
+        return value
+    return next((other for other in allowed if not isinstance(other, str) and value.strip().lower() == _dumps(other)), value)
+
+
+def _is_among(value: object, allowed: list[Scalar]) -> bool:
+    return any(type(value) is type(other) and value == other for other in allowed)
+
+
+def _finite_values(name: str, spec: Any) -> list[Any]:
+    """The values of one field: listed, or spelt out from `{type: boolean}` or a bounded `{type: integer}`."""
+    if isinstance(spec, dict):
+        spec = _typed_values(name, spec)
+    if not isinstance(spec, list) or not spec:
+        raise ValueError(f"field {name!r} must list its values, at least one")
+    for value in spec:
+        if not _is_scalar(value):
+            raise ValueError(f"field {name!r}: {clip(repr(value))} is not a string, number, true, false or null")
+    texts = [json.dumps(value) for value in spec]
+    twice = sorted(text for text, count in Counter(texts).items() if count > 1)
+    if twice:
+        raise ValueError(f"field {name!r} lists {clip(', '.join(twice))} twice")
+    return spec
+
+
+def _is_scalar(value: object) -> bool:
+    """Whether JSON can write it. YAML also knows dates, not-a-number and strings with half a character."""
+    if isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _typed_values(name: str, spec: dict[str, Any]) -> list[Any]:
+    kind, bounds = spec.get("type"), {key: spec[key] for key in spec if key != "type"}
+    if kind == "boolean" and not bounds:
+        return [True, False]
+    if kind == "integer" and set(bounds) == {"minimum", "maximum"} and all(type(b) is int for b in bounds.values()):
+        if not 0 <= bounds["maximum"] - bounds["minimum"] < 1000:
+            raise ValueError(f"field {name!r} spans {bounds['minimum']} to {bounds['maximum']}: 1 to 1000 values at most")
+        return list(range(bounds["minimum"], bounds["maximum"] + 1))
+    raise ValueError(
+        f"field {name!r} is not finite: {clip(repr(spec))} allows answers without end, and only a finite set of answers "
+        "can be distilled. List the values, or write {type: boolean} or {type: integer, minimum: …, maximum: …}"
+    )
+
+
+def load_task(path: str) -> Task:
+    """Reads a task.
+
+    Raises:
+        UserError: the file is missing or does not describe a finite task; the message names the key, or the line.
+    """
+    content, root = read_marked_yaml(path)
+    for key, listed in _fields_of(root):
+        if isinstance(listed, yaml.SequenceNode):
+            check_values(path, key.value, listed.value, content["fields"][key.value])
+    try:
+        return Task.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path} does not describe a task:\n{describe(error)}") from error
+
+
+def _fields_of(root: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
+    return [
+        pair for key, node in root.value if key.value == "fields" and isinstance(node, yaml.MappingNode) for pair in node.value
+    ]
+
+
+def check_values(path: str, name: str, nodes: list[yaml.Node], values: list[Scalar]) -> None:
+    """Refuses values that YAML and JSON read differently, and unquoted strings beside booleans or numbers.
+
+    Answers are JSON, so a value such as `yes`, which YAML takes for true, would fit no answer that says "yes".
+
+    Args:
+        path: of the task, for the message.
+        name: of the field.
+        nodes: its values as they are written.
+        values: the same as YAML reads them.
+
+    Raises:
+        UserError: naming the line, the value, and what to write instead.
+    """
+    unquoted = [(node, value) for node, value in zip(nodes, values, strict=True) if getattr(node, "style", "") is None]
+    strings = [repr(clip(value, 20)) for _, value in unquoted if isinstance(value, str)]
+    beside = f" beside the strings {', '.join(strings[:3])}{', …' * (len(strings) > 3)}" if strings else ""
+    for node, value in unquoted:
+        meant = _json_value(node.value, value)
+        misread = (type(meant), meant) != (type(value), value)
+        if misread or (strings and isinstance(value, int | float)):
+            written = f"`{clip(node.value)}`" if node.value else "an empty value"
+            strange, other = ("", meant) if isinstance(value, str) else (beside, value)
+            instead = f", or {json.dumps(other)} for what JSON calls so" if misread else ", or the strings too"
+            raise UserError(
+                f"{path}, line {node.start_mark.line + 1}: field {clip(name)!r} lists {written}, which YAML reads as "
+                f'{json.dumps(value)}{strange}: write "{clip(node.value)}" in quotes for the string{instead}'
+            )
+
+
+def _json_value(text: str, value: Scalar) -> Scalar:
+    """What JSON reads where YAML reads `value`: the text itself where it is no JSON."""
+    try:
+        return json.loads(text.lower() if value is None or isinstance(value, bool) else text, parse_constant=str)
+    except ValueError:
+        return text
+
+
+class _QuotingDumper(yaml.SafeDumper):
+    """Quotes every string, so that none reads as something else."""
+
+
+_QuotingDumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
+def dump_task(task: Task) -> str:
+    """YAML that `load_task` reads back to the same task."""
+    content = task.model_dump(mode="json")
+    return yaml.dump(content, Dumper=_QuotingDumper, sort_keys=False)  # in ASCII: PyYAML misreads a NEL of its own

@@ -1,0 +1,271 @@
+"""The teacher on vLLM's V1 model runner: raw logits are read off the model, and forced tokens cost no step of their own.
+
+Structured outputs are not used: vLLM applies a grammar before any processor, and masked logits are not raw logits.
+
+A logits processor (vLLM's own interface) watches the raw logits of each request's next token and leaves only what the
+automaton allows. Behind the sampler, the forced run that follows the sampled token is added to it, as if it had been
+sampled too: the runner takes several tokens a step from its sampler (that is how speculative decoding returns them), and
+its next step reads them all at once, like a piece of a prompt. So an answer costs about as many steps as it has choices,
+and the logits at forced positions come from the hidden states of those pieces.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from vllm import LLM, SamplingParams
+from vllm.config import VllmConfig
+from vllm.platforms import current_platform
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+
+from pipeline.config import TeacherConfig
+from pipeline.task.automaton import Automaton
+from pipeline.task.forced import ForcedRuns, forced_runs
+from pipeline.teacher.capture import Captured, Census, CensusResult, Constraint, Recorder
+from pipeline.teacher.engines import Job, Request
+from pipeline.teacher.gemma3_text import CLASS_OVERRIDES, text_config
+
+SETTINGS = "retort"  # the key of `additional_config` that carries the job to the processor, in whichever process it lives
+ROW, GIVEN = "retort_row", "retort_given"  # in `extra_args`: which answer a request is, and its tokens within the prompt
+PLACEHOLDER = -1  # what vLLM leaves out of a sampled row
+HIDDEN_ROWS = 512  # positions whose logits over the full vocabulary are computed at once
+
+
+class CapturingProcessor(LogitsProcessor):
+    """Shows the observer the raw logits of each position of an answer, then leaves only what the automaton allows.
+
+    Requests stand in slots that vLLM adds, moves and frees. Which step of its answer a position is follows from the
+    runner's own counts, which stay right when a prompt is cut into chunks or a request is preempted and read again.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        self._job = job = _load_job(vllm_config.additional_config[SETTINGS])
+        slots = vllm_config.scheduler_config.max_num_seqs
+        self.observer: Recorder | Census = job.observer(device)
+        self._device = device
+        self._constraint = Constraint(job.automaton, device)
+        self._runs = _DeviceRuns(_runs(job), device)
+        self._rows = np.full(slots, -1, np.int64)
+        self._given = np.zeros(slots, np.int64)  # tokens of the answer that stand in the prompt
+        self._wanted = np.zeros((slots, job.automaton.longest), bool)
+        self._states = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._live = np.zeros(0, bool)
+
+    def attach(self, runner: Any) -> None:
+        """Stands behind the runner's model, for the hidden states of every position, and behind its sampler."""
+        self._runner = runner
+        forward = runner._model_forward
+
+        def keep(*args: Any, **kwargs: Any) -> Any:
+            self._hidden = forward(*args, **kwargs)
+            return self._hidden
+
+        runner._model_forward = keep
+        runner.sampler.register_forward_hook(self._extend)
+
+    def is_argmax_invariant(self) -> bool:
+        """Constraining changes the likeliest token."""
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follows requests into, between and out of slots."""
+        if batch_update is None:
+            return
+        for slot in batch_update.removed:
+            self._rows[slot] = -1
+        for slot, params, _, output in batch_update.added:
+            self._add(slot, params.extra_args or {}, output)
+        for a, b, direction in batch_update.moved:
+            self._move(a, b, swap=direction == MoveDirectionality.SWAP)
+
+    def _add(self, slot: int, about: dict[str, Any], output: list[int]) -> None:
+        given = about.get(GIVEN, [])
+        self._rows[slot], self._given[slot] = about.get(ROW, -1), len(given)
+        self._states[slot] = self._job.automaton.walk([*given, *output])[-1]  # output: of a request that was preempted
+        self._wanted[slot] = self._job.capture == "all"
+        if self._job.capture == "choices":  # only what is read from the prompt: a piece read later ends in its one choice
+            states = self._job.automaton.walk(given)[:-1]
+            self._wanted[slot, : len(given)] = ~self._job.automaton.forced[states]
+
+    def _move(self, a: int, b: int, swap: bool) -> None:
+        to, source = ([a, b], [b, a]) if swap else ([b], [a])
+        columns: tuple[Any, ...] = (self._rows, self._given, self._wanted, self._states)
+        for column in columns:
+            column[to] = column[source]
+        if not swap:
+            self._rows[a] = -1
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Observes and constrains one engine step: float32 [N, V], slot by slot."""
+        n = len(logits)
+        rows, states = self._rows[:n], self._states[:n]
+        first, count = self._positions(n)
+        live = ~self._runner.discard_request_mask.np[:n] & (rows >= 0)  # the others' prompts are not read to their ends
+        self._observe_passed(first, count - live)
+        self.observer.observe(logits, states, np.where(live, rows, -1), first + count - 1)
+        self._live = live
+        self._constraint.apply(logits, states.where(self._on_device(live), -1))
+        return logits
+
+    def _positions(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The answer step that each slot's first position of this step predicts (negative in a prompt), and how many it has."""
+        batch, edges = self._runner.input_batch, self._runner.query_start_loc.np[: n + 1]
+        before = batch.num_computed_tokens_cpu[:n] - batch.num_prompt_tokens[:n]
+        return before + 1 + self._given[:n], np.diff(edges).astype(np.int64)
+
+    def _observe_passed(self, first: NDArray[np.int64], count: NDArray[np.int64]) -> None:
+        """Observes the positions before each slot's last: they predict tokens already known."""
+        if not isinstance(self.observer, Recorder):
+            return
+        slots = np.repeat(np.arange(len(count)), count)
+        offset = np.arange(len(slots)) - np.repeat(np.cumsum(count) - count, count)
+        steps = first[slots] + offset
+        passed = (steps >= 0) & (self._rows[slots] >= 0) & self._wanted[slots, steps.clip(0, self._wanted.shape[1] - 1)]
+        if not passed.any():
+            return
+        slots, steps = slots[passed], steps[passed]
+        places = self._on_device(self._runner.query_start_loc.np[slots] + offset[passed])
+        for start in range(0, len(places), HIDDEN_ROWS):
+            part = slice(start, start + HIDDEN_ROWS)
+            logits = self._runner.model.compute_logits(self._hidden[places[part]]).float()
+            self.observer.observe(logits, self._states[slots[part]], self._rows[slots[part]], steps[part])
+
+    def _extend(self, _sampler: Any, _inputs: Any, output: Any) -> None:
+        """Moves each slot's state along its sampled token and adds the forced run behind it: int32 [N, 1] to [N, 1 + X]."""
+        n = len(self._live)
+        live, states = self._on_device(self._live), self._states[:n]
+        sampled_N1 = output.sampled_token_ids
+        reached = self._constraint.advance(states, sampled_N1[:, 0].long()).where(live, states)
+        self._states[:n] = self._runs.after[reached]
+        output.sampled_token_ids = torch.cat([sampled_N1, self._runs.tokens[reached].to(sampled_N1.dtype)], 1)
+
+    def _on_device(self, values: NDArray[Any]) -> torch.Tensor:
+        return torch.as_tensor(values, device=self._device)
+
+
+class _DeviceRuns:
+    """Forced runs on the logits' device.
+
+    Attributes:
+        tokens: int64 [S, X], `PLACEHOLDER` behind each run.
+        after: int64 [S].
+    """
+
+    def __init__(self, runs: ForcedRuns, device: torch.device) -> None:
+        inside = np.arange(runs.tokens.shape[1]) < runs.lengths[:, None]
+        self.tokens = torch.as_tensor(np.where(inside, runs.tokens, PLACEHOLDER), device=device)
+        self.after = torch.as_tensor(runs.after, device=device)
+
+
+def _runs(job: Job) -> ForcedRuns:
+    """What is added behind a sampled token. Where forced steps are recorded, an answer's last run must still be read."""
+    if job.jumps:
+        return forced_runs(job.automaton, through_end=job.capture == "choices")
+    states = job.automaton.states
+    return ForcedRuns(np.zeros((states, 0), np.int64), np.zeros(states, np.int64), np.arange(states))
+
+
+def _save_job(job: Job, folder: str) -> dict[str, Any]:
+    """The job as `additional_config` can carry it."""
+    path = os.path.join(folder, "automaton.safetensors")
+    job.automaton.save(path)
+    return vars(job) | {"automaton": path, "watched": None if job.watched is None else job.watched.tolist()}
+
+
+def _load_job(settings: dict[str, Any]) -> Job:
+    watched = settings["watched"]
+    tables = {"automaton": Automaton.load(settings["automaton"]), "watched": watched and np.array(watched, np.int32)}
+    return Job(**(settings | tables))
+
+
+def _processor(worker: Any) -> CapturingProcessor:
+    """The capturing processor inside a vLLM worker."""
+    return next(p for p in worker.model_runner.input_batch.logitsprocs.all if isinstance(p, CapturingProcessor))
+
+
+class VllmTeacher:
+    """See `pipeline.teacher.engines.Teacher`."""
+
+    def __init__(self, model: str, config: TeacherConfig, job: Job) -> None:
+        self._job = job
+        opening = forced_runs(job.automaton, through_end=False).of(0)
+        self._opening = opening if job.jumps else []
+        self._folder = tempfile.TemporaryDirectory(prefix="retort-")
+        self._llm = LLM(
+            model=model,
+            revision=config.revision,
+            dtype=config.dtype,
+            max_model_len=job.max_length,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            async_scheduling=False,  # the processor must see each token before the next step
+            generation_config="vllm",  # the checkpoint's own sampling defaults must not shorten answers
+            hf_overrides=text_config,
+            model_class_overrides=CLASS_OVERRIDES,
+            skip_tokenizer_init=True,
+            logits_processors=[CapturingProcessor],
+            additional_config={SETTINGS: _save_job(job, self._folder.name)},
+            **_platform_options(config),
+        )
+        self._llm.collective_rpc(lambda worker: _processor(worker).attach(worker.model_runner))
+
+    def record(self, requests: list[Request]) -> Captured:
+        """See `Teacher`."""
+        answers = self._answer(requests, range(len(requests)))
+        lost = self._observer("missing", self._job.wanted(answers))
+        if lost:  # read from the prefix cache, where an equal request had left them: ask again without it
+            self._observer("forget", lost)
+            again = self._answer(requests, lost, skip_reading_prefix_cache=True)
+            for row, answer in zip(lost, again, strict=True):
+                answers[row] = answer
+        return self._observer("drain", answers, self._job.wanted(answers))
+
+    def census(self, prompts: list[list[int]]) -> CensusResult:
+        """See `Teacher`."""
+        self._answer([Request(prompt) for prompt in prompts], range(len(prompts)))
+        return self._observer("drain")
+
+    def _answer(self, requests: list[Request], rows: Iterable[int], **sampling: Any) -> list[list[int]]:
+        """The tokens of some requests' answers, end token included."""
+        given = {row: self._given(requests[row]) for row in rows}
+        inputs = [{"prompt_token_ids": requests[row].prompt + tokens} for row, tokens in given.items()]
+        params = [self._sampling(requests[row], row, tokens, sampling) for row, tokens in given.items()]
+        outputs = self._llm.generate(inputs, params, use_tqdm=False)
+        return [[*tokens, *output.outputs[0].token_ids] for tokens, output in zip(given.values(), outputs, strict=True)]
+
+    def _given(self, request: Request) -> list[int]:
+        """The part of the answer that is known beforehand: it is read with the prompt."""
+        return self._opening if request.answer is None else request.answer[:-1]
+
+    def _sampling(self, request: Request, row: int, given: list[int], options: dict[str, Any]) -> SamplingParams:
+        return SamplingParams(
+            temperature=self._job.temperature,
+            seed=request.seed,
+            max_tokens=self._job.automaton.longest - len(given),
+            stop_token_ids=[self._job.end_id],
+            ignore_eos=True,  # the automaton knows where an answer ends
+            detokenize=False,
+            extra_args={ROW: row, GIVEN: given},
+            skip_clone=True,  # nobody else uses it
+            **options,
+        )
+
+    def _observer(self, method: str, *arguments: Any) -> Any:
+        """Calls the first worker's observer; with tensor parallelism each worker saw the same."""
+        return self._llm.collective_rpc(lambda worker: getattr(_processor(worker).observer, method)(*arguments))[0]
+
+
+def _platform_options(config: TeacherConfig) -> dict[str, Any]:
+    """On CPU the shortest cache blocks there are, so that prompts share their beginning (128 tokens by default)."""
+    cpu = current_platform.is_cpu()
+    compiled = config.compile if config.compile is not None else not cpu
+    processes = config.tensor_parallel
+    parallel = {"tensor_parallel_size": processes, "distributed_executor_backend": "mp" if processes > 1 else None}
+    return parallel | {"enforce_eager": not compiled} | ({"block_size": 32} if cpu else {})

@@ -1,0 +1,1 @@
+"""A student's answers under the automaton, and how likely it finds every value."""

@@ -1,0 +1,105 @@
+"""Kept comments through a student to answers: what prediction, the service and the MLflow model have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.comments.reading import Row
+from pipeline.task.compiled import CompiledTask
+from pipeline.task.task import Scalar, Values
+from student.decode.decode import Decoder
+from student.model.checkpoint import load_student, load_temperatures
+from student.model.model import Student
+
+BATCH = 256  # comments decoded together
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A valid answer of the task.
+
+    Attributes:
+        values: by field.
+        confidence: product of the probabilities of the choices made, to six digits.
+        shares: by field, how likely each allowed value is to the student, in the task's order and to four digits, given
+            the fields before it as answered; None where they were not asked for.
+    """
+
+    values: dict[str, Scalar]
+    confidence: float
+    shares: dict[str, list[float]] | None = None
+
+    def probabilities(self, fields: dict[str, list[Scalar]]) -> dict[str, list[dict[str, Scalar]]] | None:
+        """The shares beside their values: a list for each field, as JSON's keys could not tell true from "true"."""
+        if self.shares is None:
+            return None
+        return {
+            name: [{"value": value, "share": share} for value, share in zip(values, self.shares[name], strict=True)]
+            for name, values in fields.items()
+        }
+
+
+class Answerer:
+    """Decodes answers under the automaton. One thread may use it at a time.
+
+    Args:
+        model: in evaluation mode.
+        compiled: the task it was trained for.
+        temperatures: by field, that make probabilities mean what they say.
+    """
+
+    def __init__(self, model: Student, compiled: CompiledTask, temperatures: dict[str, float] | None = None) -> None:
+        self.compiled = compiled
+        self._decoder = Decoder(model, compiled, temperatures)
+        self._separator = compiled.separator if model.shape.separator is None else list(model.shape.separator)
+        self._known: dict[tuple[int, ...], Values] = {}
+
+    @staticmethod
+    def load(folder: str, weights: str = "float32") -> Answerer:
+        """A student's, calibrated if it was evaluated; on a GPU where there is one.
+
+        Args:
+            folder: of the student.
+            weights: `float32` or `bf16`.
+
+        Raises:
+            UserError: there is no student in the folder, or it is damaged.
+        """
+        model, compiled = load_student(folder, "cuda" if torch.cuda.is_available() else "cpu")
+        return Answerer(model.halved() if weights == "bf16" else model, compiled, load_temperatures(folder, compiled.task))
+
+    def answer(self, rows: list[Row], shares: bool = False) -> list[Answer]:
+        """The answers to rows that `filter_rows` kept, in their order.
+
+        Args:
+            rows: any number.
+            shares: whether to tell the share of every value too.
+        """
+        answers: dict[int, Answer] = {}
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))  # alike in length, they need little padding
+        for start in range(0, len(rows), BATCH):
+            part = order[start : start + BATCH]
+            answers |= zip(part, self._answer([rows[i] for i in part], shares), strict=True)
+        return [answers[i] for i in range(len(rows))]
+
+    def _answer(self, rows: list[Row], shares: bool) -> list[Answer]:
+        decoded = self._decoder.constrained([np.array(row.tokens + self._separator, np.int32) for row in rows], shares)
+        values = [dict(zip(self.compiled.task.fields, self._read(tokens), strict=True)) for tokens in decoded.tokens]
+        confidence = decoded.confidence.round(6).tolist()
+        if decoded.shares is None:
+            return [Answer(*both) for both in zip(values, confidence, strict=True)]
+        by_field = {name: share.round(4).tolist() for name, share in decoded.shares.items()}
+        each = [{name: share[i] for name, share in by_field.items()} for i in range(len(rows))]
+        return [Answer(*parts) for parts in zip(values, confidence, each, strict=True)]
+
+    def _read(self, tokens: list[int]) -> Values:
+        key = tuple(tokens)
+        if key not in self._known:  # comments are many, answers few
+            values = self.compiled.task.parse(self.compiled.tokenizer.decode(tokens))
+            if values is None:
+                raise AssertionError("an answer decoded under the automaton does not fit the task")
+            self._known[key] = values
+        return self._known[key]

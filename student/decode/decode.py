@@ -1,0 +1,173 @@
+"""Greedy decoding with a key/value cache: under the automaton, where every answer is valid, or free.
+
+Under the automaton the model is asked only where there is a choice: one call for the comment, then one short call for each
+further choice of the comments that still have one. Forced tokens follow from the state: a student of whole answers reads
+them together with the choice before them, a student of choices never does.
+
+At each choice the likeliest token is taken. The answer that is likeliest as a whole may be another one: docs/serving.md
+says how often it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.task.compiled import CompiledTask
+from student.decode.ahead import ChoiceTree, grow_tree
+from student.decode.choices import LEFT, NONE, Choices, Chunks, padded
+from student.decode.fields import Fields
+from student.decode.value_probabilities import Sharer, Shares, shares_along
+from student.model.model import Student
+from student.model.reach import KeyValueCache
+
+Prefixes = list[NDArray[np.int32]]  # token ids of each comment and the separator
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Answers of N comments.
+
+    Attributes:
+        tokens: each answer's ids, end token last where it was reached; equal answers may be one and the same list.
+        confidence: float64 [N], product of the probabilities of the choices made, over what was allowed.
+        calls: how often the model was run.
+        shares: of the values of each field, where they were asked for.
+    """
+
+    tokens: list[list[int]]
+    confidence: NDArray[np.float64]
+    calls: int
+    shares: Shares | None = None
+
+
+class Decoder:
+    """Decodes many comments together.
+
+    Args:
+        model: in evaluation mode.
+        compiled: the task it was trained for.
+        temperatures: what the logits of each field's choices are divided by, for shares and confidence; 1 by default.
+    """
+
+    def __init__(self, model: Student, compiled: CompiledTask, temperatures: dict[str, float] | None = None) -> None:
+        self._model = model
+        with torch.inference_mode():
+            self._opening = model.read_opening()
+        self._device = next(model.parameters()).device
+        self._end_id, self._longest = compiled.tokenizer.end_id, compiled.automaton.longest
+        self._choices_only = model.shape.sequence == "choices"
+        self._choices = Choices(compiled, forced_read=not self._choices_only)
+        self._fields, self._task = Fields(compiled, self._choices), compiled.task
+        self._tree = (
+            grow_tree(self._choices, model.parameter_counts()["rest"], self._device.type) if self._choices.most else None
+        )
+        self._allowed_SR = torch.as_tensor(compiled.automaton.allowed, device=self._device)
+        self._temperature_S = torch.as_tensor(self._fields.temperatures(temperatures), device=self._device)
+
+    def constrained(self, prefixes: Prefixes, shares: bool = False) -> Decoded:
+        """The likeliest allowed token at every choice.
+
+        Args:
+            prefixes: of the comments.
+            shares: whether to tell the share of every value of every field too.
+        """
+        if len(prefixes) == 1 and self._tree:
+            return self._look_ahead(prefixes[0], self._tree, shares)
+        return self._walk(prefixes, masked=True, shares=shares)
+
+    def free(self, prefixes: Prefixes) -> Decoded:
+        """The likeliest watched token wherever the student is asked, allowed or not: what it has learned of the format.
+
+        A student of whole answers is asked at every step, until the end token or the length of the longest answer; one of
+        choices where the automaton has a choice, until it leaves the automaton.
+        """
+        return self._walk(prefixes, masked=False) if self._choices_only else self._every_step(prefixes)
+
+    @torch.inference_mode()
+    def _look_ahead(self, prefix: NDArray[np.int32], tree: ChoiceTree, shares: bool) -> Decoded:
+        """The same for one comment, in one call."""
+        read = np.concatenate([prefix, self._choices.opening])
+        tokens = np.concatenate([read, tree.tokens])
+        places = np.concatenate([np.arange(len(read)), len(read) + tree.places])
+        at = torch.from_numpy(len(read) + tree.last)
+        inputs = (torch.from_numpy(tokens), torch.from_numpy(places), tree.mask(len(read)), at)
+        tokens_T, places_T, mask_TT, at_K = (part.to(self._device) for part in inputs)
+        logits_KC = self._model.read_tree(tokens_T, places_T, mask_TT, at_K, self._allowed_SR.shape[1], self._opening)
+        probability_KR = self._probability(logits_KC, tree.states).double().cpu().numpy()
+        column_K, trail = probability_KR.argmax(-1), np.full(self._choices.most, NONE, np.int32)
+        nodes = tree.follow(column_K)
+        trail[: len(nodes)] = column_K[nodes]
+        confidence = probability_KR[nodes, column_K[nodes]].prod(keepdims=True)
+        found = shares_along(self._task, self._fields, tree, nodes, probability_KR) if shares else None
+        return Decoded([self._choices.spell(trail)], confidence, 1, found)
+
+    @torch.inference_mode()
+    def _walk(self, prefixes: Prefixes, masked: bool, shares: bool = False) -> Decoded:
+        """Follows the automaton; an answer that leaves it, where nothing is masked, breaks off."""
+        choices, calls = self._choices, 0
+        trails = np.full((len(prefixes), choices.most), NONE, np.int32)
+        confidence, rows = np.ones(len(prefixes)), np.arange(len(prefixes))
+        states = np.full(len(prefixes), choices.first)
+        sharer = Sharer(self._task, self._fields, len(prefixes), self._ask) if shares else None
+        cache, chunks = self._cache(prefixes), padded([np.concatenate([prefix, choices.opening]) for prefix in prefixes])
+        for step in range(choices.most):
+            probability_BW = self._probability(self._read(chunks, cache), states if masked else None)
+            if sharer:
+                sharer.note(rows, states, probability_BW.double().cpu().numpy(), cache)
+            chosen, columns = (found.cpu().numpy() for found in probability_BW.max(-1))
+            trails[rows, step] = columns
+            confidence[rows] *= chosen
+            calls += 1
+            targets = choices.targets(states, columns)
+            states = choices.after(targets)
+            going = np.flatnonzero((states != choices.end) & (states != LEFT))
+            if not len(going):
+                break
+            if len(going) < len(rows):
+                rows, states, columns, targets = rows[going], states[going], columns[going], targets[going]
+                cache = cache.select(going)
+            chunks = choices.chunks(columns, targets)
+        calls += sharer.calls if sharer else 0
+        return Decoded([choices.spell(trail) for trail in trails], confidence, calls, sharer.shares if sharer else None)
+
+    def _probability(self, logits_BC: torch.Tensor, states: NDArray[np.int64] | None) -> torch.Tensor:
+        """Of every watched token; with states, of the required ones that they allow: float32 [B, W or R]."""
+        if states is None:
+            return logits_BC[:, : len(self._choices.watched)].float().softmax(-1)
+        at = torch.as_tensor(states, device=self._device)
+        logits_BR = logits_BC[:, : self._allowed_SR.shape[1]].float() / self._temperature_S[at, None]
+        return logits_BR.masked_fill(~self._allowed_SR[at], -torch.inf).softmax(-1)
+
+    def _ask(self, chunks: Chunks, cache: KeyValueCache, states: NDArray[np.int64]) -> NDArray[np.float64]:
+        return self._probability(self._read(chunks, cache), states).double().cpu().numpy()
+
+    @torch.inference_mode()
+    def _every_step(self, prefixes: Prefixes) -> Decoded:
+        answers: list[list[int]] = [[] for _ in prefixes]
+        confidence, calls, rows = np.ones(len(prefixes)), 0, np.arange(len(prefixes))
+        cache, chunks = self._cache(prefixes), padded(prefixes)
+        while len(rows) and calls < self._longest:
+            probability_BW = self._probability(self._read(chunks, cache), None)
+            chosen, columns = (found.cpu().numpy() for found in probability_BW.max(-1))
+            tokens = self._choices.watched[columns]
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                answers[row].append(token)
+            confidence[rows] *= chosen
+            calls += 1
+            going = np.flatnonzero(tokens != self._end_id)
+            rows, chunks = rows[going], (tokens[going, None], np.ones(len(going), np.int64))
+            cache = cache.select(going) if len(going) < len(tokens) else cache
+        return Decoded(answers, confidence, calls)
+
+    def _cache(self, prefixes: Prefixes) -> KeyValueCache:
+        answer = self._choices.most if self._choices_only else self._longest
+        slots = max(map(len, prefixes)) + 2 * answer  # a chunk is padded to one of another length, of an answer at most
+        return self._model.cache(len(prefixes), slots, self._opening)
+
+    def _read(self, chunks: Chunks, cache: KeyValueCache) -> torch.Tensor:
+        tokens, lengths = (torch.from_numpy(part).to(self._device) for part in chunks)
+        return self._model.read(tokens, lengths, cache)

@@ -1,0 +1,126 @@
+"""Which choices of an answer decide which field, and how the field's values are spelt in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.task.compiled import CompiledTask
+from pipeline.task.task import Values
+from student.decode.choices import Choices
+
+Path = tuple[tuple[int, int], ...]  # choices as (node, column)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A choice within a field.
+
+    Attributes:
+        state: of the automaton.
+        first: the column taken at the field's first choice to get here; -1 for that choice itself.
+        chunk: int64, what the model reads from the field's first choice up to here.
+    """
+
+    state: int
+    first: int
+    chunk: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """All ways through the choices of one field, from one state on.
+
+    Attributes:
+        field: its name.
+        nodes: the choices, the first one first.
+        leaves: the index of a value and the choices that spell it, one leaf or more for each value.
+    """
+
+    field: str
+    nodes: list[Node]
+    leaves: list[tuple[int, Path]]
+
+
+class Fields:
+    """The fields of a task, by the choices that decide them.
+
+    Args:
+        compiled: the task.
+        choices: of its automaton.
+    """
+
+    def __init__(self, compiled: CompiledTask, choices: Choices) -> None:
+        self._compiled, self._choices = compiled, choices
+        self._trees: dict[int, Tree] = {}
+
+    @cached_property
+    def by_state(self) -> NDArray[np.int64]:
+        """The index of the field that each choice's state decides: the first in which its ways on differ; elsewhere -1."""
+        fields = np.full(self._choices.end + 1, -1, np.int64)
+        for state, way in self._ways.items():
+            one, other = (self._values([*way, int(column)]) for column in np.flatnonzero(self._choices.allowed_SW[state])[:2])
+            fields[state] = next(i for i in range(len(one)) if not _same(one[i], other[i]))
+        return fields
+
+    def temperatures(self, by_field: dict[str, float] | None) -> NDArray[np.float32]:
+        """What the logits at every state are divided by: float32 [S], 1 where no field's temperature is given."""
+        if not by_field:
+            return np.ones(self._choices.end + 1, np.float32)
+        of_field = np.array([by_field.get(name, 1.0) for name in self._compiled.task.fields], np.float32)
+        return np.where(self.by_state >= 0, of_field[self.by_state], np.float32(1))
+
+    @cached_property
+    def _ways(self) -> dict[int, list[int]]:
+        """One way to each choice: the columns taken at the choices before it."""
+        choices = self._choices
+        ways: dict[int, list[int]] = {choices.first: []} if choices.first != choices.end else {}
+        for state in range(choices.end):  # steps lead to higher states
+            if state in ways:
+                for column in np.flatnonzero(choices.allowed_SW[state]):
+                    following = choices.step(state, int(column))
+                    if following != choices.end:
+                        ways.setdefault(following, [*ways[state], int(column)])
+        return ways
+
+    def _values(self, columns: list[int]) -> Values:
+        """The values of one answer that begins with these choices."""
+        choices, state = self._choices, self._choices.first
+        for column in columns:
+            state = choices.step(state, column)
+        while state != choices.end:
+            columns = [*columns, int(choices.allowed_SW[state].argmax())]
+            state = choices.step(state, columns[-1])
+        values = self._compiled.task.parse(self._compiled.tokenizer.decode(choices.spell(np.array(columns, np.int32))))
+        if values is None:
+            raise AssertionError("the automaton spells an answer that does not fit the task")
+        return values
+
+    def tree(self, state: int) -> Tree:
+        """The ways through a field whose first choice this state is."""
+        if state not in self._trees:
+            self._trees[state] = self._grow(state)
+        return self._trees[state]
+
+    def _grow(self, root: int) -> Tree:
+        choices, field = self._choices, int(self.by_state[root])
+        name, allowed = list(self._compiled.task.fields.items())[field]
+        grown: list[tuple[Node, Path]] = [(Node(root, -1, np.zeros(0, np.int64)), ())]
+        leaves = []
+        for number, (node, path) in enumerate(grown):  # grows on the way
+            for column in map(int, np.flatnonzero(choices.allowed_SW[node.state])):
+                following, further = choices.step(node.state, column), (*path, (number, column))
+                if following != choices.end and self.by_state[following] == field:
+                    chunk = np.concatenate([node.chunk, choices.chunk(node.state, column)])
+                    grown.append((Node(following, further[0][1], chunk), further))
+                else:
+                    value = self._values([*self._ways[root], *(c for _, c in further)])[field]
+                    leaves.append((next(i for i, other in enumerate(allowed) if _same(value, other)), further))
+        return Tree(name, [node for node, _ in grown], leaves)
+
+
+def _same(one: object, other: object) -> bool:
+    return type(one) is type(other) and one == other  # JSON tells true from 1

@@ -1,0 +1,108 @@
+"""The share of every value of a field: how likely the student finds it, given the fields before it as answered.
+
+Where values begin with the same token, the tokens behind it decide between them. They are asked for all such values in
+one more call of the model, but for those whose first token is too unlikely to be seen in four digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.task.task import Task
+from student.decode.ahead import ChoiceTree
+from student.decode.choices import Chunks, padded
+from student.decode.fields import Fields, Tree
+from student.model.reach import KeyValueCache
+
+SEEN = 0.5e-4  # a share of less is 0 to four digits
+
+Shares = dict[str, NDArray[np.float64]]  # by field: [N, values], in the task's order
+Ask = Callable[[Chunks, KeyValueCache, NDArray[np.int64]], NDArray[np.float64]]  # probabilities [B, W] at states [B]
+
+
+def shares_along(
+    task: Task, fields: Fields, ahead: ChoiceTree, passed: list[int], probability_KR: NDArray[np.float64]
+) -> Shares:
+    """The shares of one comment whose choices were all read ahead.
+
+    Args:
+        task: whose fields they are.
+        fields: of its automaton.
+        ahead: the choices.
+        passed: the nodes of the answer.
+        probability_KR: of the columns at each node.
+    """
+    shares: Shares = {name: np.full((1, len(values)), float(len(values) == 1)) for name, values in task.fields.items()}
+    known = -1
+    for node in passed:
+        field = int(fields.by_state[ahead.states[node]])
+        if field == known:
+            continue
+        known, tree = field, fields.tree(int(ahead.states[node]))
+        for value, path in tree.leaves:
+            at, product = node, 1.0
+            for _, column in path:
+                product *= probability_KR[at, column]
+                at = int(ahead.child_KR[at, column])
+            shares[tree.field][0, value] += product
+    return shares
+
+
+class Sharer:
+    """Gathers the shares of N comments as they are decoded.
+
+    Args:
+        task: whose fields they are.
+        fields: of its automaton.
+        rows: N.
+        ask: reads chunks into a cache.
+    """
+
+    def __init__(self, task: Task, fields: Fields, rows: int, ask: Ask) -> None:
+        self._fields, self._ask = fields, ask
+        self.calls = 0
+        self.shares: Shares = {name: np.zeros((rows, len(values))) for name, values in task.fields.items()}
+        for values in self.shares.values():
+            if values.shape[1] == 1:
+                values[:] = 1.0
+        self._field_N = np.full(rows, -1)
+
+    def note(
+        self, rows: NDArray[np.int64], states: NDArray[np.int64], probability_BW: NDArray[np.float64], cache: KeyValueCache
+    ) -> None:
+        """Takes the shares of the fields that begin here.
+
+        Args:
+            rows: [B], which comments.
+            states: [B], of the choices they are at.
+            probability_BW: of the columns, over those allowed.
+            cache: what was read up to these choices; it is left as it is.
+        """
+        fields = self._fields.by_state[states]
+        begins = fields != self._field_N[rows]
+        self._field_N[rows] = fields
+        for state in np.unique(states[begins]):
+            tree, here = self._fields.tree(int(state)), np.flatnonzero(begins & (states == state))
+            self.shares[tree.field][rows[here]] = self._measure(tree, here, probability_BW, cache)
+
+    def _measure(
+        self, tree: Tree, here: NDArray[np.int64], probability_BW: NDArray[np.float64], cache: KeyValueCache
+    ) -> NDArray[np.float64]:
+        nodes_KBW = np.zeros((len(tree.nodes), *probability_BW[here].shape))
+        nodes_KBW[0] = probability_BW[here]
+        first = np.array([node.first for node in tree.nodes])
+        wanted_BK = nodes_KBW[0][:, first] >= SEEN
+        wanted_BK[:, 0] = False
+        which, number = np.nonzero(wanted_BK)
+        if len(which):
+            chunks = padded([tree.nodes[k].chunk for k in number])
+            states = np.array([tree.nodes[k].state for k in number])
+            nodes_KBW[number, which] = self._ask(chunks, cache.select(here[which]), states)
+            self.calls += 1
+        shares = np.zeros((len(here), self.shares[tree.field].shape[1]))
+        for value, path in tree.leaves:
+            shares[:, value] += np.prod([nodes_KBW[node, :, column] for node, column in path], 0)
+        return shares

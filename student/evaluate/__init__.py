@@ -1,0 +1,1 @@
+"""`retort evaluate`: fidelity on test comments, calibration, the floors, and the report."""

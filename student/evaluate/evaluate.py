@@ -1,0 +1,162 @@
+"""`retort evaluate`: the fidelity of a student on the test split, as `fidelity.json` and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from mlflow.exceptions import MlflowException
+
+from pipeline.base import storage
+from pipeline.base.console import progress
+from pipeline.base.errors import UserError
+from pipeline.base.tracking import Tracking, field_metric
+from pipeline.shards.manifest import Shards, open_shards
+from pipeline.task.compiled import require_same
+from student.config import EvaluateConfig
+from student.data.answers import answers_of, parse_all, teacher_answers
+from student.data.examples import Batch, Examples, open_examples
+from student.data.unpack import TEST, TRAIN, VALIDATION
+from student.decode.decode import Decoded, Decoder, Prefixes
+from student.evaluate.calibrate import fit_temperatures
+from student.evaluate.fidelity import agreement, matches, step_measures, trust
+from student.evaluate.floors import floors
+from student.evaluate.report import render
+from student.evaluate.speed import latency_ms
+from student.model.checkpoint import load_student, load_training, require_student, save_temperatures
+from student.model.model import Student
+from student.registry.mlflow_model import log_report, log_student
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(config: EvaluateConfig, shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
+    """Measures a student against its teacher, writes the report, and tells MLflow; returns what fidelity.json holds.
+
+    Raises:
+        UserError: student and shards do not fit, or the test split is empty.
+    """
+    figures = measure(config, shards_folder, student_folder, report_folder)
+    try:
+        track(figures, student_folder, report_folder)
+    except (MlflowException, UserError) as error:
+        uri = figures["training"]["mlflow"]["uri"]
+        log.warning("the figures are not in MLflow at %s: %s", uri, error)
+    return figures
+
+
+def measure(config: EvaluateConfig, shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
+    """Measures a student against its teacher and writes the report.
+
+    Raises:
+        UserError: student and shards do not fit, or the test split is empty.
+    """
+    require_student(student_folder)
+    shards, training = open_shards(shards_folder), load_training(student_folder)
+    model, compiled = load_student(student_folder, "cuda" if torch.cuda.is_available() else "cpu")
+    require_same(compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
+    test = open_examples(shards, TEST, model.shape.sequence, model.shape.separator).first(config.limit)
+    log.info("evaluating on %s test comments", f"{len(test):,}")
+    truth = teacher_answers(test)
+    held_out = open_examples(shards, VALIDATION, model.shape.sequence, model.shape.separator)
+    temperatures = fit_temperatures(model, compiled, _batches(held_out, config.batch_size))
+    save_temperatures(student_folder, temperatures)
+    constrained, seconds = _decode_all(Decoder(model, compiled, temperatures).constrained, test, config.batch_size, "decoding")
+    free, _ = _decode_all(Decoder(model, compiled).free, test, config.batch_size, "decoding freely")
+    task, train = compiled.task, open_examples(shards, TRAIN, model.shape.sequence, model.shape.separator)
+    answers = parse_all(compiled, constrained.tokens)
+    steps = step_measures(model, _batches(test, config.batch_size))
+    if answers_of(shards.manifest) == "given":
+        steps |= {"kl": None, "choice_kl": None}  # of a teacher that did not give these answers
+    figures = {
+        "task": task.name,
+        "answers": answers_of(shards.manifest),
+        "examples": {"test": len(test), "train": len(train)},
+        "student": agreement(task, truth, answers),
+        "unconstrained": agreement(task, truth, parse_all(compiled, free.tokens)),
+        "floors": floors(shards, train, test),
+        "confidence": {"temperatures": temperatures} | trust(constrained.confidence, matches(truth, answers)),
+        "steps": steps,
+        "sizes": _sizes(model, shards),
+        "speed": _speed(shards, len(test), seconds, constrained.calls) | {"latency_ms": latency_ms(model, compiled, test)},
+        "training": training,
+    }
+    storage.write_json(storage.join(report_folder, "fidelity.json"), figures)
+    storage.write_text(storage.join(report_folder, "fidelity.html"), render(figures))
+    return figures
+
+
+def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> str:
+    """Puts the figures, the report and the student beside the training's metrics in MLflow; returns the model's URI there.
+
+    Raises:
+        MlflowException: the run cannot be reached.
+        UserError: its artifacts cannot.
+    """
+    training, student, speed = figures["training"], figures["student"], figures["speed"]
+    parameters = figures["sizes"]["student_parts"]
+    rows = {
+        "parameters": sum(parameters.values()),
+        "parameters_without_embedding": parameters["rest"],
+        "test/comments": figures["examples"]["test"],
+        "test/whole": student["whole"],
+        **{field_metric(name): share for name, share in student["fields"].items()},
+        "test/valid_unconstrained": figures["unconstrained"]["valid"],
+        "test/choice_accuracy": figures["steps"]["choice_accuracy"],
+        "test/choice_kl": figures["steps"]["choice_kl"],
+        "test/ece": figures["steps"]["calibration"]["ece"],
+        **{f"floor/{name}": floor["whole"] for name, floor in figures["floors"].items()},
+        "speed/answers_per_second": speed["student_answers_per_second"],
+        "speed/latency_ms": speed["latency_ms"],
+        **{f"cost/{name}": seconds for name, seconds in training["cost"].items()},
+    }
+    uri, run_id = training["mlflow"]["uri"], training["mlflow"]["run"]
+    Tracking(uri, run_id).log([(0, {name: float(value) for name, value in rows.items() if value is not None})])
+    log_report(uri, run_id, report_folder)
+    return log_student(uri, run_id, student_folder)
+
+
+def _decode_all(decode: Callable[[Prefixes], Decoded], examples: Examples, size: int, what: str) -> tuple[Decoded, float]:
+    """All answers and the seconds they took."""
+    parts, started = [], time.perf_counter()
+    with progress(what, len(examples)) as (bar, task):
+        for start in range(0, len(examples), size):
+            rows = range(start, min(start + size, len(examples)))
+            parts.append(decode([examples.prefix(i) for i in rows]))
+            bar.update(task, completed=start + size)
+    seconds = time.perf_counter() - started
+    tokens = [answer for part in parts for answer in part.tokens]
+    return Decoded(tokens, np.concatenate([p.confidence for p in parts]), sum(p.calls for p in parts)), seconds
+
+
+def _batches(examples: Examples, size: int) -> Iterator[Batch]:
+    order = np.arange(len(examples))
+    return (examples.batch(order[start : start + size]) for start in range(0, len(order), size))
+
+
+def _sizes(model: Student, shards: Shards) -> dict[str, Any]:
+    counts = model.parameter_counts()
+    return {"student": sum(counts.values()), "student_parts": counts, "teacher": shards.manifest["teacher"]["parameters"]}
+
+
+def _speed(shards: Shards, examples: int, seconds: float, calls: int) -> dict[str, Any]:
+    """Answers a second, each as measured where it ran: the teacher during extraction, the student just now.
+
+    The teacher's is None where it gave no answers, only scored them, or where the shards do not say: they came from JSON lines.
+    """
+    rows, took = shards.manifest["rows"], shards.manifest["teacher_seconds"]
+    teacher = rows / took if took and answers_of(shards.manifest) == "teacher" else None
+    student = examples / seconds
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() or "CPU"
+    return {
+        "teacher_answers_per_second": teacher,
+        "student_answers_per_second": student,
+        "ratio": student / teacher if teacher else None,
+        "student_device": f"{device}, {torch.get_num_threads()} threads",
+        "student_batches": calls,
+    }

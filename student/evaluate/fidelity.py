@@ -1,0 +1,109 @@
+"""Measures of fidelity: how closely a student follows its teacher. Pure functions of answers and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.task.task import Task, Values
+from student.data.examples import Batch
+from student.model.model import Student
+from student.train.losses import forward_kl
+
+BINS = 10
+THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+def agreement(task: Task, teacher: list[Values], other: list[Values | None]) -> dict[str, Any]:
+    """Share of answers that are valid, that equal the teacher's as a whole, and by field; None counts as wrong."""
+    pairs = list(zip(teacher, other, strict=True))
+    fields = {
+        name: _mean(answer is not None and answer[i] == true[i] for true, answer in pairs) for i, name in enumerate(task.fields)
+    }
+    return {
+        "valid": _mean(answer is not None for answer in other),
+        "whole": _mean(matches(teacher, other)),
+        "fields": fields,
+    }
+
+
+def matches(teacher: list[Values], other: list[Values | None]) -> NDArray[np.float64]:
+    """Which answers equal the teacher's as a whole: [N], 1 or 0."""
+    return np.array([answer == true for true, answer in zip(teacher, other, strict=True)], np.float64)
+
+
+def trust(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> dict[str, Any]:
+    """What a student's confidence in whole answers is worth, and what a threshold for it would give.
+
+    Args:
+        confidence: [N].
+        right: [N], 1 where the answer is the teacher's.
+
+    Returns:
+        `ece` and `bins`, see `calibration`; `thresholds`: for each, the share of comments with at least this confidence, and
+        the share of these that are answered as the teacher does, None where there is none.
+    """
+    rows = []
+    for threshold in THRESHOLDS:
+        sure = confidence >= threshold
+        rows.append({"confidence": threshold, "share": _mean(sure), "whole": float(right[sure].mean()) if sure.any() else None})
+    return calibration(confidence, right) | {"thresholds": rows}
+
+
+def _mean(flags: Iterable[bool]) -> float:
+    return float(np.mean(list(flags)))
+
+
+@torch.inference_mode()
+def step_measures(model: Student, batches: Iterable[Batch]) -> dict[str, Any]:
+    """Accuracy, KL and calibration over teacher-forced steps.
+
+    Returns:
+        `accuracy`, `choice_accuracy`: share of steps where the student's likeliest watched token is the teacher's;
+        `kl`, `choice_kl`: mean KL(p_t ‖ p_s) over W, in nats; `calibration`: of the choice steps, see `calibration`.
+    """
+    device = next(model.parameters()).device
+    columns: list[list[NDArray[np.float64]]] = []
+    for batch in batches:
+        logits_MW = model(batch.tokens.to(device), batch.predict.to(device)).float().cpu()[:, : batch.teacher.shape[1]]
+        best = logits_MW.softmax(-1).max(-1)
+        measured = (
+            best.indices == batch.targets,
+            best.values,
+            forward_kl(batch.teacher.float().log_softmax(-1), logits_MW.log_softmax(-1)),
+            batch.choice,
+        )
+        columns.append([column.double().numpy() for column in measured])
+    right, confidence, kl, choice = (np.concatenate(column) for column in zip(*columns, strict=True))
+    at_choice = choice > 0
+    return {
+        "steps": len(right),
+        "choices": int(at_choice.sum()),
+        "accuracy": float(right.mean()),
+        "choice_accuracy": float(right[at_choice].mean()) if at_choice.any() else 1.0,
+        "kl": float(kl.mean()),
+        "choice_kl": float(kl[at_choice].mean()) if at_choice.any() else 0.0,
+        "calibration": calibration(confidence[at_choice], right[at_choice]),
+    }
+
+
+def calibration(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> dict[str, Any]:
+    """Expected calibration error over equal-width bins (Guo et al., 2017), and the bins.
+
+    Args:
+        confidence: [M], probability of the token chosen.
+        right: [M], 1 where it is the teacher's.
+    """
+    index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins = []
+    for i in range(BINS):
+        inside = index == i
+        if inside.any():
+            about = {"confidence": float(confidence[inside].mean()), "accuracy": float(right[inside].mean())}
+            bins.append({"count": int(inside.sum())} | about)
+    gaps = [b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins]
+    return {"ece": float(sum(gaps) / max(1, len(confidence))), "bins": bins}

@@ -1,0 +1,71 @@
+"""The fidelity report: one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from student.config import TrainConfig
+from student.data.answers import REFERENCES
+from student.data.sample_size import sample_size_notes
+from student.evaluate import plots
+
+
+def render(figures: dict[str, Any]) -> str:
+    """The page for the figures of `student.evaluate.evaluate`."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {
+        "percent": lambda share: "–" if share is None else f"{100 * share:.1f} %",
+        "count": lambda number: "unknown" if number is None else f"{number:,}",
+        "rate": lambda number: "–" if number is None else f"{number:,.1f}",
+    }
+    reference = REFERENCES[figures["answers"]]
+    epochs = figures["training"]["epochs"]
+    drawings = {
+        "agreement": plots.agreement_bars(figures, reference),
+        "curves": plots.learning_curves(epochs),
+        "reliability": plots.reliability(figures["steps"]["calibration"], reference),
+        "trust": plots.trust(figures["confidence"], reference),
+    }
+    return environment.get_template("report.html.jinja").render(
+        f=figures,
+        reference=reference,
+        rate=learning_rate(figures["training"]),
+        plots=drawings,
+        verdict=[verdict(figures), *sample_size_notes(figures)],
+    )
+
+
+def learning_rate(training: dict[str, Any]) -> float:
+    """The peak rate a training took, which its configuration may have left open.
+
+    Args:
+        training: what its train.json holds.
+    """
+    config = TrainConfig.model_validate(training["train"] | {"init": training.get("init")})
+    return config.peak_rate(training["student"]["width"])
+
+
+def verdict(figures: dict[str, Any]) -> str:
+    """One sentence: whether the student clears both floors, and what to try where it does not."""
+    student = figures["student"]["whole"]
+    floors = {
+        "the majority answer": figures["floors"]["majority"],
+        "TF-IDF + logistic regression": figures["floors"]["tfidf_regression"],
+    }
+    above = [name for name, floor in floors.items() if student > floor["whole"]]
+    below = [f"{name} ({100 * floor['whole']:.1f} %)" for name, floor in floors.items() if student <= floor["whole"]]
+    if not below:
+        return f"The student is above both floors: {' and '.join(above)}."
+    epochs = figures["training"]["epochs"]
+    overfits = epochs[-1]["validation_ce"] > 1.1 * min(row["validation_ce"] for row in epochs)
+    reason = (
+        "its held-out loss rises while training loss falls, so more comments or a smaller student should help"
+        if overfits
+        else "its held-out loss is still falling or flat, so more epochs, more comments or a larger student should help"
+    )
+    return f"The student is not above {' nor '.join(below)}: {reason}."

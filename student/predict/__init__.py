@@ -1,0 +1,1 @@
+"""`retort predict`: files of comments to files of answers, and the teacher for the unsure ones."""

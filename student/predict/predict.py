@@ -1,0 +1,200 @@
+"""`retort predict`: comments through a student to answers, exactly once. The teacher is asked only where one is named.
+
+As in an extraction a plan cuts the comments into units first, and each unit has a file of answers with its number: what a
+killed run has left to do is the units without one. A few comments are answered in this process, many under Ray Data.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.base import storage
+from pipeline.base.capacity import ray_options, require_room
+from pipeline.base.console import progress
+from pipeline.base.identity import find_same
+from pipeline.base.runtime import MALLOC, start_ray
+from pipeline.base.signals import Stopped, StopRequest
+from pipeline.base.version import VARIABLE, check_code_version, code_version
+from pipeline.comments.plan import Plan, Source, describe_source, find_comments, find_plan, make_plan, read_unit
+from pipeline.comments.reading import Row, comment_batches, comment_tables
+from pipeline.config import TeacherConfig
+from student.config import PredictConfig, StudentSettings
+from student.decode.answerer import Answer, Answerer
+from student.model.checkpoint import CALIBRATION, WEIGHTS, load_student, load_temperatures
+from student.predict.answer_files import Sourced, encode_part, part_name
+from student.predict.teacher import Teacher
+
+log = logging.getLogger(__name__)
+
+ABOUT, PLAN, ANSWERS = "predict.json", "comments", "answers"  # in the stage's folder
+LARGE = 64 << 20  # bytes of comments from which Ray's start pays
+MAX_BLOCKS = 4096  # of Ray Data: units beyond this number share blocks
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is to be answered, and where.
+
+    Attributes:
+        student: its folder.
+        folder: of the stage.
+        source: of the comments.
+        config: of the stage.
+        engine: of the teacher, if it takes part.
+    """
+
+    student: str
+    folder: str
+    source: Source
+    config: PredictConfig
+    engine: TeacherConfig
+
+    def identity(self) -> dict[str, Any]:
+        """What makes a prediction this one and no other."""
+        files = [storage.join(self.student, name) for name in (WEIGHTS, CALIBRATION)]
+        return {
+            "student": [storage.fingerprint(file) for file in files if storage.exists(file)],
+            "comments": self.source.model_dump(mode="json"),
+            "form": self.config.model_dump(mode="json", include={"format", "probabilities", "weights", "teacher", "fallback"}),
+        }
+
+    def part(self, unit: int) -> str:
+        """Where a unit's answers go."""
+        return storage.join(self.folder, ANSWERS, part_name(unit, self.config.format))
+
+
+def predict(config: StudentSettings, student_folder: str, folder: str) -> dict[str, Any]:
+    """Answers every comment that the task's filters let through; returns what predict.json holds.
+
+    `answers/` gets a file for each unit, and `comments/set_aside.jsonl` a line for every row without an answer, with its
+    reason. What is already there is not done again.
+
+    Raises:
+        UserError: no comments, no student, more malformed rows than allowed, or the folder holds another prediction.
+        Stopped: a signal ended it early.
+    """
+    _, compiled = load_student(student_folder)  # each worker loads it too; a damaged one is better refused now
+    load_temperatures(student_folder, compiled.task)
+    paths = find_comments(config.comments)
+    source = describe_source(config.comments, paths, compiled.task, compiled.tokenizer, config.predict.rows_per_unit)
+    job = Prediction(student_folder, folder, source, config.predict, config.teacher)
+    workers = config.predict.workers if config.predict.workers is not None else _workers(paths)
+    identity = job.identity()
+    if find_same(folder, ABOUT, identity, "prediction") is None:
+        storage.write_json(storage.join(folder, ABOUT), identity)
+    plan = find_plan(storage.join(folder, PLAN), source)
+    if plan is None:
+        if workers:
+            import ray.data  # noqa: F401 - before Ray starts, so that its log lines stay away
+
+            start_ray()
+        read = comment_batches if workers else comment_tables
+        tables = read(paths, source.columns, compiled.task, compiled.tokenizer)
+        plan = make_plan(storage.join(folder, PLAN), source, config.comments, tables, every=True)
+    log.info("comments: %s", plan.summary())
+    _answer(job, plan, workers)
+    storage.sweep(storage.join(folder, ANSWERS))  # what killed writes have left
+    return {"answers": plan.kept, "set_aside": plan.read - plan.kept}
+
+
+def _answer(job: Prediction, plan: Plan, workers: int) -> None:
+    """Answers the units that have no file yet.
+
+    Raises:
+        Stopped: a signal asked for it.
+    """
+    there = set(storage.list_files(storage.join(job.folder, ANSWERS)))
+    todo = [unit for unit in range(plan.units) if part_name(unit, job.config.format) not in there]
+    if not todo:
+        log.info("all %s units have their answers", plan.units)
+        return
+    before, started, rows, units = (plan.units - len(todo)) * plan.source.rows_per_unit, time.perf_counter(), 0, 0
+    with StopRequest("finishing the unit under way") as stop, progress("answering", plan.kept) as (bar, task):
+        for count in _on_ray(job, todo, workers) if workers else map(Predictor(job).unit, todo):
+            rows, units = rows + count, units + 1
+            bar.update(task, completed=before + rows)
+            if stop:
+                break
+    if units < len(todo):
+        raise Stopped(f"stopped with {plan.units - len(todo) + units} of {plan.units} units answered")
+    seconds = time.perf_counter() - started
+    log.info("answered %s comments in %.1f s, %s a second", f"{rows:,}", seconds, f"{rows / seconds:,.0f}")
+
+
+def _workers(paths: list[str]) -> int:
+    """Workers under Ray Data, one a CPU; 0 answers in this process."""
+    return (os.cpu_count() or 1) if sum(storage.size(path) for path in paths) > LARGE else 0
+
+
+def _on_ray(job: Prediction, todo: list[int], workers: int) -> Iterator[int]:
+    """Maps units over a pool of actors; gives the comments of each as it ends."""
+    import ray.data  # some seconds, which a few comments do not need
+
+    start_ray()
+    workers = min(workers, len(todo))
+    require_room("prediction", workers, job.config.resources)
+    log.info("answering %s units with %s workers", len(todo), workers)
+    threads = str(max(1, int(job.config.cpus_per_worker)))
+    environment = MALLOC | {VARIABLE: code_version(), "OMP_NUM_THREADS": threads}
+    ray.data.DataContext.get_current().execution_options.preserve_order = False
+    units = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=min(len(todo), MAX_BLOCKS))
+    answered = units.map_batches(
+        Predictor,
+        fn_constructor_args=(job,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        runtime_env={"env_vars": environment},
+        **ray_options(job.config.resources),
+    )
+    for row in answered.iter_rows():
+        yield row["rows"]
+
+
+class Predictor:
+    """Answers units, in this process or as an actor of Ray Data."""
+
+    def __init__(self, job: Prediction) -> None:
+        check_code_version()
+        self._job, self._answerer = job, Answerer.load(job.student, job.config.weights)
+        model = job.config.teacher
+        self._teacher = Teacher(model, job.engine, self._answerer.compiled) if model else None
+
+    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, list[int]]:
+        """Answers the batch's units; returns the comments of each."""
+        return {"rows": [self.unit(unit) for unit in batch["unit"].tolist()]}
+
+    def unit(self, unit: int) -> int:
+        """Answers one unit and writes its file; returns its comments. Again, it writes the same."""
+        comments = read_unit(storage.join(self._job.folder, PLAN), unit)
+        answers = self._answerer.answer(_rows(comments), shares=self._job.config.probabilities)
+        sourced = self._fall_back(answers, comments["text"].to_pylist())
+        part = encode_part(self._job.config.format, self._job.source, comments, sourced, self._answerer.compiled.task)
+        storage.write_bytes(self._job.part(unit), part)
+        return len(comments)
+
+    def _fall_back(self, answers: list[Answer], texts: list[str]) -> list[Sourced]:
+        """The answers, the teacher's instead of unsure ones."""
+        sourced = [Sourced(answer) for answer in answers]
+        threshold = self._job.config.fallback
+        if self._teacher is None or threshold is None:
+            return sourced
+        unsure = [i for i, answer in enumerate(answers) if answer.confidence < threshold]
+        for i, values in zip(unsure, self._teacher.answer([texts[i] for i in unsure]), strict=True):
+            sourced[i] = replace(sourced[i], teacher=values)
+        return sourced
+
+
+def _rows(comments: pa.Table) -> list[Row]:
+    return [
+        Row(i, text=text, tokens=tokens)
+        for i, (text, tokens) in enumerate(zip(*(comments[c].to_pylist() for c in ("text", "tokens")), strict=True))
+    ]

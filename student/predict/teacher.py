@@ -1,0 +1,117 @@
+"""The teacher beside the student: what it answers to texts, for a service or for a batch of comments."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from concurrent.futures import Future
+from typing import Literal
+
+from pipeline.config import TeacherConfig
+from pipeline.task.compiled import CompiledTask, require_same
+from pipeline.task.task import Scalar
+from pipeline.task.tokenization import load_teacher_tokenizer
+from pipeline.teacher.engines import Job, Request
+from pipeline.teacher.model_files import absolute_model
+from pipeline.teacher.process import EngineError, EngineProcess
+from student.data.answers import parse_all
+
+log = logging.getLogger(__name__)
+
+State = Literal["starting", "ready", "failed"]
+
+
+class Teacher:
+    """Answers as extraction would record them. One thread may ask at a time.
+
+    Its engine starts in the background, in a process of its own, and once more when it has died.
+
+    Args:
+        model: Hugging Face name or path.
+        config: of its engine.
+        compiled: the student's task.
+
+    Raises:
+        UserError: no such model, or one that writes other tokens than the student.
+    """
+
+    def __init__(self, model: str, config: TeacherConfig, compiled: CompiledTask) -> None:
+        self.model = absolute_model(model)
+        tokenizer = load_teacher_tokenizer(self.model, config.revision)
+        require_same(
+            {"tokenizer": tokenizer.hash}, {"tokenizer": compiled.tokenizer.hash}, f"the teacher {model}", "the student"
+        )
+        self._config, self._compiled, self._prompt = config, compiled, tokenizer.prompt(compiled.task)
+        self._job = Job(
+            automaton=compiled.automaton,
+            end_id=compiled.tokenizer.end_id,
+            max_prompt=self._prompt.longest(compiled.task, tokenizer),
+            watched=compiled.watched.tokens,
+            capture="choices",
+        )
+        self._closed = False
+        self._engine = self._begin()
+
+    @property
+    def name(self) -> str:
+        """For people: without the folders of this machine."""
+        return os.path.basename(self.model.rstrip("/")) if os.path.isabs(self.model) else self.model
+
+    @property
+    def state(self) -> State:
+        """Of its engine."""
+        if not self._engine.done():
+            return "starting"
+        return "failed" if self._engine.exception() else "ready"
+
+    def answer(self, texts: list[str]) -> list[dict[str, Scalar] | None]:
+        """Its answers, by field; None to a text that cannot be asked. Waits for the engine to start.
+
+        Raises:
+            EngineError: the engine died of it; another one is starting.
+            UserError: the engine cannot start.
+        """
+        engine = self._engine.result()
+        prompts = {i: ids for i, text in enumerate(texts) if (ids := self._ids(text))}
+        answers: list[dict[str, Scalar] | None] = [None] * len(texts)
+        if not prompts:
+            return answers
+        try:
+            captured = engine.record([Request(ids) for ids in prompts.values()])
+        except EngineError:
+            if not self._closed:
+                self._engine = self._begin()
+            raise
+        tokens = [row[:length].tolist() for row, length in zip(captured.tokens, captured.lengths, strict=True)]
+        for i, values in zip(prompts, parse_all(self._compiled, tokens), strict=True):
+            answers[i] = dict(zip(self._compiled.task.fields, values, strict=True)) if values else None
+        return answers
+
+    def close(self) -> None:
+        """Ends the engine. One that still starts ends with this process."""
+        self._closed = True
+        if self.state == "ready":
+            self._engine.result().close()
+
+    def _ids(self, text: str) -> list[int] | None:
+        try:
+            ids = self._prompt.ids([text], self._compiled.tokenizer)[0]
+        except ValueError:
+            return None
+        return ids if len(ids) <= self._job.max_prompt else None
+
+    def _begin(self) -> Future[EngineProcess]:
+        engine: Future[EngineProcess] = Future()
+        threading.Thread(target=self._start, args=[engine], name="teacher", daemon=True).start()
+        return engine
+
+    def _start(self, engine: Future[EngineProcess]) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for us, and we end the engine
+        try:
+            engine.set_result(EngineProcess(self.model, self._config, self._job))
+            log.info("the teacher %s is ready", self.model)
+        except Exception as error:
+            log.error("%s", error)
+            engine.set_exception(error)

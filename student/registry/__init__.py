@@ -1,0 +1,1 @@
+"""The student as an MLflow model, and its place in the registry."""

@@ -1,0 +1,38 @@
+"""A training's checkpoint: a student's folder with two files more, the optimizer's moments and the position.
+
+That is all that going on exactly needs, as what is random in a training is a function of the position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.base import storage
+from student.model.checkpoint import WEIGHTS, load_tensors, save_tensors
+from student.train.strategy import State
+
+MOMENTS, POSITION = "optimizer.safetensors", "position.json"
+
+
+def save_position(folder: str, state: State, position: dict[str, Any]) -> None:
+    """Writes what a training needs beside its student to go on.
+
+    Args:
+        folder: of the student.
+        state: of the training, whose weights are the student's.
+        position: JSON-able; `step` says how many steps were taken.
+    """
+    moments = {f"first.{name}": tensor for name, tensor in state.first_moment.items()}
+    moments |= {f"second.{name}": tensor for name, tensor in state.second_moment.items()}
+    save_tensors(storage.join(folder, MOMENTS), moments)
+    storage.write_json(storage.join(folder, POSITION), position)
+
+
+def load_position(folder: str) -> tuple[State, dict[str, Any]]:
+    """Reads what `save_position` wrote, and the weights beside it."""
+    moments = load_tensors(storage.join(folder, MOMENTS))
+    first, second = (
+        {name.removeprefix(kind): tensor for name, tensor in moments.items() if name.startswith(kind)}
+        for kind in ("first.", "second.")
+    )
+    return State(load_tensors(storage.join(folder, WEIGHTS)), first, second), storage.read_json(storage.join(folder, POSITION))

@@ -1,0 +1,262 @@
+"""A training from its first step to its last, or from where it was saved: one worker's part, without Ray."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.base import storage
+from pipeline.base.errors import UserError
+from pipeline.shards.manifest import Shards
+from pipeline.task.compiled import require_same
+from student.config import StudentConfig, TrainConfig
+from student.data.examples import Batch, Examples, columns_of, open_examples
+from student.data.unpack import TRAIN, VALIDATION
+from student.model.checkpoint import WEIGHTS, load_student, load_tensors
+from student.model.model import Student, embedding_rows
+from student.model.shape import Shape
+from student.prune.parent import open_parent, parent_folder
+from student.train.losses import Loss
+from student.train.order import Order, parts
+from student.train.strategy import State, make_strategy
+from student.train.trainer import Sums, Totals, Trainer, means
+
+GRADIENTS_EVERY = 100  # steps between two looks at the gradient of each term, which cost a forward pass
+MEASURE_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Training:
+    """What every worker needs.
+
+    Attributes:
+        shape: of the student.
+        rows: int32 [V], the embedding's row of each id.
+        config: of the training.
+    """
+
+    shape: Shape
+    rows: NDArray[np.int32]
+    config: TrainConfig
+
+    def student(self) -> Student:
+        """The student before its first step."""
+        student = Student(self.shape, self.rows)
+        if self.config.init:
+            student.load_state_dict(load_tensors(storage.join(self.config.init, WEIGHTS)))
+        return student
+
+    @staticmethod
+    def of(student: StudentConfig, config: TrainConfig, shards: Shards) -> Training:
+        """The training of a student on an extraction.
+
+        Raises:
+            UserError: the shards hold too little, or the configuration does not fit them.
+        """
+        Loss(config)  # better refused now than by every worker
+        if config.hidden:
+            parent_folder(config.init)
+        if config.init:
+            return Training._from(config.init, student, config, shards)
+        compiled = shards.compiled
+        examples = open_examples(shards, TRAIN, student.sequence)
+        counts = np.bincount(examples.columns["comment"], minlength=compiled.tokenizer.size)
+        rows = embedding_rows(counts, np.union1d(compiled.automaton.tokens, compiled.separator))
+        shape = Shape(
+            input_vocabulary=compiled.tokenizer.size,
+            embeddings=int(rows.max()) + 1,
+            output_vocabulary=compiled.watched.size + config.tail,
+            context=compiled.context,
+            **student.model_dump(),
+        )
+        return Training(shape, rows, config)
+
+    @staticmethod
+    def _from(folder: str, student: StudentConfig, config: TrainConfig, shards: Shards) -> Training:
+        """A training that starts from a student, whose shape it has."""
+        model, compiled = load_student(folder)
+        require_same(compiled.hashes, shards.compiled.hashes, folder, shards.folder)
+        if model.shape.output_vocabulary != compiled.watched.size + config.tail:
+            raise UserError(
+                f"train.tail is {config.tail}, but the student in {folder} was not made so: leave it as it was there"
+            )
+        open_examples(shards, TRAIN, model.shape.sequence, model.shape.separator)
+        here = config.model_copy(update={"init": storage.absolute(folder)})  # workers run in other folders
+        return Training(replace(model.shape, dropout=student.dropout), model.rows.numpy(), here)
+
+
+@dataclass
+class Position:
+    """Where a training is.
+
+    Attributes:
+        step: steps taken.
+        history: the measures of each whole epoch.
+        totals: of the epoch under way.
+        seconds: spent so far.
+    """
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    totals: Totals = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Measures of the steps since the last report; at an epoch's end, of the epoch and the validation split too."""
+
+    step: int
+    row: dict[str, float]
+    epoch_ended: bool
+
+
+class Loop:
+    """One worker's training.
+
+    Args:
+        training: what is trained.
+        shards: on what.
+        rank: of this worker.
+        workers: how many there are.
+        device: where to train.
+    """
+
+    def __init__(
+        self, training: Training, shards: Shards, rank: int = 0, workers: int = 1, device: torch.device | None = None
+    ) -> None:
+        config, self.device = training.config, device or torch.device("cpu")
+        self._config, self._rank, self._workers = config, rank, workers
+        self._train = open_examples(shards, TRAIN, training.shape.sequence, training.shape.separator)
+        self.validation = open_examples(shards, VALIDATION, training.shape.sequence, training.shape.separator)
+        self._order = Order(self._train.lengths, config)
+        torch.manual_seed(config.seed)
+        student = training.student()
+        self._strategy = make_strategy(student, config, self.device)
+        parent = open_parent(config.init, student, shards) if config.hidden else None
+        loss = Loss(config, token_weights(self._train, config.balance, self.device))
+        steps = self._order.steps * config.epochs
+        self._trainer = Trainer(self._strategy, config, training.shape, steps, self.device, loss, parent)
+        self.position = Position()
+        self._counted = time.perf_counter()
+
+    def go_on_from(self, state: State, position: Position) -> None:
+        """Takes up a training where it was saved."""
+        self._strategy.load(state, position.step)
+        self.position, self._trainer.step_index = position, position.step
+
+    def state(self) -> State:
+        """Weights and moments; all workers must ask."""
+        return self._strategy.state()
+
+    def run(self) -> Iterator[Report]:
+        """Trains to the end. Between two reports the training may be saved, or left."""
+        while len(self.position.history) < self._config.epochs:
+            yield from self._epoch(len(self.position.history) + 1)
+
+    def _epoch(self, epoch: int) -> Iterator[Report]:
+        """What is left of one epoch, and the measures of the validation split."""
+        steps, started, window = self._order.steps, time.perf_counter(), _Window()
+        done = self.position.step - (epoch - 1) * steps
+        for indices, share in self._batches(epoch, done):
+            norm = self._trainer.step(share, self._train.weight(indices, self._config.forced_weight), window.sums)
+            window.examples += len(indices)
+            self.position.step += 1
+            if self.position.step == epoch * steps:
+                break
+            if self.position.step % self._config.log_every == 0:
+                yield Report(self.position.step, self._window_ended(window, share[0], norm), epoch_ended=False)
+                window = _Window()
+        last = self._window_ended(window, share[0], norm)
+        speed = {"epoch_examples_per_second": (steps - done) * self._config.batch_size / (time.perf_counter() - started)}
+        row = {"epoch": float(epoch)} | speed | {f"train_{name}": value for name, value in means(self.position.totals).items()}
+        row |= {f"validation_{name}": value for name, value in self._trainer.measure(self._held_out()).items()}
+        row["seconds"] = self._count_seconds()
+        self.position.history.append(dict(row))
+        self.position.totals = {}
+        yield Report(self.position.step, last | row, epoch_ended=True)
+
+    def _window_ended(self, window: _Window, batch: Batch, norm: torch.Tensor) -> dict[str, float]:
+        """The measures of the steps since the last report, which join the epoch's."""
+        self._count_seconds()
+        totals, trainer = window.sums.totals(), self._trainer
+        self.position.totals = {name: self.position.totals.get(name, 0.0) + value for name, value in totals.items()}
+        row = means(totals) | trainer.schedule | {"gradient_norm": float(norm)} | window.speed()
+        if self.position.step % GRADIENTS_EVERY < self._config.log_every:
+            row |= trainer.term_gradients(batch)
+        return row
+
+    def _count_seconds(self) -> float:
+        """What the training has taken so far."""
+        before, self._counted = self._counted, time.perf_counter()
+        self.position.seconds += self._counted - before
+        return self.position.seconds
+
+    def _batches(self, epoch: int, done: int) -> Iterator[tuple[NDArray[np.int64], list[Batch]]]:
+        """Each step's examples, and this worker's share of them; made and moved to the device while the step before runs."""
+
+        def make(indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Batch]]:
+            share = parts(indices, self._rank, self._workers, self._config.accumulation)
+            return indices, [self._train.batch(part).to(self.device) for part in share]
+
+        with ThreadPoolExecutor(1, "batches") as pool:
+            coming = (pool.submit(make, indices) for indices in itertools.islice(self._order.epoch(epoch), done, None))
+            following = next(coming, None)
+            while following is not None:
+                current, following = following, next(coming, None)
+                yield current.result()
+
+    def _held_out(self) -> Iterator[Batch]:
+        """This worker's share of the validation split; with fewer examples than workers, some are shared.
+
+        Every worker has as many batches: under ZeRO-3 they gather weights together for each.
+        """
+        mine = np.arange(self._rank % len(self.validation), len(self.validation), self._workers)
+        mine = mine[np.argsort(self.validation.lengths[mine], kind="stable")]
+        count = -(-len(self.validation) // (self._workers * MEASURE_BATCH))
+        for part in np.array_split(mine, count):
+            yield self.validation.batch(part).to(self.device)
+
+
+class _Window:
+    """The steps since the last report."""
+
+    def __init__(self) -> None:
+        self.sums, self.examples, self._started = Sums(), 0, time.perf_counter()
+
+    def speed(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self._started
+        return {"examples_per_second": self.examples / seconds, "seconds_per_example": seconds / self.examples}
+
+
+def token_weights(examples: Examples, balance: float, device: torch.device) -> torch.Tensor | None:
+    """The weight of each watched token in cross-entropy: a power of its inverse frequency among the teacher's choices.
+
+    Args:
+        examples: the training split.
+        balance: the power; 0 weighs all alike, 1 gives every token the same sum of weights.
+        device: where to put them.
+
+    Returns:
+        float32 [W], with a mean of 1 over the choices; 1 for tokens never chosen. None where all weigh alike.
+    """
+    if not balance:
+        return None
+    automaton, watched = examples.compiled.automaton, examples.compiled.watched.size
+    chosen = examples.columns["answer"][~automaton.forced[examples.columns["state"]]]
+    counts_W = np.bincount(columns_of(examples.compiled, chosen), minlength=watched)
+    weights_W = np.where(counts_W > 0, np.maximum(counts_W, 1.0) ** -balance, 0)
+    weights_W *= counts_W.sum() / (weights_W @ counts_W)
+    return torch.tensor(np.where(counts_W > 0, weights_W, 1), dtype=torch.float32, device=device)

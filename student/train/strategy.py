@@ -1,0 +1,140 @@
+"""Who holds weights, gradients and optimizer states, and how workers agree on an update.
+
+A strategy trains a student whose loss, summed over all workers and parts of a step, is the one to be minimised: it adds
+gradients up. States leave and enter it whole, by parameter name, so a training may go on with another number of workers or
+under another strategy.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from student.config import TrainConfig
+from student.model.checkpoint import Tensors
+from student.model.model import Student
+
+
+@dataclass(frozen=True)
+class State:
+    """What an optimizer step changes, by parameter name: float32 on the CPU."""
+
+    weights: Tensors
+    first_moment: Tensors
+    second_moment: Tensors
+
+
+class Strategy(Protocol):
+    """The seam between a training and its parallelism."""
+
+    module: nn.Module
+
+    def part(self, last: bool) -> AbstractContextManager[None]:
+        """Runs the forward and backward pass of one part of a step inside; gradients are exchanged with the last."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds a loss' gradients to those of the step's other parts and workers."""
+
+    def step(self, rate: float) -> torch.Tensor:
+        """Updates the weights at this learning rate, clears gradients; returns their global norm before clipping."""
+
+    def gradients(self) -> Tensors:
+        """Whole gradients between the last part's backward pass and the step, by parameter name; every worker must ask."""
+
+    def state(self) -> State:
+        """All there is to save; every worker must ask, and the first gets it."""
+
+    def load(self, state: State, steps: int) -> None:
+        """Takes up a training after so many steps."""
+
+
+def worker_count() -> int:
+    """Workers training together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay; norms and the embedding, many of whose rows are rarely touched, do not."""
+    named = list(model.named_parameters())
+    decays = [p for name, p in named if p.ndim == 2 and "embedding" not in name]
+    others = [p for name, p in named if p.ndim != 2 or "embedding" in name]
+    return [{"params": decays, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+class DataParallel:
+    """Every worker holds everything; DistributedDataParallel adds gradients up. Also the strategy of one worker."""
+
+    def __init__(self, student: Student, config: TrainConfig) -> None:
+        self._student, self._clip_norm = student, config.clip_norm
+        groups = parameter_groups(student, config.weight_decay)
+        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
+        self.module: nn.Module = student
+        if worker_count() > 1:
+            # All workers have the same buffers, one of them as long as the vocabulary: sent once, not with every step.
+            self.module = DistributedDataParallel(student, gradient_as_bucket_view=True, forward_sync_buffers=False)
+            self.module.register_comm_hook(None, lambda _, bucket: _add_up(bucket))  # it refuses annotations in strings
+
+    def part(self, last: bool) -> AbstractContextManager[None]:
+        """See `Strategy`."""
+        return nullcontext() if last or not isinstance(self.module, DistributedDataParallel) else self.module.no_sync()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """See `Strategy`."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, rate: float) -> torch.Tensor:
+        """See `Strategy`."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        norm = nn.utils.clip_grad_norm_(self._student.parameters(), self._clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return norm
+
+    def gradients(self) -> Tensors:
+        """See `Strategy`."""
+        return {name: p.grad.clone() for name, p in self._student.named_parameters() if p.grad is not None}
+
+    def state(self) -> State:
+        """See `Strategy`."""
+        moments = self._optimizer.state
+        named = [(name, p) for name, p in self._student.named_parameters()]
+        return State(
+            {name: p.detach().cpu() for name, p in named},
+            {name: moments[p]["exp_avg"].cpu() for name, p in named if p in moments},
+            {name: moments[p]["exp_avg_sq"].cpu() for name, p in named if p in moments},
+        )
+
+    @torch.no_grad()
+    def load(self, state: State, steps: int) -> None:
+        """See `Strategy`."""
+        for name, parameter in self._student.named_parameters():
+            parameter.copy_(state.weights[name])
+            if steps:
+                self._optimizer.state[parameter] = {
+                    "step": torch.tensor(float(steps), device=parameter.device),
+                    "exp_avg": state.first_moment[name].to(parameter.device, copy=True),
+                    "exp_avg_sq": state.second_moment[name].to(parameter.device, copy=True),
+                }
+
+
+def _add_up(bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    """Adds a bucket of gradients up over the workers, where DistributedDataParallel by itself takes their mean."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])
+
+
+def make_strategy(student: Student, config: TrainConfig, device: torch.device) -> Strategy:
+    """The configured strategy, holding a student."""
+    student.bf16 = config.precision == "bf16"
+    if config.strategy == "ddp":
+        return DataParallel(student.to(device), config)
+    from student.train.zero import Zero  # DeepSpeed takes seconds to import
+
+    return Zero(student.to(device), config)

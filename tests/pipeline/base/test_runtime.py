@@ -1,0 +1,56 @@
+"""Signals and the Ray that a command starts, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+
+from tests.tiny import ROOT
+
+COMMAND = """
+import time, ray
+from pipeline.base.runtime import start_ray
+from pipeline.base.signals import StopRequest
+
+start_ray()
+with StopRequest("finishing") as stop:
+    print("working", flush=True)
+    while not stop:
+        time.sleep(0.05)
+    time.sleep(1)
+    print("Ray still says", ray.get(ray.remote(lambda: 7).remote()), flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_sigterm_to_a_commands_group_leaves_its_ray_until_the_command_is_done() -> None:
+    """As `timeout` sends it. Ray's processes died of it, and the command after them, a minute later."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "working\n"
+    rays = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.stdout.readline() == "Ray still says 7\n"
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)  # outside of what may be finished, it is Ctrl-C
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (0, "interrupted\n"), errors
+    assert "autoscaler" not in errors
+    assert "SIGTERM received" not in errors
+    assert "Traceback" not in errors
+    assert not psutil.wait_procs(rays, timeout=30)[1]

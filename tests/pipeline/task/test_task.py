@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.base.errors import UserError
+from pipeline.task.task import MAX_CHARACTERS, MAX_VALUES, Task, dump_task, load_task
+
+TASKS = sorted((Path(__file__).parents[3] / "tasks").glob("*.yaml"))
+CONTENT: dict[str, Any] = {
+    "name": "t",
+    "teacher": "none",
+    "instruction": "Judge.",
+    "fields": {"a": ["x", "y"], "b": [True, 1, "1", None]},
+    "comments": {"min_tokens": 2, "max_tokens": 25},
+}
+
+scalars = st.one_of(
+    st.text(max_size=6), st.integers(), st.booleans(), st.none(), st.floats(allow_nan=False, allow_infinity=False)
+)
+value_lists = st.lists(scalars, min_size=1, max_size=5, unique_by=json.dumps)
+fields = st.dictionaries(st.text(max_size=5), value_lists, min_size=1, max_size=4)
+separators = st.sampled_from([(", ", ": "), (",", ":"), (" ,\n", "\t: ")])
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The usual content with one key, by dotted path, set anew."""
+    content = copy.deepcopy(CONTENT)
+    *parents, leaf = path.split(".")
+    inner = content
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+    inner[leaf] = value
+    return content
+
+
+def make_task(path: str = "name", value: Any = "t") -> Task:
+    return Task.model_validate(changed(path, value))
+
+
+def write_yaml(folder: Path, content: Any) -> str:
+    path = folder / "task.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("fields.free", {"type": "string"}, "'free' is not finite"),
+        ("fields.n", {"type": "integer"}, "'n' is not finite"),
+        ("fields.n", {"type": "integer", "minimum": 0}, "'n' is not finite"),
+        ("fields.n", {"type": "number", "minimum": 0, "maximum": 1}, "'n' is not finite"),
+        ("fields.n", {"type": "integer", "minimum": False, "maximum": 1}, "'n' is not finite"),
+        ("fields.n", {"type": "integer", "minimum": 3, "maximum": 1}, "'n' spans 3 to 1"),
+        ("fields.n", {"type": "integer", "minimum": 0, "maximum": 1000}, "'n' spans 0 to 1000"),
+        ("fields.free", "string", "'free' must list its values"),
+        ("fields.free", [], "'free' must list its values"),
+        ("fields.twice", ["x", "y", "x"], "'twice' lists \"x\" twice"),
+        ("fields.twice", [1, 1], "'twice' lists 1 twice"),
+        ("fields.twice", [None, None], "'twice' lists null twice"),
+        ("fields.nested", [["x"]], "'nested'"),
+        ("fields.nested", [{"x": 1}], "'nested'"),
+        ("fields.inf", [float("inf")], "'inf'"),
+        ("fields.inf", [float("nan")], "'inf'"),
+        ("fields", {}, "fields"),
+        ("fields", ["a"], "fields: must map"),
+        ("unknown", 1, "unknown: unknown key"),
+        ("format.unknown", 1, "format.unknown: unknown key"),
+        ("comments.unknown", 1, "comments.unknown: unknown key"),
+        ("format.item_separator", ";", "format.item_separator: must be ','"),
+        ("format.item_separator", ",,", "format.item_separator"),
+        ("format.item_separator", "", "format.item_separator"),
+        ("format.key_separator", "=", "format.key_separator: must be ':'"),
+        ("format.key_separator", ":\u00a0", "format.key_separator"),
+        ("format.indent", -1, "format.indent"),
+        ("comments.min_tokens", 26, r"min_tokens \(26\) is larger than max_tokens \(25\)"),
+        ("comments.min_tokens", 0, "comments.min_tokens"),
+        ("prompt", "no comment", "prompt: must hold {comment}"),
+        ("prompt", "{comment}{comment}", "prompt: must hold {comment}"),
+        ("prompt", "{comment}{instruction}{instruction}", "prompt: must hold"),
+        ("instruction", "", "instruction"),
+        ("name", "a/b", "name"),
+        ("context", "long", "context"),
+    ],
+)
+def test_refusals_name_the_key(tmp_path: Path, path: str, value: Any, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        load_task(write_yaml(tmp_path, changed(path, value)))
+
+
+def test_a_date_among_the_values_is_refused(tmp_path: Path) -> None:
+    text = yaml.safe_dump(CONTENT).replace("- x\n", "- 2020-01-01\n")
+    with pytest.raises(UserError, match=r"line 6: YAML reads `2020-01-01` as a date: write .* in quotes"):
+        load_task(write_yaml(tmp_path, text))
+
+
+def test_a_value_that_is_no_whole_text_is_refused(tmp_path: Path) -> None:
+    text = yaml.safe_dump(CONTENT).replace("- x\n", '- "\\ud800"\n')
+    with pytest.raises(UserError, match=r"line 6: .*ud800"):
+        load_task(write_yaml(tmp_path, text))
+
+
+def load_values(folder: Path, values: str) -> list[Any]:
+    """Values as they are written in a task file, on its line 7."""
+    head = {key: value for key, value in CONTENT.items() if key != "fields"}
+    text = yaml.safe_dump(head, sort_keys=False) + f"fields: {{a: {values}}}\n"
+    return load_task(write_yaml(folder, text)).fields["a"]
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        ('[translate, "yes", "no"]', ["translate", "yes", "no"]),
+        ("[translate, 'on', 'off']", ["translate", "on", "off"]),
+        ('["012", "1e3", "2024-02-29", "~", "null", ""]', ["012", "1e3", "2024-02-29", "~", "null", ""]),
+        ("[true, false]", [True, False]),
+        ("[True, FALSE]", [True, False]),
+        ("[low, high, null]", ["low", "high", None]),
+        ('["low", 1, true, null]', ["low", 1, True, None]),
+        ("[-1, 0, 0.5, 1.50, 1.0e+16]", [-1, 0, 0.5, 1.5, 1e16]),
+        ("[y, n, NaN, .5.1, 1-2]", ["y", "n", "NaN", ".5.1", "1-2"]),
+    ],
+)
+def test_values_are_read_as_they_are_written(tmp_path: Path, values: str, read: list[Any]) -> None:
+    found = load_values(tmp_path, values)
+    assert [(type(value), value) for value in found] == [(type(value), value) for value in read]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ("[translate, yes]", """lists `yes`, which YAML reads as true beside the strings 'translate': write "yes" in quotes"""),
+        ("[yes, no]", 'lists `yes`, which YAML reads as true: write "yes" in quotes for the string, or true for what JSON'),
+        ("[maybe, true]", """lists `true`, which YAML reads as true beside the strings 'maybe': write "true" in quotes"""),
+        ("[none, 'few', 3]", """lists `3`, which YAML reads as 3 beside the strings 'none': write "3" in quotes"""),
+        ("[low, 0.5]", """lists `0.5`, which YAML reads as 0.5 beside the strings 'low': write "0.5" in quotes"""),
+        ("[a, b, c, d, 5]", "lists `5`, which YAML reads as 5 beside the strings 'a', 'b', 'c', …: write"),
+        ("[+1, -1]", 'lists `+1`, which YAML reads as 1: write "+1" in quotes for the string, or 1 for'),
+        ("[.5]", 'lists `.5`, which YAML reads as 0.5: write ".5" in quotes for the string, or 0.5 for'),
+        ("[0x1f]", 'lists `0x1f`, which YAML reads as 31: write "0x1f" in quotes for the string, or 31 for'),
+        ("[1e3]", 'lists `1e3`, which YAML reads as "1e3": write "1e3" in quotes for the string, or 1000.0 for'),
+        ("[low, NULL, ~]", "lists `~`, which YAML reads as null beside the strings 'low': write \"~\" in quotes"),
+    ],
+)
+def test_a_value_that_yaml_takes_for_another_is_refused_with_what_to_write(tmp_path: Path, values: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_values(tmp_path, values)
+    assert "task.yaml, line 7: field 'a' " + told in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["name", "teacher", "instruction", "fields"])
+def test_a_missing_key_is_named(tmp_path: Path, missing: str) -> None:
+    with pytest.raises(UserError, match=f"{missing}: Field required"):
+        load_task(write_yaml(tmp_path, {key: value for key, value in CONTENT.items() if key != missing}))
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [("name: again\n", "name written twice"), ("x: {a: [1], a: [2]}\n", "line 16: a written twice in one mapping")],
+)
+def test_a_key_written_twice_is_refused(tmp_path: Path, extra: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        load_task(write_yaml(tmp_path, yaml.safe_dump(CONTENT) + extra))
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "just text", "a: [", "a: \x00"])
+def test_what_is_no_yaml_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"task\.yaml"):
+        load_task(write_yaml(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no file at .*absent\.yaml"):
+        load_task(str(tmp_path / "absent.yaml"))
+
+
+def test_values_of_different_types_are_different() -> None:
+    task = make_task("fields", {"a": [1, True, "1", "true", 1.0, None, "null", 0, False]})
+    assert [type(value) for (value,) in task.answers()] == [int, bool, str, str, float, type(None), str, int, bool]
+    assert len({task.render(answer) for answer in task.answers()}) == task.outputs == 9
+
+
+def test_typed_fields_are_spelt_out() -> None:
+    task = make_task("fields", {"flag": {"type": "boolean"}, "n": {"type": "integer", "minimum": -1, "maximum": 1}})
+    assert task.fields == {"flag": [True, False], "n": [-1, 0, 1]}
+    assert task.outputs == 6
+
+
+@given(fields=fields, data=st.data(), separators=separators, indent=st.sampled_from([None, 0, 1, 4]))
+def test_render_is_json_dumps(
+    fields: dict[str, Any], data: st.DataObject, separators: tuple[str, str], indent: int | None
+) -> None:
+    item, key = separators
+    task = Task.model_validate(
+        CONTENT | {"fields": fields, "format": {"item_separator": item, "key_separator": key, "indent": indent}}
+    )
+    answer = tuple(data.draw(st.sampled_from(values)) for values in fields.values())
+    wanted = json.dumps(
+        dict(zip(fields, answer, strict=True)),
+        ensure_ascii=False,
+        indent=indent,
+        separators=(item if indent is None else item.rstrip(), key),
+    )
+    assert task.render(answer) == wanted
+
+
+@given(
+    fields=fields,
+    data=st.data(),
+    prefix=st.sampled_from(["", "```json\n", "{"]),
+    suffix=st.sampled_from(["", "\n```", "}"]),
+    indent=st.sampled_from([None, 2]),
+)
+def test_parse_undoes_render(fields: dict[str, Any], data: st.DataObject, prefix: str, suffix: str, indent: int | None) -> None:
+    task = Task.model_validate(CONTENT | {"fields": fields, "format": {"prefix": prefix, "suffix": suffix, "indent": indent}})
+    answer = tuple(data.draw(st.sampled_from(values)) for values in fields.values())
+    parsed = task.parse(task.render(answer))
+    assert parsed is not None
+    assert [(type(value), value) for value in parsed] == [(type(value), value) for value in answer]
+
+
+@given(fields=fields)
+def test_rendered_answers_are_the_literals_around_the_values(fields: dict[str, Any]) -> None:
+    task = Task.model_validate(CONTENT | {"fields": fields})
+    first = [texts[0] for texts in task.value_texts()]
+    literals = task.literals()
+    assert len(literals) == len(fields) + 1
+    joined = literals[0] + "".join(value + literal for value, literal in zip(first, literals[1:], strict=True))
+    assert joined == task.render(next(task.answers()))
+
+
+def test_every_answer_is_written_differently() -> None:
+    task = make_task()
+    assert len({task.render(answer) for answer in task.answers()}) == task.outputs == 8
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": "x", "b": 1.0}',
+        '{"a": "x", "b": false}',
+        '{"a": "x", "b": "true"}',
+        '{"a": "z", "b": 1}',
+        '{"b": 1, "a": "x"}',
+        '{"a": "x"}',
+        '{"a": "x", "b": 1, "c": 1}',
+        '{"a": "z", "a": "x", "b": 1}',
+        '{"a": "x", "b": 1} and more',
+        'Sure: {"a": "x", "b": 1}',
+        '["x", 1]',
+        '"x"',
+        "",
+        '{"a": "x", "b": NaN}',
+        "[" * 100_000,
+        '{"a": "x", "b": ' + "1" * 5000 + "}",
+    ],
+    ids=lambda text: text[:40],
+)
+def test_parse_rejects(text: str) -> None:
+    assert make_task().parse(text) is None
+
+
+def test_parse_tells_true_from_one() -> None:
+    only_true, only_one = make_task("fields", {"b": [True]}), make_task("fields", {"b": [1]})
+    assert only_true.parse('{"b": true}') == (True,)
+    assert only_true.parse('{"b": 1}') is None
+    assert only_one.parse('{"b": true}') is None
+
+
+@given(text=st.text(max_size=40))
+def test_parse_never_raises(text: str) -> None:
+    assert make_task().parse(text) in (None, *make_task().answers())
+
+
+def test_user_turn_puts_the_comment_in_as_it_is() -> None:
+    task = make_task("prompt", "<{comment}> {instruction}")
+    assert task.user_turn("{instruction} {comment} \\1") == "<{instruction} {comment} \\1> Judge."
+    assert make_task().user_turn("hi") == "Judge.\n\nhi"
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+def test_the_tasks_of_the_repository_load(path: Path) -> None:
+    task = load_task(str(path))
+    assert task.name == path.stem
+    assert task.outputs > 1
+
+
+@pytest.mark.parametrize("path", ["name", "teacher"])
+def test_the_hash_leaves_names_out(path: str) -> None:
+    assert make_task(path, "another").hash == make_task().hash
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("instruction", "Judge!"),
+        ("prompt", "{comment}"),
+        ("fields.a", ["y", "x"]),
+        ("fields.a", ["x", "y", "z"]),
+        ("fields", {"b": CONTENT["fields"]["b"], "a": CONTENT["fields"]["a"]}),
+        ("fields.b", [1, True, "1", None]),
+        ("format.prefix", " "),
+        ("format.suffix", " "),
+        ("format.indent", 2),
+        ("format.item_separator", ","),
+        ("format.key_separator", ":"),
+        ("comments.min_tokens", 1),
+        ("comments.max_tokens", 26),
+        ("comments.urls", True),
+        ("comments.special_tokens", True),
+        ("separator", "\n"),
+        ("context", 76),
+        ("auxiliary_tokens", 279),
+    ],
+)
+def test_the_hash_tells_what_matters(path: str, value: Any) -> None:
+    assert make_task(path, value).hash != make_task().hash
+
+
+@settings(max_examples=50)
+@given(fields=fields, instruction=st.text(min_size=1, max_size=20), indent=st.sampled_from([None, 2]))
+def test_a_dumped_task_loads_the_same(
+    tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any], instruction: str, indent: int | None
+) -> None:
+    task = Task.model_validate(CONTENT | {"fields": fields, "instruction": instruction, "format": {"indent": indent}})
+    path = tmp_path_factory.getbasetemp() / "dumped.yaml"
+    path.write_bytes(dump_task(task).encode())
+    loaded = load_task(str(path))
+    assert loaded == task
+    assert loaded.hash == task.hash
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {f"😀{i}": [None] for i in range(MAX_VALUES)},
+        {"a": [f"v{i}" for i in range(MAX_VALUES)]},
+        {"a": ["\x01 \n\x85" * 10_000, "😀" * 15_000, "' \" " * 30_000]},
+    ],
+    ids=["fields", "values", "characters"],
+)
+def test_the_largest_tasks_are_read_back(tmp_path: Path, fields: dict[str, Any]) -> None:
+    task = make_task("fields", fields)
+    (tmp_path / "task.yaml").write_text(dump_task(task))
+    assert load_task(str(tmp_path / "task.yaml")) == task
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"a": list(range(MAX_VALUES)), "b": [0]}, "the fields list 10,001 values, more than 10,000"),
+        ({"a": ["x" * MAX_CHARACTERS]}, "characters as JSON, more than 500,000"),
+    ],
+)
+def test_a_task_is_bounded(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        make_task("fields", fields)
+
+
+def test_a_task_does_not_change() -> None:
+    with pytest.raises(ValidationError):
+        make_task().context = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("answer", "fits"),
+    [
+        ({"b": True, "a": "x"}, True),
+        ({"a": "x", "b": True}, True),
+        ('{"a": "x", "b": true}', True),
+        (' {"a":"x",\n"b":true} ', True),
+        ({"a": "x"}, False),
+        ({"a": "x", "b": True, "c": 1}, False),
+        ({"a": "x", "b": 1}, False),
+        ({"a": "X", "b": True}, False),
+        ({"a": ["x"], "b": True}, False),
+        ("x", False),
+        (None, False),
+        (3, False),
+        ([("a", "x"), ("b", True)], False),
+    ],
+)
+def test_given_answers_fit_as_text_or_mapping(answer: object, fits: bool) -> None:
+    task = make_task("fields", {"a": ["x", "y"], "b": [True, False]})
+    assert task.fit(answer) == (("x", True) if fits else None)
+
+
+@pytest.mark.parametrize(
+    ("given", "fits"),
+    [
+        ({"a": "x", "b": "true"}, True),
+        ({"a": "x", "b": "True"}, True),
+        ('{"b": true, "a": "x"}', True),
+        ('{"a": "x", "b": true, "b": false}', False),
+        ({"a": "x", "b": "yes"}, False),
+        ("x", False),
+    ],
+)
+def test_given_answers_may_be_in_any_order_and_hold_text_of_a_csv_file(given: object, fits: bool) -> None:
+    task = make_task("fields", {"a": ["x", "y"], "b": [True, False]})
+    assert task.fit(given) == (("x", True) if fits else None)
+
+
+def test_the_only_field_of_a_task_is_given_as_it_is() -> None:
+    task = make_task("fields", {"stars": [1, 2, 3]})
+    assert [task.fit(given) for given in (2, "2", {"stars": 2}, '{"stars": 2}', "4")] == [(2,)] * 4 + [None]
+
+
+def test_a_misfit_says_what_is_expected_or_which_value_is_wrong() -> None:
+    task = make_task("fields", {"a": ["x", "y"], "b": [True, False]})
+    assert task.misfit("translate") == "'translate' is not an object with a and b"
+    assert task.misfit({"a": "z", "b": True}) == "a is 'z', which is none of its 2 values"
+    assert len(task.misfit("long " * 1000)) < 150

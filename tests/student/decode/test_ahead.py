@@ -1,0 +1,104 @@
+"""One comment in one call, against the same among others, a call for each choice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.task.compiled import CompiledTask
+from student.decode.ahead import grow_tree
+from student.decode.choices import Choices
+from student.decode.decode import Decoded, Decoder
+from student.model.shape import Layer
+from tests.student.decode.test_decode import make_student, prefixes, recompiled
+from tests.student.decode.test_value_probabilities import BRANCHY
+from tests.tiny import tiny_task
+
+WINDOWED = {"family": "gemma3", "kinds": (Layer(window=5), Layer(base=1e6, stretch=8.0)), "key_value_heads": 1}
+STUDENTS: dict[str, dict[str, Any]] = {
+    "choices": {"sequence": "choices"},
+    "full": {"sequence": "full"},
+    "windows": WINDOWED | {"sequence": "full"},
+    "opening": WINDOWED | {"sequence": "choices", "opening": (7, 8, 9, 10, 11, 12)},
+    "wide window": {"sequence": "choices", "kinds": (Layer(window=30), Layer(window=3))},
+}
+TEMPERATURES = {"kind": 2.0, "count": 0.5}
+
+
+@pytest.fixture(scope="module")
+def branchy(compiled: CompiledTask) -> CompiledTask:
+    return recompiled(compiled, tiny_task(fields=BRANCHY))
+
+
+def equal(one: Decoded, other: Decoded, row: int) -> None:
+    assert one.tokens[0] == other.tokens[row]
+    assert one.confidence == pytest.approx(other.confidence[row], abs=1e-5)
+    assert one.shares is not None
+    assert other.shares is not None
+    for name, shares in one.shares.items():
+        np.testing.assert_allclose(shares[0], other.shares[name][row], atol=1.1e-4)
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+@torch.inference_mode()
+def test_one_call_answers_as_one_a_choice(branchy: CompiledTask, kind: str) -> None:
+    answers = set()
+    for seed in range(3):
+        model, given = make_student(branchy, seed, 6.0, tail=seed == 1, **STUDENTS[kind]), prefixes(branchy, 8)
+        decoder = Decoder(model, branchy, TEMPERATURES)
+        together = decoder.constrained(given, shares=True)
+        for row, prefix in enumerate(given):
+            alone = decoder.constrained([prefix], shares=True)
+            assert alone.calls == 1
+            equal(alone, together, row)
+            answers.add(tuple(alone.tokens[0]))
+    assert len(answers) > 3
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+@torch.inference_mode()
+def test_weights_in_bf16_answer_nearly_the_same(branchy: CompiledTask, kind: str) -> None:
+    given = prefixes(branchy, 8)
+    whole = Decoder(make_student(branchy, 1, 2.0, **STUDENTS[kind]), branchy).constrained(given, shares=True)
+    halved = Decoder(make_student(branchy, 1, 2.0, **STUDENTS[kind]).halved(), branchy)
+    together, alone = halved.constrained(given, shares=True), halved.constrained(given[:1], shares=True)
+    for found in (together, alone):
+        assert whole.shares is not None
+        assert found.shares is not None
+        np.testing.assert_allclose(found.shares["kind"], whole.shares["kind"][: len(found.tokens)], atol=0.05)
+    assert np.abs(together.confidence - whole.confidence).max() > 0  # it is another precision
+
+
+def test_a_tree_that_would_take_longer_is_not_read(branchy: CompiledTask) -> None:
+    choices = Choices(branchy, forced_read=False)
+    tree = grow_tree(choices, 1000, "cpu")
+    assert tree is not None
+    assert grow_tree(choices, int(1e8 / 2 / len(tree.tokens)) + 1, "cpu") is None
+    assert grow_tree(choices, int(1e8 / 2 / len(tree.tokens)) - 1, "cpu") is not None
+    assert grow_tree(choices, 1000, "an unknown kind") is None
+
+
+def test_every_node_sees_the_choices_on_its_way(branchy: CompiledTask) -> None:
+    tree = grow_tree(Choices(branchy, forced_read=False), 1000, "cpu")
+    assert tree is not None
+    for token, seen in enumerate(tree.visible_NN):
+        assert seen[token]
+        assert seen.sum() == tree.places[token] + 1
+        assert sorted(tree.places[seen]) == list(range(tree.places[token] + 1))
+    mask = tree.mask(4)
+    assert set(mask.unique().tolist()) == {0.0, -torch.inf}
+    visible = mask == 0
+    assert visible[:4, :4].tolist() == torch.ones(4, 4).tril().bool().tolist()
+    assert visible[4:, :4].all()
+    assert not visible[:4, 4:].any()
+
+
+def test_one_answer_alone_still_costs_no_call(compiled: CompiledTask) -> None:
+    single = recompiled(compiled, tiny_task(fields={"mood": ["good"]}))
+    decoded = Decoder(make_student(single, sequence="choices"), single).constrained(prefixes(single, 1), shares=True)
+    assert decoded.calls == 0
+    assert decoded.shares is not None
+    assert decoded.shares["mood"].tolist() == [[1.0]]

@@ -1,0 +1,169 @@
+"""`retort evaluate` and what reads its figures, with students that the defaults have trained."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.base import storage
+from pipeline.base.tracking import field_metric, field_of
+from pipeline.cli.main import main
+from pipeline.config import TrackingConfig
+from pipeline.shards.manifest import Shards, open_shards
+from pipeline.task.compiled import CompiledTask
+from student.config import EvaluateConfig, TrainConfig
+from student.evaluate.evaluate import measure
+from student.evaluate.report import learning_rate, render
+from tests.names import drawn, left_open
+from tests.student.conftest import DEBUG, made_up_shards
+from tests.student.decode.test_decode import recompiled
+from tests.student.trained import train_here
+from tests.tiny import tiny_task
+
+FIELDS = {
+    "price_$5_to_$9": ["$0", "<script>alert('x')</script>", "[/red] {{ 7 * 7 }}"],
+    "_<script>alert(1)</script> [/x] | 100 % \x07 😀/..": [True, False],
+}
+
+
+def relabelled(shards: Shards, folder: Path, **changes: Any) -> Shards:
+    """The same shards with another manifest."""
+    shutil.copytree(shards.folder, folder)
+    storage.write_json(str(folder / "manifest.json"), shards.manifest | changes)
+    return open_shards(str(folder))
+
+
+def given(shards: Shards, folder: Path) -> Shards:
+    """The same shards as `retort score` makes them of labels."""
+    return relabelled(shards, folder, comments={"source": {"answer": "label"}})
+
+
+class Runs:
+    """Runs `train`, `evaluate` and `compare` with one MLflow store, as making its tables takes seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.uri = folder, f"sqlite:///{folder}/mlflow.db"
+
+    def evaluated(self, name: str, shards: Shards) -> tuple[str, str, dict[str, Any]]:
+        """What `evaluate` says of a student, its page and its figures."""
+        out = self.folder / name
+        train_here(out, shards, TrackingConfig(uri=self.uri, experiment=name))
+        said = self._retort("evaluate", "--out", str(out), "--shards", shards.folder)
+        figures = json.loads((out / "report/fidelity.json").read_text())
+        return said, html.unescape((out / "report/fidelity.html").read_text()), figures
+
+    def compared(self, name: str) -> str:
+        """The page of `compare`."""
+        self._retort("compare", "--out", str(self.folder / name), "--uri", self.uri, "--experiment", name)
+        return html.unescape((self.folder / name / "compare/compare.html").read_text())
+
+    def _retort(self, *arguments: str) -> str:
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+
+def drawings(page: str) -> list[str]:
+    return [drawn(uri) for uri in re.findall(r'src="(data:[^"]*)"', page)]
+
+
+def keys(content: Any) -> Any:
+    return {name: keys(value) for name, value in content.items()} if isinstance(content, dict) else None
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def taught(runs: Runs, shards: Shards) -> tuple[str, str, dict[str, Any]]:
+    """A report on a teacher's answers."""
+    return runs.evaluated("taught", shards)
+
+
+def test_a_report_on_a_teachers_answers(taught: tuple[str, str, dict[str, Any]]) -> None:
+    said, page, figures = taught
+    assert figures["answers"] == "teacher"
+    assert "agreement with the teacher" in said
+    assert re.search(r"answers/s, [\d.]+ × the teacher; KL [\d.]+ nats", said)
+    for words in ("KL(teacher ‖ student)", "equal the teacher's", "the teacher's answers a second", "<code>made up</code>"):
+        assert words in page
+    assert "Agreement with the teacher" in drawings(page)[0]
+    assert f"learning rate up to {0.25 / DEBUG.width:.3g}" in page
+
+
+def test_a_report_on_labels_speaks_of_no_teacher(
+    runs: Runs, shards: Shards, taught: tuple[str, str, dict[str, Any]], tmp_path: Path
+) -> None:
+    said, page, figures = runs.evaluated("labels", given(shards, tmp_path / "shards"))
+    assert keys(figures) == keys(taught[2])
+    assert (figures["answers"], figures["steps"]["kl"], figures["steps"]["choice_kl"]) == ("given", None, None)
+    assert (figures["speed"]["ratio"], figures["speed"]["teacher_answers_per_second"]) == (None, None)
+    assert "agreement with the given answers" in said
+    assert "How closely it follows the given answers" in page
+    assert "Agreement with the given answers" in drawings(page)[0]
+    for text in (said, *drawings(page), re.sub(r"<style>.*?</style>|data:[^\"]*", "", page, flags=re.DOTALL)):
+        for absent in ("KL", "×", "the teacher", "made up"):
+            assert absent not in text
+    assert '<td class="n">–</td>' in runs.compared("labels")  # its KL
+    assert "choice_kl" not in (runs.folder / "labels/compare/compare.json").read_text()
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_fields_and_values_may_have_any_names(
+    runs: Runs, compiled: CompiledTask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = made_up_shards(tmp_path, recompiled(compiled, tiny_task(fields=FIELDS, context=300)), 120)
+    said, page, figures = runs.evaluated("names", shards)
+    assert "not in MLflow" not in caplog.text
+    assert "price_$5_to_$9" in said
+    assert list(figures["student"]["fields"]) == list(FIELDS)
+    for text in (page, runs.compared("names")):
+        assert any(">price_$5_to_$9<" in svg for svg in drawings(text))
+        assert all(name.partition("\x07")[0] in text for name in FIELDS)
+    written = (runs.folder / "names/report/fidelity.html").read_text() + (
+        runs.folder / "names/compare/compare.html"
+    ).read_text()
+    assert "<script" not in written
+
+
+def test_shards_that_do_not_say_how_fast_the_teacher_was(
+    runs: Runs, shards: Shards, taught: tuple[str, str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """As those that came from JSON lines."""
+    unknown = relabelled(shards, tmp_path / "shards", teacher_seconds=0.0)
+    figures = measure(EvaluateConfig(limit=5), unknown.folder, str(runs.folder / "taught/student"), str(tmp_path / "report"))
+    assert figures["speed"]["ratio"] is None
+    assert figures["steps"]["kl"] > 0
+    assert "the teacher's answers a second" not in (tmp_path / "report/fidelity.html").read_text()
+
+
+@pytest.mark.parametrize("answers", ["teacher", "given"])
+def test_the_page_with_every_setting_left_open(taught: tuple[str, str, dict[str, Any]], answers: str) -> None:
+    figures = taught[2]
+    recipe = TrainConfig.model_validate(left_open(TrainConfig)).recipe()
+    figures = figures | {"training": figures["training"] | {"train": recipe}, "answers": answers}
+    assert figures["sizes"]["teacher"] is None
+    assert "unknown" in render(figures) or answers == "given"
+
+
+def test_the_learning_rate_that_a_training_took() -> None:
+    training: dict[str, Any] = {"train": {"learning_rate": None}, "student": {"width": 50}}
+    assert learning_rate(training) == 0.005
+    assert learning_rate(training | {"init": "the content of a student"}) == 0.002
+    assert learning_rate(training | {"train": {"learning_rate": 0.01}}) == 0.01
+
+
+def test_a_field_keeps_its_name_in_mlflow() -> None:
+    for name in (*FIELDS, "plain", "v1.2", "a/../b", "größe", "24:x"):
+        assert field_of(field_metric(name)) == name
+        assert re.fullmatch(r"test/field/[\w :-]*", field_metric(name))
+    assert len(field_metric("x" * 500)) == 250

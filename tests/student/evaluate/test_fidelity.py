@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.shards.manifest import Shards
+from student.data.examples import open_examples
+from student.data.unpack import TRAIN
+from student.evaluate.fidelity import agreement, calibration, step_measures
+from student.evaluate.floors import majority, majority_by_field, tfidf_regression
+from student.model.model import Student
+from tests.tiny import tiny_task
+
+
+def test_agreement_counts_invalid_answers_as_wrong() -> None:
+    teacher = [("good", True), ("bad", True), ("bad", False), ("mixed", False)]
+    other = [("good", True), ("bad", False), None, ("good", True)]
+    result = agreement(tiny_task(), teacher, other)
+    assert result == {"valid": 0.75, "whole": 0.25, "fields": {"mood": 0.5, "loud": 0.25}}
+
+
+def test_calibration_error_by_hand() -> None:
+    confidence = np.array([0.95, 0.95, 0.55, 0.55, 1.0])
+    right = np.array([1.0, 0.0, 1.0, 1.0, 1.0])
+    # bin 0.9-1: mean confidence 2.9/3, accuracy 2/3, three of five; bin 0.5-0.6: 0.55 against 1, two of five
+    expected = 3 / 5 * abs(2.9 / 3 - 2 / 3) + 2 / 5 * abs(0.55 - 1)
+    result = calibration(confidence, right)
+    assert result["ece"] == pytest.approx(expected)
+    assert [b["count"] for b in result["bins"]] == [2, 3]
+
+
+def test_a_sure_and_right_student_is_calibrated() -> None:
+    assert calibration(np.ones(10), np.ones(10))["ece"] == 0
+    assert calibration(np.zeros(0), np.zeros(0)) == {"ece": 0.0, "bins": []}
+
+
+@torch.inference_mode()
+def test_step_measures_against_float64(model: Student, shards: Shards) -> None:
+    examples = open_examples(shards, TRAIN, "full")
+    batch = examples.batch(np.arange(20))
+    result = step_measures(model, [examples.batch(np.arange(7)), examples.batch(np.arange(7, 20))])
+    student = model(batch.tokens, batch.predict).double().log_softmax(-1)
+    teacher = batch.teacher.double().log_softmax(-1)
+    kl = (teacher.exp() * (teacher - student)).sum(-1)
+    right = student.argmax(-1) == batch.targets
+    assert result["steps"] == len(batch.targets)
+    assert result["kl"] == pytest.approx(kl.mean().item(), rel=1e-5)
+    assert result["choice_kl"] == pytest.approx(kl[batch.choice].mean().item(), rel=1e-5)
+    assert result["accuracy"] == pytest.approx(right.double().mean().item())
+    assert result["choice_accuracy"] == pytest.approx(right[batch.choice].double().mean().item())
+
+
+@torch.inference_mode()
+def test_the_tail_is_left_out_of_step_measures(model: Student, shards: Shards) -> None:
+    examples, W = open_examples(shards, TRAIN, "full"), shards.compiled.watched.size
+    torch.manual_seed(1)
+    tailed = Student(replace(model.shape, output_vocabulary=W + 1), model.rows.numpy()).eval()
+    wide = torch.cat([model.head.weight, 50 * torch.randn(1, model.shape.width)])
+    tailed.load_state_dict(model.state_dict() | {"head.weight": wide})
+    expected, found = (step_measures(student, [examples.batch(np.arange(20))]) for student in (model, tailed))
+    assert found["kl"] == pytest.approx(expected["kl"], rel=1e-5)
+    assert found["choice_accuracy"] == expected["choice_accuracy"]
+    assert found["calibration"]["ece"] == pytest.approx(expected["calibration"]["ece"], rel=1e-4)
+
+
+def test_floors() -> None:
+    train = [("good", True)] * 3 + [("bad", False)] * 2 + [("good", False)] * 2
+    assert majority(train, 2) == [("good", True)] * 2
+    assert majority_by_field(train) == ("good", False)
+    texts = ["nice day"] * 3 + ["awful rain"] * 2 + ["nice rain"] * 2
+    assert tfidf_regression(texts, train, ["nice day", "awful rain"]) == [("good", True), ("bad", False)]
+
+
+def test_tfidf_floor_where_there_is_nothing_to_regress_on() -> None:
+    assert tfidf_regression(["a", "b"], [("good", 1), ("good", 1)], ["c"]) == [("good", 1)]
+    assert tfidf_regression(["one two", "one three"], [("good", 1), ("good", None)], ["one two"])[0][0] == "good"

@@ -1,0 +1,186 @@
+"""`retort predict` in one process; tests/integration/test_run.py has it under Ray Data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.config import ClusterSettings
+from pipeline.base.errors import UserError
+from pipeline.base.signals import Stopped
+from pipeline.cli.settings import load_config
+from pipeline.task.compiled import CompiledTask
+from student.decode.answerer import Answerer
+from student.model.checkpoint import save_student, save_temperatures
+from student.predict.predict import Predictor, predict
+from tests.student.decode.test_decode import make_student
+
+BODIES = [
+    "good and LOUD",
+    "",
+    None,
+    "see https://x.org",
+    "bad <end_of_turn>",
+    *(f"bad and quiet {i}" for i in range(20)),
+    "good " * 60,
+]
+KEPT = [1, *range(6, 26)]  # lines
+
+
+@pytest.fixture
+def student(compiled: CompiledTask, tmp_path: Path) -> str:
+    folder = str(tmp_path / "student")
+    save_student(folder, make_student(compiled, 3, 6.0, sequence="choices"), compiled)
+    return folder
+
+
+def configured(folder: Path, *overrides: str) -> ClusterSettings:
+    path = folder / "comments.jsonl"
+    if not path.exists():
+        path.write_text("".join(json.dumps({"id": i, "body": body}) + "\n" for i, body in enumerate(BODIES)) + "{broken\n")
+    return load_config(None, ["predict.workers=0", "predict.rows_per_unit=8", *overrides], {"comments.paths": [str(path)]})
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def answers(folder: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted((folder / "out/answers").iterdir()) for row in lines(path)]
+
+
+def test_every_row_has_an_answer_or_a_reason(compiled: CompiledTask, student: str, tmp_path: Path) -> None:
+    done = predict(configured(tmp_path), student, str(tmp_path / "out"))
+    found, aside = answers(tmp_path), lines(tmp_path / "out/comments/set_aside.jsonl")
+    assert done == {"answers": len(KEPT), "set_aside": len(BODIES) + 1 - len(KEPT)}
+    assert [row["line"] for row in found] == KEPT
+    assert {row["line"]: row["reason"].split(":")[0] for row in aside} == {
+        2: "too_short",
+        3: "the text is null",
+        4: "urls",
+        5: "special_tokens",
+        26: "too_long",
+        27: "not JSON",
+    }
+    assert [row["body"] for row in found] == [BODIES[row["line"] - 1] for row in found]
+    assert all(compiled.task.fit(row["answer"]) for row in found)
+    assert len({path.name for path in (tmp_path / "out/answers").iterdir()}) == 3
+
+
+def test_a_killed_prediction_goes_on_with_what_is_missing(
+    student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(configured(tmp_path), student, str(tmp_path / "out"))
+    whole = {path: path.read_bytes() for path in (tmp_path / "out/answers").iterdir()}
+    gone = tmp_path / "out/answers/part-000001.jsonl"
+    gone.unlink()
+    done: list[int] = []
+    unit = Predictor.unit
+    monkeypatch.setattr(Predictor, "unit", lambda self, number: done.append(number) or unit(self, number))
+    predict(configured(tmp_path), student, str(tmp_path / "out"))
+    assert done == [1]
+    assert {path: path.read_bytes() for path in whole} == whole
+    predict(configured(tmp_path), student, str(tmp_path / "out"))
+    assert done == [1]
+
+
+def test_a_stopped_prediction_says_so_and_goes_on(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict(configured(tmp_path), student, str(tmp_path / "out"))
+    whole = answers(tmp_path)
+    for number in (0, 1):  # the shorter one is there
+        (tmp_path / f"out/answers/part-{number:06d}.jsonl").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.base.signals.StopRequest.__bool__", lambda _: True)
+        with pytest.raises(Stopped, match="2 of 3 units"):
+            predict(configured(tmp_path), student, str(tmp_path / "out"))
+    predict(configured(tmp_path), student, str(tmp_path / "out"))
+    assert answers(tmp_path) == whole
+
+
+def test_another_student_form_or_comments_are_refused(compiled: CompiledTask, student: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    predict(configured(tmp_path), student, out)
+    for override in ("predict.format=parquet", "predict.probabilities=true", "comments.limit=3"):
+        with pytest.raises(UserError, match="another prediction"):
+            predict(configured(tmp_path, override), student, out)
+    save_temperatures(student, {"mood": 2.0, "loud": 1.0})
+    with pytest.raises(UserError, match="another prediction"):
+        predict(configured(tmp_path), student, out)
+
+
+def test_parquet_holds_the_same(compiled: CompiledTask, student: str, tmp_path: Path) -> None:
+    config = configured(tmp_path, "predict.format=parquet", "predict.probabilities=true", "comments.limit=10")
+    predict(config, student, str(tmp_path / "out"))
+    rows = [row for path in sorted((tmp_path / "out/answers").iterdir()) for row in pq.read_table(path).to_pylist()]
+    assert [row["line"] for row in rows] == KEPT[:10]
+    for row in rows:
+        answer, shares = json.loads(row["answer"]), json.loads(row["probabilities"])
+        assert list(shares) == list(compiled.task.fields) == list(answer)
+        for name, ranked in shares.items():
+            assert sum(pair["share"] for pair in ranked) == pytest.approx(1, abs=1e-3)
+            assert [repr(pair["value"]) for pair in ranked] == list(map(repr, compiled.task.fields[name]))
+        assert row["confidence"] > 0
+
+
+def test_a_comment_has_the_same_answer_in_any_company(compiled: CompiledTask, student: str, tmp_path: Path) -> None:
+    predict(configured(tmp_path), student, str(tmp_path / "out"))
+    predict(configured(tmp_path, "predict.rows_per_unit=1"), student, str(tmp_path / "alone/out"))
+    together, alone = answers(tmp_path), answers(tmp_path / "alone")
+    assert [row["answer"] for row in together] == [row["answer"] for row in alone]
+    assert [row["confidence"] for row in together] == pytest.approx([row["confidence"] for row in alone], abs=2e-6)
+
+
+def test_comments_that_cannot_be_read_are_named(student: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no key 'text'"):
+        predict(configured(tmp_path, "comments.text=text"), student, str(tmp_path / "out"))
+    with pytest.raises(UserError, match="more than 1 malformed"):
+        predict(configured(tmp_path, "comments.max_malformed=1"), student, str(tmp_path / "out2"))
+    with pytest.raises(UserError, match="no student in"):
+        predict(configured(tmp_path), str(tmp_path / "nowhere"), str(tmp_path / "out3"))
+
+
+def test_temperatures_are_used_where_the_student_has_them(compiled: CompiledTask, student: str, tmp_path: Path) -> None:
+    predict(configured(tmp_path), student, str(tmp_path / "plain/out"))
+    save_temperatures(student, {"mood": 20.0, "loud": 20.0})
+    assert Answerer.load(student).compiled.task == compiled.task
+    predict(configured(tmp_path), student, str(tmp_path / "flat/out"))
+    plain, flat = answers(tmp_path / "plain"), answers(tmp_path / "flat")
+    assert [row["answer"] for row in plain] == [row["answer"] for row in flat]
+    assert max(row["confidence"] for row in flat) < min(row["confidence"] for row in plain)
+
+
+class Beside:
+    """A teacher that finds everything mixed but what it cannot be asked."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def answer(self, texts: list[str]) -> list[dict[str, Any] | None]:
+        return [None if text.endswith("7") else {"mood": "mixed", "loud": False} for text in texts]
+
+
+def test_unsure_answers_are_the_teachers(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("student.predict.predict.Teacher", Beside)
+    predict(configured(tmp_path), student, str(tmp_path / "alone/out"))
+    alone = {row["line"]: row for row in answers(tmp_path / "alone")}
+    threshold = sorted(row["confidence"] for row in alone.values())[len(alone) // 2]
+    config = configured(tmp_path, "predict.teacher=some", f"predict.fallback={threshold}")
+    predict(config, student, str(tmp_path / "out"))
+    taught = 0
+    for row in answers(tmp_path):
+        before = alone[row["line"]]
+        assert row["confidence"] == pytest.approx(before["confidence"], abs=2e-6)
+        if before["confidence"] < threshold - 1e-5 and not row["body"].endswith("7"):
+            assert (row["source"], row["answer"]) == ("teacher", {"mood": "mixed", "loud": False})
+            taught += 1
+        else:
+            assert (row["source"], row["answer"]) == ("student", before["answer"])
+    assert taught > 5
+    with pytest.raises(UserError, match="fall back on"):
+        configured(tmp_path, "predict.fallback=0.5")
+    with pytest.raises(UserError, match="--fallback"):
+        configured(tmp_path, "predict.teacher=some")
