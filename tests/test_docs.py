@@ -1,18 +1,22 @@
-"""The README is true: its task is a task, its files exist, its options and keys are the command's."""
+"""The README and docs/ are true: the task is a task, files exist, options and keys are the command's."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import click
+import pytest
 import yaml
 
 from pipeline.cli.main import main
 from pipeline.cli.settings import load_config
 from pipeline.task.task import Task
+from tests import settings_page
 from tests.tiny import ROOT
 
 README = (ROOT / "README.md").read_text()
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 
 
 def test_its_task_is_a_task() -> None:
@@ -21,10 +25,19 @@ def test_its_task_is_a_task() -> None:
     assert Task.model_validate(yaml.safe_load(blocks[0])).outputs == 6
 
 
-def test_its_files_exist() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def test_it_is_short() -> None:
+    assert len(README.split()) <= 1300
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_linked_files_exist(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert [page.name for page in PAGES if page.parent.name == "docs" and f"]({page.name})" not in index] == ["README.md"]
 
 
 def test_its_options_are_the_commands() -> None:
@@ -35,10 +48,15 @@ def test_its_options_are_the_commands() -> None:
     assert used <= known
 
 
-def test_its_settings_are_configuration_keys() -> None:
-    overrides = re.findall(r"--set ([a-z_.]+=[A-Za-z0-9]+)", README)
-    assert len(overrides) > 5
-    load_config(None, overrides, {})
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_settings_are_configuration_keys(page: Path) -> None:
+    if page.stem != "log":  # which tells of settings that are gone
+        load_config(None, re.findall(r"--set '?([a-z_]+\.[a-z_.]+=[A-Za-z0-9\[\],.-]*[A-Za-z0-9\]])", page.read_text()), {})
+
+
+def test_the_page_of_settings_has_all_of_them() -> None:
+    """`python -m tests.settings_page` writes it anew."""
+    assert settings_page.PAGE.read_text() == settings_page.render()
 
 
 def test_its_targets_are_the_makefiles() -> None:
