@@ -35,7 +35,7 @@ ui: setup  ## open MLflow on the runs of RUN (runs/local), at http://127.0.0.1:5
 	$(VENV)/bin/mlflow server --backend-store-uri sqlite:///$(abspath $(RUN))/mlflow.db --host 127.0.0.1 --port 5000
 
 test: setup  ## the tests, some minutes
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: setup  ## the longer proofs
 	$(VENV)/bin/python -m pytest -m slow

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.task.tokenization import TextTokenizer
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores; children take it over
+settings.register_profile("retort", deadline=None)  # the machine may be busy
+settings.load_profile("retort")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, which tests send
 
+LONGEST = ["test_cluster", "test_tune", "test_run", "test_prune", "test_engines"]  # of tests/integration
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 END_ID = SPECIAL.index("<end_of_turn>")
@@ -149,3 +155,8 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared is absent")
     return SHARED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with what takes longest, so that the workers end together."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))

@@ -13,8 +13,8 @@ from tests.tiny import ROOT
 PAGE = ROOT / "docs" / "settings.md"
 HEAD = """# Settings
 
-Every key of a `--config` file, and of `--set KEY=VALUE`. An unknown key is an error. `null` leaves a choice to Retort. The task's
-own file is explained in [`tasks/reddit_sentiment.yaml`](../tasks/reddit_sentiment.yaml).
+Every key of a `--config` file, and of `--set KEY=VALUE`. An unknown key is an error. `null` leaves a choice to Retort.
+The task's own file is explained in [`tasks/reddit_sentiment.yaml`](../tasks/reddit_sentiment.yaml).
 """
 
 

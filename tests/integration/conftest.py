@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 
 from pipeline.base.runtime import MALLOC
 from pipeline.cli.main import main
@@ -51,10 +52,12 @@ def retort(tmp_path_factory: pytest.TempPathFactory) -> Retort:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with comments.jsonl.gz and teacher/."""
+    """A folder with comments.jsonl.gz and teacher/, which the workers of a test run share."""
     from pipeline.demo.build import build_demo
     from pipeline.demo.teacher import DEFAULT_FIT
 
-    folder = tmp_path_factory.mktemp("demo")
-    build_demo(str(folder), count=1600, fit=dataclasses.replace(DEFAULT_FIT, epochs=4))
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.getbasetemp()) / "demo"
+    with FileLock(f"{folder}.lock"):
+        build_demo(str(folder), count=1600, fit=dataclasses.replace(DEFAULT_FIT, epochs=4))
     return folder

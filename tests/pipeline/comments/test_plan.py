@@ -75,7 +75,7 @@ def write_units(folder: str, tables: list[list[str]], size: int, limit: int | No
     return writer, told
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     tables=st.lists(st.lists(st.sampled_from(STATUSES), max_size=9), max_size=5),
     size=st.integers(1, 5),

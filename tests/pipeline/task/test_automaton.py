@@ -27,7 +27,7 @@ from pipeline.task.tokenization import TextTokenizer, load_teacher_tokenizer
 
 Tokens = tuple[int, ...]
 ALPHABET = 'aab12 ",:\\{}é日😀\n▁'
-property_test = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+property_test = settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 
 
 def make_task(fields: dict[str, Any], **format_: Any) -> Task:

@@ -107,7 +107,7 @@ def changed(kind: str) -> TextTokenizer:
 
 
 @pytest.mark.parametrize("kind", LIMITED)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(text=texts)
 def test_no_token_stands_for_more_characters_than_the_limit(kind: str, text: str) -> None:
     tokenizer = changed(kind)

@@ -59,7 +59,6 @@ def test_the_attacks_would_succeed_on_the_unguarded_tokenizer(bpe_tokenizer: Tex
         assert bpe_tokenizer.has_control(unguarded.encode(attack, add_special_tokens=False).ids)
 
 
-@settings(deadline=None)
 @given(comment=attacks)
 def test_any_text_encodes_to_no_control_token(tokenizers: dict[str, TextTokenizer], comment: str) -> None:
     for kind in ("gemma", "byte_level"):
@@ -97,7 +96,7 @@ def test_prompt_equals_the_chat_template(chat: PreTrainedTokenizerFast, changes:
         assert ids == hf_prompt(chat, task, comment)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(comment=st.text(max_size=30).map(str.strip).filter(lambda text: text and not any(s in text for s in SPECIAL)))
 def test_prompt_equals_the_chat_template_for_any_comment(chat: PreTrainedTokenizerFast, comment: str) -> None:
     task, tokenizer = make_task(), TeacherTokenizer(chat)
@@ -178,7 +177,6 @@ def test_offsets_cover_every_character_in_order(bpe_tokenizer: TextTokenizer, te
         position = end
 
 
-@settings(deadline=None)
 @given(text=st.text(max_size=20).filter(lambda text: "▁" not in text))
 def test_decode_gives_back_what_was_encoded(tokenizers: dict[str, TextTokenizer], text: str) -> None:
     for kind in ("gemma", "byte_level"):

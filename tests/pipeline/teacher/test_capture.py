@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.task.automaton import Automaton, build
@@ -62,7 +62,6 @@ def test_log_sum_exp_with_masked_tokens_and_unchanged_input() -> None:
     assert torch.equal(logits, before)
 
 
-@settings(deadline=None)
 @given(values=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=20))
 def test_log_sum_exp_of_any_row(values: list[float]) -> None:
     logits = torch.tensor([values])
@@ -178,7 +177,6 @@ def test_recorder_drains_an_empty_batch() -> None:
     assert captured.logits.shape == (0, 0, len(WATCHED))
 
 
-@settings(deadline=None)
 @given(data=st.data(), lengths=st.lists(st.integers(1, 4), min_size=1, max_size=5))
 def test_recorder_in_any_order_with_repeats(data: st.DataObject, lengths: list[int]) -> None:
     """Every (row, step) at least once, in any order, some twice: what was seen last is kept."""
@@ -283,7 +281,6 @@ def automata() -> st.SearchStrategy[Automaton]:
     return st.sets(words, min_size=1, max_size=8).map(lambda language: build([language]))
 
 
-@settings(deadline=None)
 @given(automaton=automata(), data=st.data())
 def test_constraint_leaves_only_what_each_state_allows(automaton: Automaton, data: st.DataObject) -> None:
     at = data.draw(st.lists(st.integers(-1, automaton.end), min_size=1, max_size=6))
@@ -298,7 +295,6 @@ def test_constraint_leaves_only_what_each_state_allows(automaton: Automaton, dat
             assert constrained[i, token] == wanted
 
 
-@settings(deadline=None)
 @given(automaton=automata())
 def test_constraint_advances_along_the_tables(automaton: Automaton) -> None:
     ways = [
