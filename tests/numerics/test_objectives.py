@@ -65,14 +65,14 @@ def compare(config: TrainConfig, seed: int, scale: float, progress: float, weigh
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=SEEDS, scale=SCALES, progress=st.floats(0, 1))
 def test_objective_and_gradient_equal_the_float64_reference(name: str, seed: int, scale: float, progress: float) -> None:
     compare(TrainConfig(objective=name, top_k=4), seed, scale, progress, weighted=False)
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=SEEDS,
     scale=SCALES,
@@ -111,7 +111,7 @@ def divergence(name: str, student: torch.Tensor, teacher: torch.Tensor, **option
 
 
 @pytest.mark.parametrize("name", ["curriculum", "temperature", "topk", "reverse-kl"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=SEEDS, scale=SCALES, constant=st.floats(-10, 10))
 def test_a_student_equal_to_its_teacher_up_to_a_constant_costs_nothing(
     name: str, seed: int, scale: float, constant: float
@@ -125,7 +125,7 @@ def test_a_student_equal_to_its_teacher_up_to_a_constant_costs_nothing(
     assert student.grad.abs().max() < 1e-4
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=SEEDS, scale=SCALES, share=st.sampled_from([0.05, 0.3, 0.99]))
 def test_slim_costs_nothing_where_the_student_is_the_truncated_teacher(seed: int, scale: float, share: float) -> None:
     teacher = torch.tensor(scale * np.random.default_rng(seed).normal(size=(M, W)), dtype=torch.float32).log_softmax(-1)
@@ -136,7 +136,7 @@ def test_slim_costs_nothing_where_the_student_is_the_truncated_teacher(seed: int
         assert divergence("slim", teacher, teacher, top_share=share).min() > 1e-3  # the student is not renormalised
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=SEEDS, scale=SCALES)
 def test_no_divergence_is_negative(seed: int, scale: float) -> None:
     teacher, student = torch.tensor(scale * np.random.default_rng(seed).normal(size=(2, M, W)), dtype=torch.float32)
@@ -170,7 +170,7 @@ def test_slim_weighs_a_position_without_a_gradient_of_the_weight() -> None:
     np.testing.assert_allclose(student.grad, 3.5 * np.array([[-0.8, 0.4, 0.4]]), rtol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=SEEDS, scale=st.sampled_from([0.1, 1.0, 5.0, 20.0]), temperature=st.sampled_from(TEMPERATURES))
 def test_the_tail_is_the_mass_outside_the_watched_set(seed: int, scale: float, temperature: int) -> None:
     full = full_vocabulary(np.random.default_rng(seed), scale, balanced=False)
@@ -180,7 +180,7 @@ def test_the_tail_is_the_mass_outside_the_watched_set(seed: int, scale: float, t
     np.testing.assert_allclose(classes.exp().sum(-1), 1, atol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=SEEDS, scale=SCALES, temperature=st.sampled_from([0.7, 1.0, 2.0, 3.0]))
 def test_without_the_tail_the_teacher_is_renormalised_over_the_watched_set(seed: int, scale: float, temperature: float) -> None:
     full = full_vocabulary(np.random.default_rng(seed), scale)

@@ -90,7 +90,7 @@ rates = st.floats(1e-4, 10)
 jobs = st.tuples(st.integers(20, 10**6), rates, rates, st.floats(0, 1000), st.integers(1, 5))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(jobs, st.integers(1, 10**6))
 def test_more_comments_never_cost_less(job: tuple[int, float, float, float, int], more: int) -> None:
     comments, answer, example, start, epochs = job
@@ -103,7 +103,7 @@ def test_more_comments_never_cost_less(job: tuple[int, float, float, float, int]
     assert all(0 <= few.bytes[name] <= many.bytes[name] for name in few.bytes)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(jobs, st.sampled_from(sorted(read_machines(None))))
 def test_more_gpus_never_take_fewer_gpu_hours(job: tuple[int, float, float, float, int], machine: str) -> None:
     comments, answer, example, start, _ = job

@@ -8,7 +8,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.comments.reading import KEPT, MALFORMED, Row, filter_rows, text_row
@@ -20,7 +20,6 @@ RULES = CommentRules(max_tokens=6)
 WORDS = ["positive", "x", " ", "日", "\x00", "<start_of_turn>", "<eos>", "https://"]
 
 
-@settings(deadline=None)
 @given(words=st.lists(st.sampled_from(WORDS), max_size=25), times=st.integers(1, 12))
 def test_what_is_too_long_by_its_characters_is_too_long_by_its_tokens(
     tokenizers: dict[str, TextTokenizer], words: list[str], times: int

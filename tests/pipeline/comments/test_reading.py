@@ -261,7 +261,7 @@ def test_a_missing_id_column_gives_empty_ids(
     assert [row.id for row in rows] == [""] * len(GOOD)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(content=st.one_of(st.binary(max_size=200), st.text('{}[]":,\\u\nbodyd8 01', max_size=80).map(str.encode)))
 def test_any_bytes_as_jsonl_are_numbered_by_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     rows = rows_of(tmp_path_factory.getbasetemp(), "any.jsonl", content)
@@ -269,7 +269,7 @@ def test_any_bytes_as_jsonl_are_numbered_by_line(tmp_path_factory: pytest.TempPa
     assert [row.row for row in rows] == lines
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(lines=st.lists(st.one_of(st.none(), st.text(max_size=10), st.binary(max_size=10)), max_size=12))
 def test_good_lines_among_bad_ones_keep_their_number(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str | bytes | None]
@@ -283,7 +283,7 @@ def test_good_lines_among_bad_ones_keep_their_number(
     assert good.items() <= kept.items()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=200), ending=st.sampled_from([".csv", ".parquet", ".jsonl.gz", ".csv.zst"]))
 def test_any_bytes_in_any_format_raise_nothing_but_a_missing_column(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, ending: str

@@ -83,7 +83,7 @@ def plain(components: int, wide: int, step: float) -> Codec:
     return Codec(means, axes / np.float32(step), np.concatenate([low, 256 * low[:wide]]).astype(np.float32))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     seed=st.integers(0, 2**32 - 1),
     wide=st.integers(0, WATCHED),
@@ -175,7 +175,7 @@ def test_save_and_load(codec: Codec, tmp_path: Path) -> None:
 errors = st.lists(st.tuples(*[st.sampled_from([0.0, 1e-9, 1e-5, 3e-4, 0.02, 1.0, 7.5, 5e3])] * 3), min_size=1, max_size=30)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(parts=st.lists(errors, min_size=1, max_size=4))
 def test_summaries_merge_to_that_of_the_whole(parts: list[list[tuple[float, ...]]]) -> None:
     merged = ErrorSummary.of(np.zeros((0, 3)))

@@ -77,7 +77,7 @@ def write(folder: Path, unit: int = 0, lengths: tuple[int, ...] = (3, 1), width:
     return write_shard(str(folder), unit, comments, make_captured(list(lengths), width, rng), ABOUT | about)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=6),
     width=st.integers(1, 9),

@@ -69,7 +69,7 @@ def of_split(said: list[Said], split: str) -> list[Said]:
 
 
 @pytest.mark.parametrize(("sequence", "alone"), EVERY)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_batch_is_what_a_slow_reference_makes(
     compiled: CompiledTask,

@@ -85,7 +85,7 @@ def test_repeated_comments_stay_in_one_split(compiled: CompiledTask, tmp_path: P
         assert all(normal.count(text) == 3 for text in normal)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     units=st.lists(st.lists(TEXTS, max_size=6), min_size=1, max_size=3).filter(any),
     choices_alone=st.booleans(),

@@ -86,7 +86,7 @@ def assert_decodes(model: Student, compiled: CompiledTask, count: int, free: boo
 @pytest.mark.parametrize("free", [False, True])
 @pytest.mark.parametrize("sequence", SEQUENCES)
 @pytest.mark.parametrize("tail", [False, True])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([1.0, 8.0]))
 @torch.inference_mode()
 def test_decoding_equals_a_plain_loop(
@@ -106,7 +106,7 @@ def test_random_students_differ_in_what_they_answer(compiled: CompiledTask) -> N
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([1.0, 30.0]))
 def test_an_untrained_student_always_answers_validly(compiled: CompiledTask, sequence: str, seed: int, scale: float) -> None:
     student = make_student(compiled, seed, scale, sequence=sequence)

@@ -97,7 +97,7 @@ def shares_reference(
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([1.0, 6.0]))
 @torch.inference_mode()
 def test_shares_are_the_conditional_probabilities_of_all_values(

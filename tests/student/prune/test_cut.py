@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -286,7 +286,6 @@ def rank_sums(values: list[int], shared: int) -> Iterator[int]:
 
 
 @given(data=st.data(), layers=st.integers(1, 3), groups=st.integers(1, 3), shared=st.integers(1, 3))
-@settings(deadline=None)
 def test_the_chosen_are_the_top_and_groups_keep_equally_many(
     data: st.DataObject, layers: int, groups: int, shared: int
 ) -> None:

@@ -46,7 +46,7 @@ def possible_heads(shape: Shape) -> list[int]:
 
 
 @given(shape=shapes(), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_parameters_are_those_of_the_cut_student(shape: Shape, data: st.DataObject) -> None:
     assert parameters(shape, Sizes.of(shape)) == counted(shape)
     wanted = {name: data.draw(st.integers(1, getattr(shape, name))) for name in ("width", "mlp", "layers")}
@@ -56,7 +56,7 @@ def test_parameters_are_those_of_the_cut_student(shape: Shape, data: st.DataObje
 
 
 @given(shape=shapes(), share=st.floats(0.01, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_share_gives_the_largest_width_within_it(shape: Shape, share: float) -> None:
     whole = parameters(shape, Sizes.of(shape))
     try:
@@ -81,7 +81,7 @@ def smallest(shape: Shape) -> Sizes:
 
 
 @given(shape=shapes(), share=st.floats(0.01, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_share_gives_the_most_layers_within_it(shape: Shape, share: float) -> None:
     budget = round(share * parameters(shape, Sizes.of(shape)))
     fit = [n for n in range(1, shape.layers + 1) if parameters(shape, replace(Sizes.of(shape), layers=n)) <= budget]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import UserError
@@ -22,7 +22,6 @@ def drawn(order: Order, epoch: int) -> list[list[int]]:
     return [batch.tolist() for batch in order.epoch(epoch)]
 
 
-@settings(deadline=None)
 @given(examples=st.integers(8, 1500), batch=st.integers(1, 8), epoch=st.integers(1, 5), seed=st.integers(0, 9))
 def test_an_epoch_is_a_permutation_cut_into_batches(examples: int, batch: int, epoch: int, seed: int) -> None:
     order = make_order(examples, batch, seed=seed)
@@ -67,7 +66,6 @@ def test_order_does_not_depend_on_who_trains() -> None:
     assert drawn(plain, 3) == drawn(shared, 3)
 
 
-@settings(deadline=None)
 @given(examples=st.integers(40, 400), batch=st.integers(2, 8), share=st.sampled_from([0.01, 0.25, 0.4, 0.9]))
 def test_growth_draws_from_the_first_share_alone_in_as_many_steps(examples: int, batch: int, share: float) -> None:
     growing = make_order(examples, batch, growth=(share, 1.0))
