@@ -49,11 +49,6 @@ def submit(submission: Submission) -> JobSubmissionClient:
 def follow(client: JobSubmissionClient, name: str, show: Callable[[str], None]) -> JobStatus:
     """Shows a job's log until it has ended. When the way to the cluster is cut, it is tried again.
 
-    Args:
-        client: the way to the cluster.
-        name: of the job.
-        show: takes pieces of the log.
-
     Raises:
         UserError: the cluster has not answered for `PATIENCE` seconds.
     """

@@ -55,7 +55,6 @@ def prepare(stage: str, arguments: list[str], address: str | None, install: str 
 
     Args:
         stage: one of `STAGES`.
-        arguments: of the stage, as on its command line.
         address: of the dashboard; None takes RAY_API_SERVER_ADDRESS, else `ADDRESS`.
         install: "cpu" or "gpu" has Ray install the stage's packages for it.
 
@@ -90,8 +89,6 @@ def check_paths(config: ClusterSettings, config_file: str | None, folders: dict[
     """Refuses places that the cluster cannot see. Code and settings travel with the job; data do not.
 
     Args:
-        config: of the stage.
-        config_file: it was read from.
         folders: that the command names beside the configuration, by option.
 
     Raises:

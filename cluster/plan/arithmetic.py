@@ -35,14 +35,8 @@ def decode_seconds(
     """Writing an answer: the slower of its arithmetic and of reading the weights (the roofline of Williams et al., 2009).
 
     Args:
-        params: of the model.
         tokens: of the answer; those of forced runs are computed too, several in one call.
-        calls: of the model for an answer.
         together: answers that share a call, and its one reading of all weights.
-        weight_bytes: of the model.
-        flops_per_second: peak.
-        mfu: share of it that is reached.
-        bytes_per_second: memory bandwidth that is reached.
     """
     return max(prefill_seconds(params, tokens, flops_per_second, mfu), calls * weight_bytes / (together * bytes_per_second))
 

@@ -172,11 +172,7 @@ def extraction_seconds(
     """Wall time of an extraction: an engine for each calibration, then the actors.
 
     Args:
-        model: of the machines.
         starts: seconds of start-up, by the counts it was measured with; the model's for others.
-        answers: to extract.
-        calibration: answers of each engine that runs before.
-        workers: actors.
     """
     alone = starts.get(1, model.start)
     before = sum(alone + rows * model.row for rows in calibration)
@@ -188,10 +184,7 @@ def training_seconds(model: TrainModel, starts: dict[int, float], work: Workload
     """Wall time of one training with its batch shared out, and of reading the validation split after each epoch.
 
     Args:
-        model: of the machines.
         starts: seconds of start-up, by the counts it was measured with; the longest for others.
-        work: steps, batch and splits.
-        workers: of the training.
     """
     step = sum(model.strong(work.batch).terms(workers).values())
     each = model.example + model.sharing * (min(workers, model.per_node) - 1)

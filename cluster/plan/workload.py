@@ -85,7 +85,6 @@ def workload_of(config: ClusterSettings, measured: Measured | None) -> Workload:
     """The work a configuration asks for.
 
     Args:
-        config: of the run.
         measured: whose student stands where neither task nor settings name one.
 
     Raises:

@@ -17,8 +17,6 @@ def require_room(what: str, count: int, each: dict[str, float]) -> None:
     """Checks that so many workers can run at once. A cluster that is too small may grow, so it gets a warning instead.
 
     Args:
-        what: who asks, for people.
-        count: workers.
         each: the amount of each resource, by Ray's names, that one of them takes.
 
     Raises:

@@ -12,10 +12,7 @@ def find_same(folder: str, name: str, identity: dict[str, Any], what: str) -> di
     """What a file says of the thing in its folder; None where it is not there.
 
     Args:
-        folder: of the thing.
-        name: of the file, JSON.
         identity: what makes the thing this one and no other, as the file has it.
-        what: it is, for people.
 
     Raises:
         UserError: the folder holds another, naming what differs.

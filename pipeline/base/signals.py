@@ -23,11 +23,7 @@ class Stopped(UserError):  # noqa: N818 - no error, though it ends a stage as on
 
 
 class StopRequest:
-    """Whether a signal has asked to stop, while the block lasts. Only the main thread of a process can ask.
-
-    Args:
-        doing: what the stage does before it ends, for people.
-    """
+    """Whether a signal has asked to stop, while the block lasts. Only the main thread of a process can ask."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing

@@ -214,10 +214,6 @@ def in_form(path: str, content: Any, form: type[Form]) -> Form:
 def read_tensors(path: str, form: dict[str, tuple[DTypeLike, int]]) -> dict[str, NDArray[Any]]:
     """The arrays of a safetensors file.
 
-    Args:
-        path: of the file.
-        form: dtype and number of dimensions of each array, by name.
-
     Raises:
         UserError: there is no such file, it is damaged, or it holds other arrays.
     """

@@ -76,11 +76,6 @@ class Tracking:
         """Starts a run, in a new experiment if need be.
 
         Args:
-            uri: of the store.
-            experiment: its name.
-            name: of the run.
-            parameters: nested mappings become dotted names.
-            kind: what the run is of.
             parent: the run it belongs to. It has one run of a name: what a killed process began is gone on with.
 
         Raises:
@@ -121,13 +116,7 @@ class Tracking:
             self._client.log_batch(self.run_id, metrics=metrics[start : start + MOST_METRICS])
 
     def end(self, status: RunStatus = RunStatus.FINISHED, state: str | None = None, reason: str | None = None) -> None:
-        """Closes the run.
-
-        Args:
-            status: MLflow's.
-            state: the same in more detail.
-            reason: of the state.
-        """
+        """Closes the run."""
         tags = [RunTag(STATE, state or ENDS[status])] + ([RunTag(REASON, reason)] if reason else [])
         self._client.log_batch(self.run_id, tags=tags)
         self._client.set_terminated(self.run_id, RunStatus.to_string(status))

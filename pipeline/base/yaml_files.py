@@ -47,10 +47,6 @@ def read_marked_yaml(path: str) -> tuple[dict[str, Any], yaml.MappingNode]:
 def parse_yaml(text: str, source: str) -> Any:
     """What a YAML text says; None where it says nothing.
 
-    Args:
-        text: to read.
-        source: of the text, for messages.
-
     Raises:
         UserError: as `read_yaml`.
     """

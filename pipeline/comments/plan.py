@@ -138,9 +138,6 @@ def make_plan(folder: str, source: Source, config: CommentsConfig, tables: Itera
     """Cuts comments that were read and filtered.
 
     Args:
-        folder: of the plan.
-        source: of the comments.
-        config: what else is said of them.
         tables: with the columns of `SCHEMA`, as `comment_batches` and `comment_tables` give them.
         every: set aside every row that takes no part, not only malformed ones; the filters may drop all of them.
 

@@ -73,8 +73,6 @@ def check_format(states: list[StateMass], floor: float, given: bool) -> None:
     """Stops where the teacher would rather write another format: its mean mass on what a state allows is under the floor.
 
     Args:
-        states: those visited too seldom to tell are left out.
-        floor: least mean mass.
         given: whether the teacher only scores given answers, which are worth keeping; then it is a warning.
 
     Raises:

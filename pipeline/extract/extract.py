@@ -156,9 +156,6 @@ def run_units(
     """Maps the units that have no shard yet over a pool of teacher actors; returns who committed what when.
 
     Args:
-        extraction: where to read and write, and whom to ask.
-        plan: of the units.
-        track: starts the MLflow run.
         open_monitor: starts the monitor that the actors report to, on this machine.
 
     Raises:

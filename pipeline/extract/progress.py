@@ -62,11 +62,6 @@ class Watch:
 
     Args:
         monitor: the handle of a `pipeline.extract.monitor.Monitor`.
-        stop: whether a signal came.
-        total: rows of the whole extraction.
-        before: rows that earlier runs have committed.
-        actors: how many actors there are.
-        tracking: the MLflow run.
     """
 
     def __init__(self, monitor: Any, stop: StopRequest, total: int, before: int, actors: int, tracking: Tracking) -> None:

@@ -72,8 +72,6 @@ class Codec:
 
         Args:
             logprobs_MW: nats, steps of whole answers, one after another.
-            states_M: the automaton state before each step.
-            forced_S: which states allow one token alone.
 
         Raises:
             ValueError: there are too few steps to hold some out.
@@ -96,7 +94,6 @@ class Codec:
 
         Args:
             logprobs_MW: float16 or float32, nats.
-            states_M: the automaton state before each step.
         """
         codes_MC = np.empty((len(states_M), self.columns), np.int8)
         wide = self.columns - self.components

@@ -92,10 +92,7 @@ def write_shard(
     """Commits one unit in one write: its examples, and in the same file the rows that could not become one.
 
     Args:
-        folder: of the shards.
-        unit: the unit's number.
         rows: the examples' comments, with the columns `ROW_COLUMNS`.
-        captured: the teacher's answers to them, in the same order.
         about: JSON-able facts kept in the file itself: hashes, teacher, seconds.
         set_aside: file, row, sample, id and reason of each row of the unit that is no example.
         compact: the codec to use, where its error on this unit is small enough; float16 otherwise.
@@ -171,7 +168,6 @@ def read_shard(path: str, compact: Compact | None = None) -> ShardTable:
     """Reads one shard.
 
     Args:
-        path: of the file.
         compact: the codec of its extraction, if it was written with one.
 
     Raises:

@@ -127,8 +127,6 @@ def write_manifest(folder: str, units: int, about: dict[str, Any]) -> dict[str, 
     """Derives the manifest, and set_aside.jsonl beside it, from the committed shards.
 
     Args:
-        folder: of the shards.
-        units: how many the plan has.
         about: facts of the whole extraction: hashes, teacher, counts, versions, `files` the comments came from.
 
     Raises:

@@ -91,7 +91,6 @@ def encode(
         lse_CK: nats.
         counts: int64 [N], how many of the C steps are each answer's.
         states: int64 [C], the automaton's state before each; only for the codec.
-        compact: the codec.
     """
     if compact is not None and states is not None and len(states):
         codes = compact.codec.encode(logprobs_CW, states)
@@ -130,7 +129,6 @@ class Stored:
         """Log-probabilities of some steps, [·, W].
 
         Args:
-            at: which of the C steps.
             states: the automaton's state before each of these; only for the codec.
         """
         values = self.values[at]
@@ -141,10 +139,7 @@ def stored_in(column: dict[str, pa.Array], watched: int, counts: NDArray[np.int6
     """The logits in the columns of a shard.
 
     Args:
-        column: all columns by name.
-        watched: W.
         counts: int64 [N], how many of the C steps are each answer's.
-        compact: the codec of the shard's extraction, if it has one.
 
     Raises:
         UserError: the columns are compact and the codec is not given.

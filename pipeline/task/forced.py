@@ -33,7 +33,6 @@ def forced_runs(automaton: Automaton, through_end: bool = True) -> ForcedRuns:
     """Tabulates the runs of every state.
 
     Args:
-        automaton: of the answers.
         through_end: whether a run takes the end token too, or stops before it.
     """
     runs: list[list[int]] = [[] for _ in range(automaton.states)]

@@ -268,12 +268,6 @@ def check_values(path: str, name: str, nodes: list[yaml.Node], values: list[Scal
 
     Answers are JSON, so a value such as `yes`, which YAML takes for true, would fit no answer that says "yes".
 
-    Args:
-        path: of the task, for the message.
-        name: of the field.
-        nodes: its values as they are written.
-        values: the same as YAML reads them.
-
     Raises:
         UserError: naming the line, the value, and what to write instead.
     """

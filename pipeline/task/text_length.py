@@ -20,9 +20,6 @@ DROPPING = {"Split", "Punctuation"}
 def characters_per_token(tokenizer: Tokenizer) -> int | None:
     """Characters of a text that one of its tokens stands for at most.
 
-    Args:
-        tokenizer: reads the text of control tokens as text.
-
     Returns:
         None where there may be any number: white space that is dropped, unknown words that are one token. Only what is
         known to have a limit has one.

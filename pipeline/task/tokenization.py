@@ -33,7 +33,6 @@ class TextTokenizer:
 
     Args:
         serialized: the content of a `tokenizer.json`.
-        end_id: the token that ends an answer.
 
     Raises:
         ValueError: the content is not a tokenizer's.

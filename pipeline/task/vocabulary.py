@@ -77,7 +77,6 @@ def choose_watched(automaton: Automaton, mean_probability: NDArray[np.float64], 
     """The required tokens and the `auxiliary` likeliest others.
 
     Args:
-        automaton: whose tokens are required.
         mean_probability: [V], mean probability of every token under the teacher at choice steps. V may be smaller or
             larger (padded) than the tokenizer's size.
         auxiliary: how many tokens to add; fewer are added where fewer have any probability.

@@ -126,10 +126,6 @@ class Recorder(Observer):
     def drain(self, answers: list[list[int]], wanted_NT: NDArray[np.bool_]) -> Captured:
         """All that was seen since the last drain, by answer.
 
-        Args:
-            answers: the tokens of each, end token included.
-            wanted_NT: the steps to keep, T being the longest answer's tokens.
-
         Raises:
             RuntimeError: a wanted step's logits were not seen, or logits without a token were.
         """

@@ -38,7 +38,6 @@ def isolate(run: Callable[[list[Row]], Result], rows: Sequence[Row]) -> Isolated
 
     Args:
         run: answers rows, or raises `EngineError`; the next call gets another engine.
-        rows: of one batch.
 
     Raises:
         UserError: no row of several can be answered, so it is not the rows.

@@ -148,7 +148,6 @@ def open_examples(shards: Shards, split: str, sequence: str, separator: tuple[in
     """The examples of one split of an extraction.
 
     Args:
-        shards: the extraction.
         split: `train`, `validation` or `test`.
         sequence: `full` or `choices`.
         separator: ids between comment and answer; by default the task's.

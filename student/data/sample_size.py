@@ -21,11 +21,7 @@ def few_examples(train: int) -> str | None:
 
 
 def sample_size_notes(figures: dict[str, Any]) -> list[str]:
-    """Sentences on how sure the figures of a report are, and on what more answers would bring.
-
-    Args:
-        figures: what fidelity.json holds.
-    """
+    """Sentences on how sure the figures of a report are, and on what more answers would bring."""
     share, tested, trained = figures["student"]["whole"], figures["examples"]["test"], figures["examples"]["train"]
     floor = max(figures["floors"][name]["whole"] for name in ("majority", "tfidf_regression"))
     margin = _margin(share, tested)

@@ -69,7 +69,6 @@ def grow_tree(choices: Choices, parameters: int, device: str) -> ChoiceTree | No
 
     Args:
         choices: of the task, forced tokens read as the model was trained.
-        parameters: that a token is multiplied with.
         device: `cpu` or `cuda`.
     """
     most = min(MOST_TOKENS, WORTH.get(device, 0) / (2 * parameters))

@@ -47,8 +47,6 @@ class Answerer:
 
     Args:
         model: in evaluation mode.
-        compiled: the task it was trained for.
-        temperatures: by field, that make probabilities mean what they say.
     """
 
     def __init__(self, model: Student, compiled: CompiledTask, temperatures: dict[str, float] | None = None) -> None:
@@ -62,7 +60,6 @@ class Answerer:
         """A student's, calibrated if it was evaluated; on a GPU where there is one.
 
         Args:
-            folder: of the student.
             weights: `float32` or `bf16`.
 
         Raises:
@@ -72,12 +69,7 @@ class Answerer:
         return Answerer(model.halved() if weights == "bf16" else model, compiled, load_temperatures(folder, compiled.task))
 
     def answer(self, rows: list[Row], shares: bool = False) -> list[Answer]:
-        """The answers to rows that `filter_rows` kept, in their order.
-
-        Args:
-            rows: any number.
-            shares: whether to tell the share of every value too.
-        """
+        """The answers to rows that `filter_rows` kept, in their order."""
         answers: dict[int, Answer] = {}
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))  # alike in length, they need little padding
         for start in range(0, len(rows), BATCH):

@@ -24,7 +24,6 @@ class Choices:
     Shape suffixes: S states, W watched tokens, X tokens of the longest forced run.
 
     Args:
-        compiled: the task.
         forced_read: whether forced tokens are read by the model; a student of choices never sees them.
 
     Attributes:

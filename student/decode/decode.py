@@ -49,7 +49,6 @@ class Decoder:
 
     Args:
         model: in evaluation mode.
-        compiled: the task it was trained for.
         temperatures: what the logits of each field's choices are divided by, for shares and confidence; 1 by default.
     """
 
@@ -72,7 +71,6 @@ class Decoder:
         """The likeliest allowed token at every choice.
 
         Args:
-            prefixes: of the comments.
             shares: whether to tell the share of every value of every field too.
         """
         if len(prefixes) == 1 and self._tree:

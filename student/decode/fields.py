@@ -46,12 +46,7 @@ class Tree:
 
 
 class Fields:
-    """The fields of a task, by the choices that decide them.
-
-    Args:
-        compiled: the task.
-        choices: of its automaton.
-    """
+    """The fields of a task, by the choices that decide them."""
 
     def __init__(self, compiled: CompiledTask, choices: Choices) -> None:
         self._compiled, self._choices = compiled, choices

@@ -26,15 +26,7 @@ Ask = Callable[[Chunks, KeyValueCache, NDArray[np.int64]], NDArray[np.float64]] 
 def shares_along(
     task: Task, fields: Fields, ahead: ChoiceTree, passed: list[int], probability_KR: NDArray[np.float64]
 ) -> Shares:
-    """The shares of one comment whose choices were all read ahead.
-
-    Args:
-        task: whose fields they are.
-        fields: of its automaton.
-        ahead: the choices.
-        passed: the nodes of the answer.
-        probability_KR: of the columns at each node.
-    """
+    """The shares of one comment whose choices were all read ahead."""
     shares: Shares = {name: np.full((1, len(values)), float(len(values) == 1)) for name, values in task.fields.items()}
     known = -1
     for node in passed:
@@ -52,14 +44,7 @@ def shares_along(
 
 
 class Sharer:
-    """Gathers the shares of N comments as they are decoded.
-
-    Args:
-        task: whose fields they are.
-        fields: of its automaton.
-        rows: N.
-        ask: reads chunks into a cache.
-    """
+    """Gathers the shares of N comments as they are decoded."""
 
     def __init__(self, task: Task, fields: Fields, rows: int, ask: Ask) -> None:
         self._fields, self._ask = fields, ask
@@ -78,7 +63,6 @@ class Sharer:
         Args:
             rows: [B], which comments.
             states: [B], of the choices they are at.
-            probability_BW: of the columns, over those allowed.
             cache: what was read up to these choices; it is left as it is.
         """
         fields = self._fields.by_state[states]

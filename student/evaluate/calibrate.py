@@ -27,8 +27,6 @@ def fit_temperatures(model: Student, compiled: CompiledTask, batches: Iterable[B
 
     Args:
         model: in evaluation mode.
-        compiled: the task.
-        batches: of held-out examples.
     """
     device = next(model.parameters()).device
     fields = Fields(compiled, Choices(compiled, forced_read=model.shape.sequence == "full")).by_state

@@ -56,13 +56,7 @@ def majority_by_field(train: list[Values]) -> Values:
 
 
 def tfidf_regression(texts: list[str], train: list[Values], test: list[str]) -> list[Values]:
-    """One logistic regression a field over TF-IDF of words and word pairs.
-
-    Args:
-        texts: training comments.
-        train: the teacher's answers to them.
-        test: comments to answer.
-    """
+    """One logistic regression a field over TF-IDF of words and word pairs."""
     features = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     try:
         known = features.fit_transform(texts)

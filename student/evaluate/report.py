@@ -41,11 +41,7 @@ def render(figures: dict[str, Any]) -> str:
 
 
 def learning_rate(training: dict[str, Any]) -> float:
-    """The peak rate a training took, which its configuration may have left open.
-
-    Args:
-        training: what its train.json holds.
-    """
+    """The peak rate a training took, which its configuration may have left open."""
     config = TrainConfig.model_validate(training["train"] | {"init": training.get("init")})
     return config.peak_rate(training["student"]["width"])
 

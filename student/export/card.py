@@ -26,11 +26,7 @@ def render_card(
     """The card as Markdown, in the layout of Hugging Face's model cards. It names no folder of this machine.
 
     Args:
-        task: that the student was trained for.
-        manifest: of the shards it was trained on.
-        training: what its train.json holds.
         fidelity: what its report's fidelity.json holds; None without a report.
-        figures: what export.json holds.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -40,11 +40,7 @@ def export(config: EvaluateConfig, shards_folder: str, student_folder: str, repo
     Nothing is written unless every form runs, and the ONNX graph answers as the student does.
 
     Args:
-        config: how many test comments to measure on.
-        shards_folder: the shards it was trained on.
-        student_folder: the student.
         report_folder: where its report is; without one the card says less.
-        folder: to write.
 
     Raises:
         UserError: no trained student, other shards than its own, or a library is missing.

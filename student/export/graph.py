@@ -21,13 +21,7 @@ from student.model.shape import Shape
 
 
 class GrowingCache(KeyValueCache):
-    """A cache that writes nothing in place: each chunk makes longer keys and values.
-
-    Args:
-        shape: of the student.
-        tokens_BT: of the first chunk.
-        opening: what all rows have read.
-    """
+    """A cache that writes nothing in place: each chunk makes longer keys and values."""
 
     def __init__(self, shape: Shape, tokens_BT: torch.Tensor, opening: list[Pair]) -> None:
         rows, self.filled = len(tokens_BT), len(shape.opening)
@@ -63,7 +57,6 @@ class Tables(nn.Module):
 
     Args:
         choices: of the task, forced tokens read as the model was trained.
-        required: R.
         temperatures_S: float32, what the logits at each state are divided by.
     """
 
@@ -129,7 +122,6 @@ class Greedy(nn.Module):
     Args:
         model: in evaluation mode, on the CPU.
         choices: of its task, forced tokens read as the model was trained.
-        tables: of these.
         numbered: whether to number the answers too, see `answers_before`.
     """
 

@@ -133,13 +133,7 @@ def quantize(path: str, quantized: str) -> None:
 
 
 def run_onnx(path: str, prefixes: Prefixes, batch_size: int) -> Iterator[Found]:
-    """Answers many comments with ONNX Runtime, on the CPU, batch after batch.
-
-    Args:
-        path: of the ONNX file.
-        prefixes: token ids of each comment and the separator.
-        batch_size: comments answered together.
-    """
+    """Answers many comments with ONNX Runtime, on the CPU, batch after batch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

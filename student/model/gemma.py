@@ -47,8 +47,6 @@ def gemma_shape(model: str, revision: str | None = None, **reads: Any) -> Shape:
     """The shape of a checkpoint's language model as a student.
 
     Args:
-        model: Hugging Face name or path.
-        revision: commit, branch or tag on the Hub.
         **reads: what the checkpoint does not say: `Shape`'s fields from `input_vocabulary` to `context`, and what it reads.
 
     Raises:
@@ -107,11 +105,8 @@ def load_gemma(
     """The checkpoint's weights as a student of this shape, in evaluation mode.
 
     Args:
-        model: Hugging Face name or path.
         shape: by `gemma_shape`.
         rows_V: the embedding's row of each id; all ids of row 0 share their mean.
-        watched_W: ids whose rows of the output table are kept.
-        revision: commit, branch or tag on the Hub.
     """
     with torch.device("meta"):
         student = Student(shape)

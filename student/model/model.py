@@ -100,7 +100,6 @@ class Student(nn.Module):
     share of an all-reduce are theirs. All other ids share row 0.
 
     Args:
-        shape: of the student.
         rows_V: int32, the row of each id; None, where weights are loaded next, leaves all at 0.
     """
 
@@ -167,7 +166,6 @@ class Student(nn.Module):
         """An empty cache, of the kind that attention computes in.
 
         Args:
-            rows: B.
             slots: see `KeyValueCache`.
             opening: as `read_opening` gives it.
         """
@@ -214,7 +212,6 @@ class Student(nn.Module):
             places_T: int64, how far behind the opening each token is.
             mask_TT: float32, what is added to attention's scores: 0, or -∞ where a token does not look.
             at: int64 [K].
-            required: R, the first watched tokens.
             opening: as `read_opening` gives it.
         """
         before = self.opening_1P.shape[1]
@@ -227,7 +224,6 @@ class Student(nn.Module):
         """Logits [B, T, W] from a layer on.
 
         Args:
-            x_BTD: what the layer reads, from the first position on.
             first: the layer; the number of layers for the output head alone.
         """
         length = x_BTD.shape[1]
@@ -271,7 +267,6 @@ def embedding_rows(counts_V: NDArray[np.int64], always: NDArray[np.int32], least
     it is trained.
 
     Args:
-        counts_V: how often the training comments hold each id.
         always: ids with a row of their own in any case, those of answers.
         least: how often an id must be seen. Where rows are taken from a trained model, once is enough.
     """

@@ -57,11 +57,7 @@ class KeyValueCache:
     until the next chunk has written over it.
 
     Args:
-        shape: of the student.
-        rows: B.
         slots: the tokens a row can hold after the opening, padding of its last chunk included.
-        like: a tensor of the wanted kind.
-        opening: what all rows have read.
     """
 
     def __init__(self, shape: Shape, rows: int, slots: int, like: torch.Tensor, opening: Opening | None = None) -> None:
@@ -110,8 +106,6 @@ class Reach:
     Args:
         positions_BT: of its tokens; B may be 1 for all rows alike.
         keys: C, how many keys there are, those of the memory included.
-        windows: of all layers.
-        memory: what there is beside the chunk.
     """
 
     def __init__(self, positions_BT: torch.Tensor, keys: int, windows: set[int | None], memory: Memory | None = None) -> None:
@@ -130,9 +124,6 @@ class TreeReach(Reach):
     Args:
         positions_1T: of the tokens, those of branches side by side being the same.
         mask_TT: float32, what is added to attention's scores: 0, or -∞ where a token does not look.
-        before: tokens of the opening, which all look at.
-        windows: of all layers.
-        memory: the opening's, if there is one.
     """
 
     def __init__(

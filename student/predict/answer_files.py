@@ -52,10 +52,6 @@ def encode_part(format_: str, source: Source, comments: pa.Table, sources: list[
 
     Args:
         format_: `jsonl` or `parquet`.
-        source: of the comments.
-        comments: a unit of the plan.
-        sources: the answers to them.
-        task: whose answers they are.
     """
     records = [_record(source, row, answer, task) for row, answer in zip(comments.to_pylist(), sources, strict=True)]
     if format_ == "jsonl":

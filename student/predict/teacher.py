@@ -28,11 +28,6 @@ class Teacher:
 
     Its engine starts in the background, in a process of its own, and once more when it has died.
 
-    Args:
-        model: Hugging Face name or path.
-        config: of its engine.
-        compiled: the student's task.
-
     Raises:
         UserError: no such model, or one that writes other tokens than the student.
     """

@@ -41,9 +41,6 @@ def choose(importance: Importance, shape: Shape, sizes: Sizes, rank_layers: str)
     """The most important units.
 
     Args:
-        importance: of the source's units.
-        shape: of the source.
-        sizes: what is to stay.
         rank_layers: `loss` or `cosine`.
     """
     layers = top(importance.loss_L if rank_layers == "loss" else importance.cosine_L, sizes.layers)

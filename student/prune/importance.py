@@ -106,9 +106,7 @@ class Scorer:
         """Adds a batch of examples.
 
         Args:
-            batch: the examples.
             lengths_B: int64, the tokens of each.
-            leave_out: measure the loss without each layer too.
         """
         before = self._opening_1P.shape[1]
         tokens_BT = torch.cat([self._opening_1P.expand(len(batch.tokens), -1), batch.tokens], 1)
@@ -190,11 +188,7 @@ def measure(model: Student, examples: Examples, mine: NDArray[np.int64], leave_o
     """The sums of one worker.
 
     Args:
-        model: on the device to run on.
-        examples: of the extraction.
-        mine: indices of this worker's.
         leave_out: how many of them, the first, to leave each layer out for.
-        batch_size: examples of one pass.
         **over: see `Scorer`.
     """
     scorer, device = Scorer(model, **over), model.rows.device

@@ -19,8 +19,6 @@ def write_page(folder: str, about: dict[str, Any], importance: Importance) -> No
     """Writes `importance.html`.
 
     Args:
-        folder: of the pruned student.
-        about: what its prune.json holds.
         importance: as measured: heads_LH, neurons_LF, channels_D, cosine_L and loss_L are shown.
     """
     environment = Environment(

@@ -28,8 +28,6 @@ class Parent:
     Args:
         student: that trains; on its device.
         parent: what it was cut from; on the same device, in evaluation mode.
-        layers: of the parent, that the student kept.
-        channels: of the parent, that the student kept.
     """
 
     def __init__(self, student: Student, parent: Student, layers: list[int], channels: list[int]) -> None:

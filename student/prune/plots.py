@@ -66,13 +66,7 @@ def _some(count: int, most: int) -> range:
 
 
 def head_map(heads_LH: Array, layers: Sequence[int], heads: Sequence[Sequence[int]]) -> str:
-    """What heads are worth beside the mean of their layer, with marks on those that were cut.
-
-    Args:
-        heads_LH: importance.
-        layers: that were kept.
-        heads: that were kept of each such layer.
-    """
+    """What heads are worth beside the mean of their layer, with marks on those that were cut."""
     worth_LH = relative(heads_LH)
     depth, count = worth_LH.shape
     with svg(1, 5.6, float(np.clip(1.2 + 0.26 * depth, 2.2, 8))) as (drawing, (axes,)):
@@ -114,13 +108,7 @@ def _index_ticks(axes: Axes, depth: int, count: int) -> None:
 
 
 def neuron_curves(neurons_LF: Array, stay: int, kept: Sequence[int]) -> str:
-    """Neurons of each layer by falling importance beside the layer's mean; layers that were cut are dotted.
-
-    Args:
-        neurons_LF: importance.
-        stay: how many neurons of a layer were kept.
-        kept: layers that were.
-    """
+    """Neurons of each layer by falling importance beside the layer's mean; layers that were cut are dotted."""
     depth, stays = len(neurons_LF), set(kept)
     colours = DEPTH.resampled(depth)
     with svg(1, 5.6, 3.4) as (drawing, (axes,)):

@@ -36,9 +36,6 @@ def prune(config: PruneConfig, shards_folder: str, folder: str, whole: int | Non
     A folder that already holds this very student is left as it is.
 
     Args:
-        config: of the pruning.
-        shards_folder: whose training examples importance is measured on.
-        folder: where the student goes, with its importance.
         whole: parameters that `fraction` is a share of; by default the source's.
 
     Raises:

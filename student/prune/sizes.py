@@ -43,8 +43,6 @@ def target_sizes(config: PruneConfig, shape: Shape, whole: int | None = None) ->
     """The sizes that the configuration asks for.
 
     Args:
-        config: of the pruning.
-        shape: of the source.
         whole: parameters that `fraction` is a share of; by default the source's.
 
     Raises:

@@ -62,10 +62,6 @@ class Source:
 def open_source(config: PruneConfig, shards: Shards) -> Source:
     """The configured source.
 
-    Args:
-        config: of the pruning.
-        shards: whose examples the student is to train on.
-
     Raises:
         UserError: there is no such model, or it does not fit the shards.
     """

@@ -54,8 +54,6 @@ def log_student(uri: str, run_id: str, student_folder: str) -> str:
     A run has one: it is not logged again.
 
     Args:
-        uri: of the store.
-        run_id: the run it came from.
         student_folder: as `save_student` writes it, on a disk or in a bucket; a training's other files stay behind.
 
     Returns:
@@ -100,8 +98,6 @@ def save_pyfunc(path: str, student: str, about: Model | None = None) -> None:
     """Writes a student as a folder that `mlflow.pyfunc.load_model` reads.
 
     Args:
-        path: of the folder, on a disk.
-        student: a folder on a disk with the student and nothing else.
         about: what MLflow is to know of the model; None where it is not logged.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -131,12 +127,8 @@ def register_best(
     One that already has the alias is left as it is.
 
     Args:
-        uri: of the store.
         model_uri: as `log_student` returns it.
-        name: of the registered model.
         alias: moves to this version from the one that had it; `models:/NAME@ALIAS` loads it.
-        description: of the version.
-        tags: of the version.
 
     Returns:
         The version, counted from 1.

@@ -79,9 +79,7 @@ class Batcher(Generic[Item, Answer]):
     """Works on items of many callers in one thread of its own.
 
     Args:
-        work: answers a batch of items, in order.
         batch: most items of one batch. Nothing is waited for: fewer make a smaller batch.
-        queue: items that may wait.
         observe: is told the size and the seconds of each batch.
     """
 

@@ -31,14 +31,7 @@ class ErrorBody(BaseModel):
 
 
 class Refused(HTTPException):
-    """A request that is not answered.
-
-    Args:
-        status: of HTTP.
-        message: what is wrong and what to do.
-        code: one word for programs.
-        headers: of the response.
-    """
+    """A request that is not answered."""
 
     def __init__(self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, message, headers)

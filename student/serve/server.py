@@ -79,9 +79,6 @@ class DrainingServer(uvicorn.Server):
     """A uvicorn that drops no request which has reached this machine when it is asked to stop.
 
     The original closes its port with those who wait to be let in, and idle connections with what was just sent over them.
-
-    Args:
-        service: told that it drains.
     """
 
     def __init__(self, service: Service) -> None:

@@ -73,8 +73,6 @@ class Service:
 
         Args:
             texts: strings; anything else is set aside as malformed.
-            shares: whether to tell the share of every value.
-            ask: whether the teacher is to answer all of them, too.
 
         Raises:
             TimeoutError: the student took too long. A teacher that does is left out.

@@ -42,11 +42,7 @@ class Turns:
 
 
 class Pieces(Response):
-    """A response that is sent piece by piece, as the client takes it.
-
-    Args:
-        pieces: of JSON.
-    """
+    """A response that is sent piece by piece, as the client takes it."""
 
     media_type = "application/json"
 

@@ -18,8 +18,6 @@ def save_position(folder: str, state: State, position: dict[str, Any]) -> None:
     """Writes what a training needs beside its student to go on.
 
     Args:
-        folder: of the student.
-        state: of the training, whose weights are the student's.
         position: JSON-able; `step` says how many steps were taken.
     """
     moments = {f"first.{name}": tensor for name, tensor in state.first_moment.items()}

@@ -124,15 +124,7 @@ class Report:
 
 
 class Loop:
-    """One worker's training.
-
-    Args:
-        training: what is trained.
-        shards: on what.
-        rank: of this worker.
-        workers: how many there are.
-        device: where to train.
-    """
+    """One worker's training."""
 
     def __init__(
         self, training: Training, shards: Shards, rank: int = 0, workers: int = 1, device: torch.device | None = None
@@ -245,9 +237,7 @@ def token_weights(examples: Examples, balance: float, device: torch.device) -> t
     """The weight of each watched token in cross-entropy: a power of its inverse frequency among the teacher's choices.
 
     Args:
-        examples: the training split.
         balance: the power; 0 weighs all alike, 1 gives every token the same sum of weights.
-        device: where to put them.
 
     Returns:
         float32 [W], with a mean of 1 over the choices; 1 for tokens never chosen. None where all weigh alike.

@@ -26,12 +26,7 @@ Divergence = Callable[[torch.Tensor, torch.Tensor, TrainConfig], torch.Tensor]
 
 
 def forward_kl(teacher_MC: torch.Tensor, student_MC: torch.Tensor, _: TrainConfig | None = None) -> torch.Tensor:
-    """KL(p_t ‖ p_s) in nats: [M]. Zero where the two are equal.
-
-    Args:
-        teacher_MC: log-probabilities that add up to one.
-        student_MC: likewise.
-    """
+    """KL(p_t ‖ p_s) in nats: [M]. Zero where the two are equal."""
     return (teacher_MC.exp() * (teacher_MC - student_MC)).sum(-1)
 
 
@@ -108,7 +103,6 @@ class Loss:
     """An objective with a training's options.
 
     Args:
-        config: of the training.
         token_weights_W: float32, the weight of each watched token in CE; None weighs all alike.
 
     Raises:

@@ -11,8 +11,6 @@ def interpolate(shape: str, start: float, end: float, progress: float, switch: f
     Args:
         shape: `constant` stays at the start; `linear`; `cosine`, half a wave, slow at both ends; `step`, the start before
             `switch` and the end from there.
-        start: first value.
-        end: last value.
         progress: 0 to 1.
         switch: where `step` changes.
     """

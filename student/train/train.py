@@ -81,13 +81,6 @@ def train(
 
     A folder that already holds this very training is left as it is; one that holds a part of it is gone on with.
 
-    Args:
-        config: of the run.
-        shards_folder: what to train on.
-        student_folder: where the student goes.
-        child: for a training that is part of something.
-        watcher: for one that is part of a search.
-
     Raises:
         UserError: the shards are unusable, or the folder holds another training.
         Stopped: a signal, or the search, ended it early.

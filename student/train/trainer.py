@@ -77,11 +77,6 @@ class Trainer:
     """Trains one student.
 
     Args:
-        strategy: holds the student.
-        config: of the training.
-        shape: of the student.
-        steps: of the whole training.
-        device: where the student is.
         loss: the objective; by default the configuration's, all tokens weighing alike.
         parent: what the student was cut from, where its hidden states are to be followed too.
 
@@ -118,7 +113,6 @@ class Trainer:
         Args:
             parts: this worker's share of the step, on its device, as it is run one after another.
             weight: of all positions of all workers' shares, see `Examples.weight`.
-            sums: what the step's measures are added to.
 
         Returns:
             The norm of the whole gradient before clipping, [].

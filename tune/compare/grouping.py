@@ -76,7 +76,6 @@ def group_runs(runs: Sequence[StudentRun], by: Sequence[str] = ()) -> tuple[list
     """Finished runs as groups, the best first, and the others.
 
     Args:
-        runs: in any order.
         by: params to label them by, in full or by their last part; none takes those in which the groups differ.
 
     Raises:

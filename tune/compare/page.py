@@ -59,8 +59,6 @@ def compare_runs(uri: str, experiment: str, folder: str, search: str | None = No
     """Reads students' runs and writes `compare.html` and `compare.json`.
 
     Args:
-        uri: of the MLflow store.
-        experiment: its name.
         folder: where the two files go; a path or the URI of a bucket.
         search: id or name of a search's run, to compare its trials; None takes all students of the experiment.
         by: params to label students by; none takes those in which they differ.

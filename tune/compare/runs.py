@@ -71,8 +71,6 @@ def read_runs(uri: str, experiment: str, search: str | None = None) -> Found:
     """Reads every student's run of an experiment, or every trial of a search.
 
     Args:
-        uri: of the MLflow store.
-        experiment: its name.
         search: id or name of a search's run; None takes the whole experiment.
 
     Raises:

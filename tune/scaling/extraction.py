@@ -26,9 +26,6 @@ class Gate(PlainMonitor):
     """A monitor that answers an actor's first commit when all actors have made theirs.
 
     Engines take seconds more or less to start: without it the first one up may do the others' units.
-
-    Args:
-        actors: how many there are.
     """
 
     def __init__(self, actors: int) -> None:
@@ -70,9 +67,6 @@ def measure_extraction(config: TuneSettings, workers: int, most: int, folder: st
     Plan and calibration are made for the largest number of actors once, and are not timed: they do not depend on it.
 
     Args:
-        config: of the run, with the threads of each actor.
-        workers: teacher actors.
-        most: the largest number to be measured.
         folder: to work in; what an earlier measurement left there is used or written over.
 
     Raises:
@@ -112,10 +106,6 @@ def row_of(commits: list[Commit], began: float, workers: int, rows: int, manifes
     An actor's first commit ends its start, and the last of these opens the gate: from then on units count.
 
     Args:
-        commits: in the order they were.
-        began: when the extraction began, by the same clock.
-        workers: teacher actors.
-        rows: answers of a unit.
         manifest: seconds for a unit's line in the manifest.
 
     Raises:

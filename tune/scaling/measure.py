@@ -49,8 +49,6 @@ def measure_scaling(config: TuneSettings, shards_folder: str, folder: str) -> Re
     """Measures what is not measured yet and writes `scale.json` and `scale.html`.
 
     Args:
-        config: of the run.
-        shards_folder: what trainings train on.
         folder: where the two files go; all nodes must see it.
 
     Raises:

@@ -250,9 +250,7 @@ def fit_train(rows: Sequence[TrainRow], link: Link, tree: bool) -> TrainModel:
     """The model of one machine kind's measurements, by least squares on relative errors.
 
     Args:
-        rows: measured.
         link: stands for the way between machines where all rows are of one, and within one where no two workers shared it.
-        tree: whether all-reduce may take the tree.
     """
     columns = np.array([[1.0, row.share, row.share * (row.per_node - 1)] for row in rows])
     fixed, example, sharing = nonnegative_least_squares(columns, np.array([median(row.alone) for row in rows]))

@@ -190,14 +190,7 @@ WEAK, STRONG = "training, {} examples a worker", "training, batch shared out"
 
 
 def extract_stage(rows: Sequence[ExtractRow], job: int, gpus: float, price: float | None) -> Stage:
-    """Extraction: measured and extrapolated to a job of so many comments.
-
-    Args:
-        rows: measured.
-        job: comments.
-        gpus: of one worker.
-        price: of one worker an hour.
-    """
+    """Extraction: measured and extrapolated to a job of so many comments."""
     cost = _costs(gpus, price)
     model, draws = fit_extract(rows), bootstrap(rows, fit_extract)
     lines = (
@@ -219,11 +212,7 @@ def train_stage(rows: Sequence[TrainRow], batch: int, link: Link, gpus: float, p
     """Training: measured and extrapolated, with the batch for each worker (weak scaling) and shared out (strong scaling).
 
     Args:
-        rows: measured.
-        batch: the configured batch size.
-        link: assumed between machines, where none was measured.
         gpus: of one worker; with them all-reduce is NCCL's.
-        price: of one worker an hour.
     """
     cost, weak = _costs(gpus, price), WEAK.format(batch)
 

@@ -61,10 +61,6 @@ def measure_training(training: Training, shards: str, workers: int, steps: int, 
     One worker alone is timed on half a batch too: two sizes tell what a step costs from what an example does.
 
     Args:
-        training: what is trained.
-        shards: on what.
-        workers: how many.
-        steps: timed of each kind.
         folder: for the job's own files; all nodes must see it.
     """
     batch = training.config.batch_size

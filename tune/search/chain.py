@@ -36,7 +36,6 @@ def run_chain(config: TuneSettings, shards_folder: str, folder: str) -> str:
 
     Args:
         config: of the run; `prune.chain` has the links' shares of the source's parameters.
-        shards_folder: what to measure importance and train on.
         folder: gets a folder for each link, with `pruned`, `student` and `report`.
 
     Raises:

@@ -34,13 +34,9 @@ class Proposals(Searcher):
     """Proposes trials and learns from them.
 
     Args:
-        config: of the search.
-        space: by key.
         size: the parameters of a point's student. It raises UserError for a point that is no student, or too large a one.
         folder: of the search; a trial is written there before it starts.
         known: the search's trials so far. Those that were interrupted go first.
-        others: trials of other searches to learn from.
-        ended: called with each trial that has come to its end.
     """
 
     def __init__(

@@ -52,8 +52,6 @@ def search(config: TuneSettings, shards_folder: str, folder: str) -> Comparison:
     """Runs a search, or what is left of it, and writes its page; returns what the page shows.
 
     Args:
-        config: of the search, and of what its space leaves alone.
-        shards_folder: what all students train on.
         folder: of the search; each trial has a folder inside.
 
     Raises:

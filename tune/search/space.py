@@ -99,11 +99,6 @@ def _range(values: Range, whole: bool) -> BaseDistribution:
 def configure(base: TuneSettings, shape: StudentConfig, point: Point) -> TuneSettings:
     """The configuration of a trial.
 
-    Args:
-        base: what the space leaves alone.
-        shape: of a student whose shape the space leaves alone.
-        point: the trial's.
-
     Raises:
         UserError: the point is no configuration, such as a width that its heads do not divide.
     """
