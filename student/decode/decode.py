@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.task.compiled import CompiledTask
-from student.decode.ahead import ChoiceTree, grow_tree
 from student.decode.choices import LEFT, NONE, Choices, Chunks, padded
 from student.decode.fields import Fields
-from student.decode.value_probabilities import Sharer, Shares, shares_along
+from student.decode.value_probabilities import Sharer, Shares
 from student.model.model import Student
 from student.model.reach import KeyValueCache
 
@@ -61,9 +60,6 @@ class Decoder:
         self._choices_only = model.shape.sequence == "choices"
         self._choices = Choices(compiled, forced_read=not self._choices_only)
         self._fields, self._task = Fields(compiled, self._choices), compiled.task
-        self._tree = (
-            grow_tree(self._choices, model.parameter_counts()["rest"], self._device.type) if self._choices.most else None
-        )
         self._allowed_SR = torch.as_tensor(compiled.automaton.allowed, device=self._device)
         self._temperature_S = torch.as_tensor(self._fields.temperatures(temperatures), device=self._device)
 
@@ -73,8 +69,6 @@ class Decoder:
         Args:
             shares: whether to tell the share of every value of every field too.
         """
-        if len(prefixes) == 1 and self._tree:
-            return self._look_ahead(prefixes[0], self._tree, shares)
         return self._walk(prefixes, masked=True, shares=shares)
 
     def free(self, prefixes: Prefixes) -> Decoded:
@@ -84,24 +78,6 @@ class Decoder:
         choices where the automaton has a choice, until it leaves the automaton.
         """
         return self._walk(prefixes, masked=False) if self._choices_only else self._every_step(prefixes)
-
-    @torch.inference_mode()
-    def _look_ahead(self, prefix: NDArray[np.int32], tree: ChoiceTree, shares: bool) -> Decoded:
-        """The same for one comment, in one call."""
-        read = np.concatenate([prefix, self._choices.opening])
-        tokens = np.concatenate([read, tree.tokens])
-        places = np.concatenate([np.arange(len(read)), len(read) + tree.places])
-        at = torch.from_numpy(len(read) + tree.last)
-        inputs = (torch.from_numpy(tokens), torch.from_numpy(places), tree.mask(len(read)), at)
-        tokens_T, places_T, mask_TT, at_K = (part.to(self._device) for part in inputs)
-        logits_KC = self._model.read_tree(tokens_T, places_T, mask_TT, at_K, self._allowed_SR.shape[1], self._opening)
-        probability_KR = self._probability(logits_KC, tree.states).double().cpu().numpy()
-        column_K, trail = probability_KR.argmax(-1), np.full(self._choices.most, NONE, np.int32)
-        nodes = tree.follow(column_K)
-        trail[: len(nodes)] = column_K[nodes]
-        confidence = probability_KR[nodes, column_K[nodes]].prod(keepdims=True)
-        found = shares_along(self._task, self._fields, tree, nodes, probability_KR) if shares else None
-        return Decoded([self._choices.spell(trail)], confidence, 1, found)
 
     @torch.inference_mode()
     def _walk(self, prefixes: Prefixes, masked: bool, shares: bool = False) -> Decoded:

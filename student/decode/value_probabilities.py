@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.task.task import Task
-from student.decode.ahead import ChoiceTree
 from student.decode.choices import Chunks, padded
 from student.decode.fields import Fields, Tree
 from student.model.reach import KeyValueCache
@@ -21,26 +20,6 @@ SEEN = 0.5e-4  # a share of less is 0 to four digits
 
 Shares = dict[str, NDArray[np.float64]]  # by field: [N, values], in the task's order
 Ask = Callable[[Chunks, KeyValueCache, NDArray[np.int64]], NDArray[np.float64]]  # probabilities [B, W] at states [B]
-
-
-def shares_along(
-    task: Task, fields: Fields, ahead: ChoiceTree, passed: list[int], probability_KR: NDArray[np.float64]
-) -> Shares:
-    """The shares of one comment whose choices were all read ahead."""
-    shares: Shares = {name: np.full((1, len(values)), float(len(values) == 1)) for name, values in task.fields.items()}
-    known = -1
-    for node in passed:
-        field = int(fields.by_state[ahead.states[node]])
-        if field == known:
-            continue
-        known, tree = field, fields.tree(int(ahead.states[node]))
-        for value, path in tree.leaves:
-            at, product = node, 1.0
-            for _, column in path:
-                product *= probability_KR[at, column]
-                at = int(ahead.child_KR[at, column])
-            shares[tree.field][0, value] += product
-    return shares
 
 
 class Sharer:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from student.model.reach import Behind, KeyValueCache, Memory, Opening, Reach, TreeReach
+from student.model.reach import Behind, KeyValueCache, Memory, Opening, Reach
 from student.model.shape import PLAIN, Layer, Shape
 
 Places = EllipsisType | tuple[torch.Tensor, torch.Tensor]  # of [B, T]: all, or rows and columns
@@ -195,30 +195,6 @@ class Student(nn.Module):
         logits_BW = self._logits(tokens_BT, reach, (rows, (lengths_B - 1).clamp_min(0)))
         cache.read(lengths_B)
         return logits_BW
-
-    def read_tree(
-        self,
-        tokens_T: torch.Tensor,
-        places_T: torch.Tensor,
-        mask_TT: torch.Tensor,
-        at: torch.Tensor,
-        required: int,
-        opening: Opening | None,
-    ) -> torch.Tensor:
-        """Logits [K, R] of required tokens after K tokens of a comment and what may follow it, see `student.decode.ahead`.
-
-        Args:
-            tokens_T: int64 ids.
-            places_T: int64, how far behind the opening each token is.
-            mask_TT: float32, what is added to attention's scores: 0, or -∞ where a token does not look.
-            at: int64 [K].
-            opening: as `read_opening` gives it.
-        """
-        before = self.opening_1P.shape[1]
-        windows, memory = {kind.window for kind in self._kinds}, Behind(opening) if opening else None
-        reach = TreeReach(before + places_T[None], mask_TT, before, windows, memory)
-        x_KD = self.norm(self._blocks(tokens_T[None], reach, (torch.zeros_like(at), at)))
-        return F.linear(x_KD, self.head.weight[:required])
 
     def rest(self, x_BTD: torch.Tensor, first: int) -> torch.Tensor:
         """Logits [B, T, W] from a layer on.

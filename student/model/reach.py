@@ -11,7 +11,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from student.model.shape import Shape
 
@@ -116,29 +115,6 @@ class Reach:
     def extend(self, layer: int, chunk: Pair) -> Pair:
         """The chunk's keys and values with those of the memory."""
         return chunk if self.memory is None else self.memory.update(layer, self.positions_BT, chunk)
-
-
-class TreeReach(Reach):
-    """What tokens attend to that are laid out as a tree behind a comment.
-
-    Args:
-        positions_1T: of the tokens, those of branches side by side being the same.
-        mask_TT: float32, what is added to attention's scores: 0, or -∞ where a token does not look.
-    """
-
-    def __init__(
-        self,
-        positions_1T: torch.Tensor,
-        mask_TT: torch.Tensor,
-        before: int,
-        windows: set[int | None],
-        memory: Memory | None = None,
-    ) -> None:
-        self.positions_BT, self.memory = positions_1T, memory
-        mask_TC = F.pad(mask_TT, (before, 0))
-        places_C = torch.cat([torch.arange(before, device=positions_1T.device), positions_1T[0]])
-        back_TC = positions_1T[0][:, None] - places_C
-        self.masks = {w: mask_TC if w is None else mask_TC.masked_fill(back_TC >= w, -torch.inf) for w in windows}
 
 
 def _mask(positions_BT: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
