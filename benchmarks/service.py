@@ -295,10 +295,9 @@ def main(student: str, comments: str, requests: int, seconds: float, out: str) -
     expected = expectations(student, comments, 3000)
     bodies = [json.dumps({"text": text, "probabilities": False}).encode() for text in expected]
     rates, console = {}, Console(width=120)
-    for name, settings in {"batched": (), "one comment at a time": ("--set=serve.batch=1",)}.items():
-        with service(student, *settings) as (_, port):
-            alone = closed(port, bodies[0], 500)
-            rates[name] = held(port, bodies, seconds) | {f"alone_{key}": value for key, value in alone.items()}
+    with service(student) as (_, port):
+        alone = closed(port, bodies[0], 500)
+        rates["batched"] = held(port, bodies, seconds) | {f"alone_{key}": value for key, value in alone.items()}
     with service(student) as (_, port):
         start = time.perf_counter()
         tally = soak(port, expected, requests)

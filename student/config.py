@@ -90,6 +90,8 @@ def changed_shape(shape: StudentConfig, changes: StudentChanges) -> StudentConfi
         raise UserError(f"the student has no such shape:\n{describe(error)}") from error
 
 
+Weights = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
+
 HOW = {
     "init",  # a training's identity has the content instead
     "accumulation",
@@ -102,7 +104,6 @@ HOW = {
     "checkpoint_minutes",
     "max_failures",
     "log_every",
-    "samples",
 }
 
 
@@ -110,20 +111,15 @@ class TrainConfig(Strict):
     """The training of one student."""
 
     objective: Literal["curriculum", "hard-label", "temperature", "topk", "slim", "reverse-kl"] = "curriculum"
-    kl_start: float | None = Field(None, ge=0, description="weight of KL in the first step; null takes the objective's")
-    kl_end: float | None = Field(None, ge=0, description="weight of KL in the last step; null takes the objective's")
-    ce_start: float | None = Field(None, ge=0, description="weight of CE in the first step; null takes the objective's")
-    ce_end: float | None = Field(None, ge=0, description="weight of CE in the last step; null takes the objective's")
+    kl: Weights | None = Field(None, description="weight of KL in the first and in the last step; null takes the objective's")
+    ce: Weights | None = Field(None, description="weight of CE in the first and in the last step; null takes the objective's")
     weights: Literal["constant", "linear", "cosine", "step"] = Field(
-        "linear", description="how the weights go from start to end; constant stays at the start, step changes at `switch`"
+        "linear", description="how the weights go from start to end; constant stays at the start, step changes half way"
     )
-    switch: float = Field(0.5, ge=0, le=1, description="share of the steps after which the weights step")
     temperature: float | None = Field(
         None, gt=0, description="of KL's softmaxes, its loss times T²; null takes the objective's"
     )
     tail: bool = Field(False, description="give the teacher's mass outside the watched tokens a class of its own in KL")
-    top_k: int = Field(100, ge=1, description="topk: the teacher's largest logits that count")
-    top_share: float = Field(0.05, gt=0, le=1, description="slim: share of the teacher's largest logits that count")
     forced_weight: float = Field(1.0, ge=0, description="weight of a forced step in every mean; a choice step weighs 1")
     balance: float = Field(0.0, ge=0, le=1, description="power of a token's inverse frequency that weights it in CE")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of CE's target spread evenly over its classes")
@@ -139,10 +135,7 @@ class TrainConfig(Strict):
     learning_rate: float | None = Field(
         None, gt=0, description="peak of the cosine; null takes 0.25 / width, or with init 0.1 / width"
     )
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient of one step")
     precision: Literal["float32", "bf16"] = Field("float32", description="of the matrix products; weights stay float32")
     seed: Seed = 0
 
@@ -157,7 +150,6 @@ class TrainConfig(Strict):
     checkpoint_minutes: float = Field(15, gt=0, description="minutes between two checkpoints within an epoch")
     max_failures: int = Field(3, ge=0, description="how often training goes on from its last checkpoint after a worker died")
     log_every: int = Field(10, ge=1, description="steps between two rows of metrics, and two looks for a wish to stop")
-    samples: int = Field(4, ge=0, description="validation answers decoded after each epoch, for the report")
 
     @field_validator("growth")
     @classmethod
@@ -212,13 +204,6 @@ class TrainConfig(Strict):
         return self.learning_rate or (0.1 if self.init else 0.25) / width
 
 
-class EvaluateConfig(Strict):
-    """What the fidelity report measures."""
-
-    batch_size: int = Field(128, ge=1, description="answers the student decodes together")
-    limit: int | None = Field(None, ge=1, description="at most this many test examples")
-
-
 class AnswerConfig(Strict):
     """How a student answers, and whom to ask where it is unsure."""
 
@@ -240,12 +225,11 @@ class AnswerConfig(Strict):
         return self
 
 
-class PredictConfig(AnswerConfig):
+class PredictConfig(Strict):
     """The answers of a student to comments."""
 
     format: Literal["jsonl", "parquet"] = Field("jsonl", description="of the files of answers")
     probabilities: bool = Field(False, description="write the share of every value of every field too")
-    rows_per_unit: int = Field(8192, ge=1, le=100_000, description="comments of one unit of work and of one file")
     workers: int | None = Field(
         None,
         ge=0,
@@ -255,19 +239,13 @@ class PredictConfig(AnswerConfig):
     gpus_per_worker: float = Field(0, ge=0)
     machines: str | None = Field(None, description="custom Ray resource of the machines to run on; null takes any")
 
-    @model_validator(mode="after")
-    def _asks(self) -> Self:
-        if self.teacher is not None and self.fallback is None:
-            raise ValueError("say below which confidence the teacher is asked (--fallback)")
-        return self
-
     @property
     def resources(self) -> dict[str, float]:
         """What Ray reserves for a worker."""
         return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker} | presence(self.machines)
 
 
-class ServeConfig(AnswerConfig):
+class ServeConfig(Strict):
     """How a student is served."""
 
     host: str = Field("127.0.0.1", description="address to listen at; 0.0.0.0 is every one of this machine")
@@ -275,19 +253,11 @@ class ServeConfig(AnswerConfig):
         (), description="names under which clients ask for it, beside localhost, the machine's own and `host`; without ports"
     )
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
-    batch: int = Field(64, ge=1, description="comments decoded together, when as many wait")
-    queue: int = Field(4096, ge=1, description="comments that may wait; a request that would add more is refused")
-    max_texts: int = Field(1024, ge=1, description="comments of one request")
+    max_texts: int = Field(1024, ge=1, le=4096, description="comments of one request; the queue holds 4,096")
     max_bytes: int = Field(4 << 20, ge=1, description="of a request's body")
     timeout_seconds: float = Field(30, gt=0, description="after which a request is given up")
     drain_seconds: float = Field(30, gt=0, description="that the requests in flight have when the service is asked to stop")
     threads: Threads | None = Field(None, description="CPU threads of the student; null takes the machine's")
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.max_texts > self.queue:
-            raise ValueError(f"a request of max_texts ({self.max_texts}) never fits in the queue ({self.queue})")
-        return self
 
 
 SIZES = ("width", "heads", "mlp", "layers")
@@ -377,6 +347,6 @@ class StudentSettings(PipelineSettings):
     student: StudentChanges = StudentChanges()
     prune: PruneConfig = PruneConfig()
     train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    answer: AnswerConfig = AnswerConfig()
     predict: PredictConfig = PredictConfig()
     serve: ServeConfig = ServeConfig()

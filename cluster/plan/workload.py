@@ -104,7 +104,7 @@ def workload_of(config: ClusterSettings, measured: Measured | None) -> Workload:
         answers=answers,
         examples=examples,
         validation=validation,
-        test=min(test, config.evaluate.limit or test),
+        test=test,
         passes=sum(sizes) / examples,
         epochs=train.epochs,
         steps=sum(-(-size // train.batch_size) for size in sizes),

@@ -33,7 +33,7 @@ def run(**options: Any) -> None:
     extract(config)
     shards, student, report = (folder_of(None, out, name) for name in ("shards", "student", "report"))
     trained = train(config, shards, student)
-    figures = evaluate(config.evaluate, shards, student, report)
+    figures = evaluate(shards, student, report)
     show_report(figures, shards, student, report, trained["mlflow"]["uri"])
 
 
@@ -71,9 +71,9 @@ def evaluate(shards: str | None, student: str | None, **options: Any) -> None:
     """The student's fidelity on test comments, in OUT/report."""
     from student.evaluate.evaluate import evaluate as stage
 
-    config, out = configure(**options)
+    _, out = configure(**options)
     folders = (folder_of(shards, out, "shards"), folder_of(student, out, "student"), folder_of(None, out, "report"))
-    show_report(stage(config.evaluate, *folders), *folders)
+    show_report(stage(*folders), *folders)
 
 
 @click.command()
@@ -130,8 +130,8 @@ def prune(shards: str | None, **options: Any) -> None:
 @setting("predict.format", "--format", type=click.Choice(["jsonl", "parquet"]), help="Of the answers; by default jsonl.")
 @setting("predict.probabilities", "--probabilities", is_flag=True, help="Write the share of every value of every field too.")
 @setting("predict.workers", "--workers", type=click.IntRange(1), help="Under Ray Data; by default as the comments are many.")
-@setting("predict.teacher", "--teacher", metavar="MODEL", help="Whom to ask where the student is unsure.")
-@setting("predict.fallback", "--fallback", type=SHARE, help="Confidence below which the teacher's answer is taken.")
+@setting("answer.teacher", "--teacher", metavar="MODEL", help="Whom to ask where the student is unsure.")
+@setting("answer.fallback", "--fallback", type=SHARE, help="Confidence below which the teacher's answer is taken.")
 @stage_options("comments", "limit")
 def predict(student: str | None, **options: Any) -> None:
     """Comments through the student to answers, in OUT/predict/answers.
@@ -166,8 +166,8 @@ def predict(student: str | None, **options: Any) -> None:
     "serve.host", "--host", metavar="ADDRESS", help="Where to listen; by default 127.0.0.1, which other machines cannot reach."
 )
 @setting("serve.port", "--port", type=click.IntRange(0, 65535), help="By default 8000; 0 takes a free one and prints it.")
-@setting("serve.teacher", "--teacher", metavar="MODEL", help="Load this teacher too, to compare and to fall back on.")
-@setting("serve.fallback", "--fallback", type=SHARE, help="Confidence below which the teacher's answer is taken.")
+@setting("answer.teacher", "--teacher", metavar="MODEL", help="Load this teacher too, to compare and to fall back on.")
+@setting("answer.fallback", "--fallback", type=SHARE, help="Confidence below which the teacher's answer is taken.")
 @stage_options()
 def serve(student: str | None, **options: Any) -> None:
     """The student as an HTTP service, with a page to try it.
@@ -218,10 +218,10 @@ def export(student: str | None, shards: str | None, **options: Any) -> None:
     from student.data.answers import REFERENCES
     from student.export.export import export as stage
 
-    config, out = configure(**options)
+    _, out = configure(**options)
     folders = (folder_of(shards, out, "shards"), folder_of(student, out, "student"), folder_of(None, out, "report"))
     folder = folder_of(None, out, "export")
-    figures = stage(config.evaluate, *folders, folder)
+    figures = stage(*folders, folder)
     agreement = f"agreement with {REFERENCES[figures['answers']].name}"
     table = Table("export", "size", agreement, "with the student", box=None)
     for form in figures["formats"].values():

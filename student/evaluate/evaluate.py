@@ -18,7 +18,6 @@ from pipeline.base.errors import UserError
 from pipeline.base.tracking import Tracking, field_metric
 from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.compiled import require_same
-from student.config import EvaluateConfig
 from student.data.answers import answers_of, parse_all, teacher_answers
 from student.data.examples import Batch, Examples, open_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION
@@ -34,14 +33,16 @@ from student.registry.mlflow_model import log_report, log_student
 
 log = logging.getLogger(__name__)
 
+BATCH_SIZE = 128  # answers the student decodes together
 
-def evaluate(config: EvaluateConfig, shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
+
+def evaluate(shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
     """Measures a student against its teacher, writes the report, and tells MLflow; returns what fidelity.json holds.
 
     Raises:
         UserError: student and shards do not fit, or the test split is empty.
     """
-    figures = measure(config, shards_folder, student_folder, report_folder)
+    figures = measure(shards_folder, student_folder, report_folder)
     try:
         track(figures, student_folder, report_folder)
     except (MlflowException, UserError) as error:
@@ -50,7 +51,7 @@ def evaluate(config: EvaluateConfig, shards_folder: str, student_folder: str, re
     return figures
 
 
-def measure(config: EvaluateConfig, shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
+def measure(shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
     """Measures a student against its teacher and writes the report.
 
     Raises:
@@ -60,17 +61,17 @@ def measure(config: EvaluateConfig, shards_folder: str, student_folder: str, rep
     shards, training = open_shards(shards_folder), load_training(student_folder)
     model, compiled = load_student(student_folder, "cuda" if torch.cuda.is_available() else "cpu")
     require_same(compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
-    test = open_examples(shards, TEST, model.shape.sequence, model.shape.separator).first(config.limit)
+    test = open_examples(shards, TEST, model.shape.sequence, model.shape.separator)
     log.info("evaluating on %s test comments", f"{len(test):,}")
     truth = teacher_answers(test)
     held_out = open_examples(shards, VALIDATION, model.shape.sequence, model.shape.separator)
-    temperatures = fit_temperatures(model, compiled, _batches(held_out, config.batch_size))
+    temperatures = fit_temperatures(model, compiled, _batches(held_out, BATCH_SIZE))
     save_temperatures(student_folder, temperatures)
-    constrained, seconds = _decode_all(Decoder(model, compiled, temperatures).constrained, test, config.batch_size, "decoding")
-    free, _ = _decode_all(Decoder(model, compiled).free, test, config.batch_size, "decoding freely")
+    constrained, seconds = _decode_all(Decoder(model, compiled, temperatures).constrained, test, BATCH_SIZE, "decoding")
+    free, _ = _decode_all(Decoder(model, compiled).free, test, BATCH_SIZE, "decoding freely")
     task, train = compiled.task, open_examples(shards, TRAIN, model.shape.sequence, model.shape.separator)
     answers = parse_all(compiled, constrained.tokens)
-    steps = step_measures(model, _batches(test, config.batch_size))
+    steps = step_measures(model, _batches(test, BATCH_SIZE))
     if answers_of(shards.manifest) == "given":
         steps |= {"kl": None, "choice_kl": None}  # of a teacher that did not give these answers
     figures = {

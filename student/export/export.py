@@ -11,10 +11,10 @@ from pipeline.base import storage
 from pipeline.comments.reading import filter_rows, text_row
 from pipeline.shards.manifest import open_shards
 from pipeline.task.compiled import require_same
-from student.config import EvaluateConfig
 from student.data.answers import answers_of, teacher_answers
 from student.data.examples import Examples, open_examples
 from student.data.unpack import TEST
+from student.evaluate.evaluate import BATCH_SIZE
 from student.evaluate.fidelity import agreement
 from student.export.card import CARD, render_card
 from student.export.folder import Source, write_folder
@@ -34,7 +34,7 @@ FORMS = {  # by name: how it is called, and where it is made
 }
 
 
-def export(config: EvaluateConfig, shards_folder: str, student_folder: str, report_folder: str, folder: str) -> dict[str, Any]:
+def export(shards_folder: str, student_folder: str, report_folder: str, folder: str) -> dict[str, Any]:
     """Writes a student as a portable folder with ONNX files and a model card; returns what export.json holds.
 
     Nothing is written unless every form runs, and the ONNX graph answers as the student does.
@@ -50,11 +50,11 @@ def export(config: EvaluateConfig, shards_folder: str, student_folder: str, repo
     training, source, shards = load_training(student_folder), Source.load(student_folder), open_shards(shards_folder)
     require_same(source.compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
     shape = source.model.shape
-    test = open_examples(shards, TEST, shape.sequence, shape.separator).first(config.limit)
+    test = open_examples(shards, TEST, shape.sequence, shape.separator)
     with tempfile.TemporaryDirectory() as scratch:
         forms = _make(source, Path(scratch))
         log.info("answering %s test comments in each form", f"{len(test):,}")
-        figures = {"answers": answers_of(shards.manifest)} | _measure(forms, source, test, config.batch_size)
+        figures = {"answers": answers_of(shards.manifest)} | _measure(forms, source, test, BATCH_SIZE)
         card = render_card(source.compiled.task, shards.manifest, training, _report(report_folder, training), figures)
         for made in (forms["folder"], forms["onnx"].parent):
             _copy(made, folder)

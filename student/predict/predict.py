@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.base import storage
 from pipeline.base.capacity import ray_options, require_room
 from pipeline.base.console import progress
+from pipeline.base.errors import UserError
 from pipeline.base.identity import find_same
 from pipeline.base.runtime import MALLOC, start_ray
 from pipeline.base.signals import Stopped, StopRequest
@@ -27,7 +28,7 @@ from pipeline.base.version import VARIABLE, check_code_version, code_version
 from pipeline.comments.plan import Plan, Source, describe_source, find_comments, find_plan, make_plan, read_unit
 from pipeline.comments.reading import Row, comment_batches, comment_tables
 from pipeline.config import TeacherConfig
-from student.config import PredictConfig, StudentSettings
+from student.config import AnswerConfig, PredictConfig, StudentSettings
 from student.decode.answerer import Answer, Answerer
 from student.model.checkpoint import CALIBRATION, WEIGHTS, load_student, load_temperatures
 from student.predict.answer_files import Sourced, encode_part, part_name
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 ABOUT, PLAN, ANSWERS = "predict.json", "comments", "answers"  # in the stage's folder
 LARGE = 64 << 20  # bytes of comments from which Ray's start pays
+ROWS_PER_UNIT = 8192  # comments of one unit of work and of one file
 MAX_BLOCKS = 4096  # of Ray Data: units beyond this number share blocks
 
 
@@ -49,6 +51,7 @@ class Prediction:
         folder: of the stage.
         source: of the comments.
         config: of the stage.
+        asked: whom to ask where the student is unsure.
         engine: of the teacher, if it takes part.
     """
 
@@ -56,6 +59,7 @@ class Prediction:
     folder: str
     source: Source
     config: PredictConfig
+    asked: AnswerConfig
     engine: TeacherConfig
 
     def identity(self) -> dict[str, Any]:
@@ -64,7 +68,8 @@ class Prediction:
         return {
             "student": [storage.fingerprint(file) for file in files if storage.exists(file)],
             "comments": self.source.model_dump(mode="json"),
-            "form": self.config.model_dump(mode="json", include={"format", "probabilities", "weights", "teacher", "fallback"}),
+            "form": self.config.model_dump(mode="json", include={"format", "probabilities"}),
+            "answer": self.asked.model_dump(mode="json"),
         }
 
     def part(self, unit: int) -> str:
@@ -82,11 +87,13 @@ def predict(config: StudentSettings, student_folder: str, folder: str) -> dict[s
         UserError: no comments, no student, more malformed rows than allowed, or the folder holds another prediction.
         Stopped: a signal ended it early.
     """
+    if config.answer.teacher is not None and config.answer.fallback is None:
+        raise UserError("say below which confidence the teacher is asked (--fallback)")
     _, compiled = load_student(student_folder)  # each worker loads it too; a damaged one is better refused now
     load_temperatures(student_folder, compiled.task)
     paths = find_comments(config.comments)
-    source = describe_source(config.comments, paths, compiled.task, compiled.tokenizer, config.predict.rows_per_unit)
-    job = Prediction(student_folder, folder, source, config.predict, config.teacher)
+    source = describe_source(config.comments, paths, compiled.task, compiled.tokenizer, ROWS_PER_UNIT)
+    job = Prediction(student_folder, folder, source, config.predict, config.answer, config.teacher)
     workers = config.predict.workers if config.predict.workers is not None else _workers(paths)
     identity = job.identity()
     if find_same(folder, ABOUT, identity, "prediction") is None:
@@ -164,8 +171,8 @@ class Predictor:
 
     def __init__(self, job: Prediction) -> None:
         check_code_version()
-        self._job, self._answerer = job, Answerer.load(job.student, job.config.weights)
-        model = job.config.teacher
+        self._job, self._answerer = job, Answerer.load(job.student, job.asked.weights)
+        model = job.asked.teacher
         self._teacher = Teacher(model, job.engine, self._answerer.compiled) if model else None
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, list[int]]:
@@ -184,7 +191,7 @@ class Predictor:
     def _fall_back(self, answers: list[Answer], texts: list[str]) -> list[Sourced]:
         """The answers, the teacher's instead of unsure ones."""
         sourced = [Sourced(answer) for answer in answers]
-        threshold = self._job.config.fallback
+        threshold = self._job.asked.fallback
         if self._teacher is None or threshold is None:
             return sourced
         unsure = [i for i, answer in enumerate(answers) if answer.confidence < threshold]

@@ -113,6 +113,6 @@ def task_body(service: Service) -> TaskBody:
         comments=task.comments,
         max_texts=config.max_texts,
         max_bytes=config.max_bytes,
-        fallback=config.fallback,
+        fallback=service.fallback,
         teacher=TeacherBody(model=teacher.name, state=teacher.state) if teacher else None,
     )

@@ -43,9 +43,9 @@ def serve(config: StudentSettings, student_folder: str) -> None:
     listener = _listen(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    answerer = Answerer.load(student_folder, settings.weights)
-    teacher = Teacher(settings.teacher, config.teacher, answerer.compiled) if settings.teacher else None
-    service = Service(answerer, settings, teacher)
+    answerer = Answerer.load(student_folder, config.answer.weights)
+    teacher = Teacher(config.answer.teacher, config.teacher, answerer.compiled) if config.answer.teacher else None
+    service = Service(answerer, settings, teacher, config.answer.fallback)
     _announce(settings, listener.getsockname()[1], service)
     gc.freeze()  # what is loaded stays: to look through it for garbage takes a third of a second, now and then
     DrainingServer(service).run(sockets=[listener])

@@ -19,6 +19,9 @@ from student.serve.turns import Turns
 
 log = logging.getLogger(__name__)
 
+BATCH = 64  # comments decoded together, when as many wait
+QUEUE = 4096  # comments that may wait; a request that would add more is refused
+
 TeacherAnswer = dict[str, Scalar] | None
 
 
@@ -56,17 +59,21 @@ class Service:
 
     Attributes:
         draining: whether it is about to end.
+        fallback: confidence below which the teacher's answer is taken; None takes the student's always.
         turns: for work that has the event loop for milliseconds.
     """
 
-    def __init__(self, answerer: Answerer, config: ServeConfig, teacher: Teacher | None = None) -> None:
-        self.config, self.teacher, self.metrics, self.draining = config, teacher, Metrics(), False
+    def __init__(
+        self, answerer: Answerer, config: ServeConfig, teacher: Teacher | None = None, fallback: float | None = None
+    ) -> None:
+        self.config, self.teacher, self.fallback = config, teacher, fallback
+        self.metrics, self.draining = Metrics(), False
         self.turns = Turns()
         self.compiled, self.task = answerer.compiled, answerer.compiled.task
         self._answerer = answerer
-        self._student = Batcher(self._decode, config.batch, config.queue, self.metrics.batch)
+        self._student = Batcher(self._decode, BATCH, QUEUE, self.metrics.batch)
         self.metrics.watch_queue(lambda: self._student.waiting)
-        self._teacher = Batcher(teacher.answer, config.batch, config.queue, _unobserved) if teacher else None
+        self._teacher = Batcher(teacher.answer, BATCH, QUEUE, _unobserved) if teacher else None
 
     async def classify(self, texts: list[Any], shares: bool = False, ask: bool = False) -> list[Result]:
         """The results of texts, in order.
@@ -101,7 +108,7 @@ class Service:
         return self._answerer.answer([row for row, _ in items], shares=any(shares for _, shares in items))
 
     def _result(self, row: Row, answer: Answer) -> Result:
-        threshold = self.config.fallback
+        threshold = self.fallback
         return Result(row, answer, unsure=threshold is not None and answer.confidence < threshold)
 
     async def _taught(self, results: list[Result], ask: bool, seconds: float) -> list[Result]:

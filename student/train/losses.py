@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -19,36 +20,38 @@ from pipeline.teacher.capture import TEMPERATURES
 from student.config import TrainConfig
 from student.train.schedule import interpolate
 
+TOP_K = 100  # of `topk`: the teacher's largest logits that count
+TOP_SHARE = 0.05  # of `slim`: the share of them
 SLIM_CLIP = 5.0  # largest weight of a position under `slim`
 LEAST_TAIL = 1e-7  # float16 cannot tell a smaller mass outside the watched set from none
 
-Divergence = Callable[[torch.Tensor, torch.Tensor, TrainConfig], torch.Tensor]
+Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def forward_kl(teacher_MC: torch.Tensor, student_MC: torch.Tensor, _: TrainConfig | None = None) -> torch.Tensor:
+def forward_kl(teacher_MC: torch.Tensor, student_MC: torch.Tensor) -> torch.Tensor:
     """KL(p_t ‖ p_s) in nats: [M]. Zero where the two are equal."""
     return (teacher_MC.exp() * (teacher_MC - student_MC)).sum(-1)
 
 
-def reverse_kl(teacher_MC: torch.Tensor, student_MC: torch.Tensor, _: TrainConfig | None = None) -> torch.Tensor:
+def reverse_kl(teacher_MC: torch.Tensor, student_MC: torch.Tensor) -> torch.Tensor:
     """KL(p_s ‖ p_t) in nats: [M]. MiniLLM's divergence (Gu et al., 2023) on stored logits; its on-policy RL is not here."""
     return forward_kl(student_MC, teacher_MC)
 
 
-def top_kl(teacher_MC: torch.Tensor, student_MC: torch.Tensor, config: TrainConfig) -> torch.Tensor:
+def top_kl(teacher_MC: torch.Tensor, student_MC: torch.Tensor) -> torch.Tensor:
     """KL over the teacher's K likeliest classes, both sides renormalised over those (NeMo-Aligner's KD-logit): [M]."""
-    top = teacher_MC.topk(min(config.top_k, teacher_MC.shape[-1]))
+    top = teacher_MC.topk(min(TOP_K, teacher_MC.shape[-1]))
     return forward_kl(top.values.log_softmax(-1), student_MC.gather(-1, top.indices).log_softmax(-1))
 
 
-def slim(teacher_MC: torch.Tensor, student_MC: torch.Tensor, config: TrainConfig) -> torch.Tensor:
+def slim(teacher_MC: torch.Tensor, student_MC: torch.Tensor) -> torch.Tensor:
     """KL(p̃_t ‖ p_s) times w, where p̃_t keeps the teacher's likeliest 5 % of classes and is zero elsewhere: [M].
 
     After SLIM (Raman et al., 2023). Its exact formula was not found in public; this is our reading of its description:
     w = min(p_t / p_s, `SLIM_CLIP`) at the teacher's likeliest token, without a gradient of its own, so a position counts
     more the surer the teacher is than the student.
     """
-    top = teacher_MC.topk(max(1, int(config.top_share * teacher_MC.shape[-1])))
+    top = teacher_MC.topk(max(1, int(TOP_SHARE * teacher_MC.shape[-1])))
     likely_M = student_MC.gather(-1, top.indices)
     confidence_M = (top.values[:, 0] - likely_M[:, 0]).detach().exp().clamp_max(SLIM_CLIP)
     return confidence_M * forward_kl(top.values.log_softmax(-1), likely_M)
@@ -96,9 +99,6 @@ class Terms:
     weights: dict[str, float]
 
 
-ENDS = ("start", "end")
-
-
 class Loss:
     """An objective with a training's options.
 
@@ -113,27 +113,20 @@ class Loss:
         objective = OBJECTIVES[config.objective]
         self._config, self._divergence, self._token_weights_W = config, objective.divergence, token_weights_W
         self._temperature = config.temperature or objective.temperature
-        self._spans = {
-            "kl": (_given(config.kl_start, objective.kl[0]), _given(config.kl_end, objective.kl[1])),
-            "ce": (_given(config.ce_start, objective.ce[0]), _given(config.ce_end, objective.ce[1])),
-        }
+        self._spans = {"kl": config.kl or objective.kl, "ce": config.ce or objective.ce}
         if self._divergence is None:
             del self._spans["kl"]
         if config.tail and self._temperature not in TEMPERATURES:
             raise UserError(f"train.tail needs a train.temperature of {TEMPERATURES}: the shards know the tail's mass at those")
 
     @property
-    def settings(self) -> dict[str, float]:
-        """The options that the objective has values of its own for, as they are: temperature, `kl_start` and so on."""
-        spans = {
-            f"{name}_{place}": value for name, span in self._spans.items() for place, value in zip(ENDS, span, strict=True)
-        }
-        return {"temperature": self._temperature} | spans
+    def settings(self) -> dict[str, Any]:
+        """The options that the objective has values of its own for, as they are."""
+        return {"temperature": self._temperature} | {name: list(span) for name, span in self._spans.items()}
 
     def weights(self, progress: float) -> dict[str, float]:
         """The weight of each term when this share of the training is done."""
-        shape, switch = self._config.weights, self._config.switch
-        return {name: interpolate(shape, *span, progress, switch) for name, span in self._spans.items()}
+        return {name: interpolate(self._config.weights, *span, progress) for name, span in self._spans.items()}
 
     def __call__(
         self,
@@ -159,7 +152,7 @@ class Loss:
             temperature = self._temperature
             teacher_MC = teacher_classes(teacher_MW, lse_MK if self._config.tail else None, temperature)
             student_MC = (logits_MC / temperature).log_softmax(-1)
-            parts["kl"] = temperature**2 * self._divergence(teacher_MC, student_MC, self._config)
+            parts["kl"] = temperature**2 * self._divergence(teacher_MC, student_MC)
         parts["ce"] = self._cross_entropy(logits_MC, targets_M, training)
         weights = self.weights(progress)
         return Terms(sum((weights[name] * part for name, part in parts.items()), torch.zeros(())), parts, weights)
@@ -171,10 +164,6 @@ class Loss:
         smoothing = self._config.label_smoothing
         loss_M = F.cross_entropy(logits_MC, targets_M, reduction="none", label_smoothing=smoothing)
         return loss_M if self._token_weights_W is None else loss_M * self._token_weights_W[targets_M]
-
-
-def _given(value: float | None, default: float) -> float:
-    return default if value is None else value
 
 
 def teacher_classes(teacher_MW: torch.Tensor, lse_MK: torch.Tensor | None, temperature: float) -> torch.Tensor:

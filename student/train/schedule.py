@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 
 
-def interpolate(shape: str, start: float, end: float, progress: float, switch: float = 0.5) -> float:
+def interpolate(shape: str, start: float, end: float, progress: float) -> float:
     """The value between `start` (progress 0) and `end` (progress 1).
 
     Args:
-        shape: `constant` stays at the start; `linear`; `cosine`, half a wave, slow at both ends; `step`, the start before
-            `switch` and the end from there.
+        shape: `constant` stays at the start; `linear`; `cosine`, half a wave, slow at both ends; `step`, the start in
+            the first half and the end from there.
         progress: 0 to 1.
-        switch: where `step` changes.
     """
     share = {
         "constant": 0.0,
         "linear": progress,
         "cosine": 0.5 - 0.5 * math.cos(math.pi * progress),
-        "step": float(progress >= switch),
+        "step": float(progress >= 0.5),
     }[shape]
     return start + (end - start) * share
 

@@ -20,6 +20,9 @@ from student.config import TrainConfig
 from student.model.checkpoint import Tensors
 from student.model.model import Student
 
+BETAS = (0.9, 0.95)  # of AdamW
+CLIP_NORM = 1.0  # largest norm of the gradient of one step
+
 
 @dataclass(frozen=True)
 class State:
@@ -71,9 +74,9 @@ class DataParallel:
     """Every worker holds everything; DistributedDataParallel adds gradients up. Also the strategy of one worker."""
 
     def __init__(self, student: Student, config: TrainConfig) -> None:
-        self._student, self._clip_norm = student, config.clip_norm
+        self._student = student
         groups = parameter_groups(student, config.weight_decay)
-        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
+        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
         self.module: nn.Module = student
         if worker_count() > 1:
             # All workers have the same buffers, one of them as long as the vocabulary: sent once, not with every step.
@@ -92,7 +95,7 @@ class DataParallel:
         """See `Strategy`."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        norm = nn.utils.clip_grad_norm_(self._student.parameters(), self._clip_norm)
+        norm = nn.utils.clip_grad_norm_(self._student.parameters(), CLIP_NORM)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return norm

@@ -167,7 +167,7 @@ def _pruned(init: str | None) -> dict[str, Any]:
     return how | {"from": source, "share": round(share, 4), "parent_run": about["parent_run"]}
 
 
-def _chosen(config: TrainConfig, width: int) -> dict[str, float]:
+def _chosen(config: TrainConfig, width: int) -> dict[str, Any]:
     """What stands for the settings that were left open, so that runs compare."""
     return Loss(config).settings | {"learning_rate": config.peak_rate(width)}
 

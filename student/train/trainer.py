@@ -17,6 +17,8 @@ from student.train.losses import Loss, Terms
 from student.train.schedule import cosine_annealing
 from student.train.strategy import Strategy, worker_count
 
+WARM_UP = 0.05  # share of the steps with a rising learning rate
+
 
 def global_sum(values: torch.Tensor) -> torch.Tensor:
     """The sum over all workers, where there are several."""
@@ -123,7 +125,7 @@ class Trainer:
             with self._strategy.part(last=i == len(parts) - 1):
                 terms, weights_M = self._forward(batch, sums, training=True)
                 self._strategy.backward((terms.loss * weights_M).sum() / weight)
-        rate = self._peak * cosine_annealing(self.step_index, self._steps, self._config.warmup)
+        rate = self._peak * cosine_annealing(self.step_index, self._steps, WARM_UP)
         norm = self._strategy.step(rate)
         weights = {f"{name}_weight": weight for name, weight in self._loss.weights(self.progress).items()}
         self.schedule = {"learning_rate": rate} | weights

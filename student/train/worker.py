@@ -28,6 +28,7 @@ from student.train.trainer import global_sum
 SCORE = "validation_ce"  # picks the best epoch: of all measures the one whose meaning no schedule changes
 LOOK_EVERY = 2.0  # seconds between two looks for a notice that a machine goes
 UNSCORED = 1e30  # of a checkpoint within an epoch: Ray Train would take one without a score for the best
+SAMPLES = 4  # validation answers decoded after each epoch, for the report
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -94,9 +95,7 @@ class _Worker:
         if self.rank == 0:
             student = assembled(self.training.shape, state.weights | {"rows": torch.tensor(self.training.rows)})
             if score != UNSCORED:
-                position.history[-1]["samples"] = samples(
-                    student, self.compiled, self.loop.validation, self.training.config.samples
-                )
+                position.history[-1]["samples"] = samples(student, self.compiled, self.loop.validation, SAMPLES)
             folder = tempfile.mkdtemp(prefix="retort-")  # Ray Train deletes it once it is uploaded
             save_student(folder, student, self.compiled)
             save_position(folder, state, position.as_dict())

@@ -21,7 +21,7 @@ from torch import nn
 from student.config import TrainConfig
 from student.model.checkpoint import Tensors
 from student.model.model import Student
-from student.train.strategy import State, parameter_groups, worker_count
+from student.train.strategy import BETAS, CLIP_NORM, State, parameter_groups, worker_count
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET = 50_000_000  # numbers exchanged at once; DeepSpeed's default takes 2 GB however small the student
@@ -36,8 +36,8 @@ class Zero:
         self._stage = int(config.strategy.removeprefix("zero"))
         self._named = list(student.named_parameters())  # all workers visit them in this order, as each visit communicates
         groups = parameter_groups(student, config.weight_decay)
-        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
-        settings = _settings(self._stage, config.clip_norm, sum(p.numel() for p in student.parameters()))
+        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
+        settings = _settings(self._stage, CLIP_NORM, sum(p.numel() for p in student.parameters()))
         self.module: Any
         self.module, *_ = deepspeed.initialize(
             model=student, optimizer=self._optimizer, config=settings, dist_init_required=False

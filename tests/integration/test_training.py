@@ -31,7 +31,7 @@ from tests.tiny import ROOT
 __all__ = ["compiled"]
 
 STUDENT = ["layers=2", "width=32", "heads=2", "mlp=64", "dropout=0.1"]
-TRAIN = ["epochs=16", "batch_size=16", "checkpoint_minutes=0.01", "log_every=7", "samples=1", "threads=1"]
+TRAIN = ["epochs=16", "batch_size=16", "checkpoint_minutes=0.01", "log_every=7", "threads=1"]
 SETTINGS = [*(f"--set=student.{one}" for one in STUDENT), *(f"--set=train.{one}" for one in TRAIN)]
 
 

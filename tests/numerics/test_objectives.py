@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any, get_args
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import UserError
 from pipeline.teacher.capture import TEMPERATURES
 from student.config import TrainConfig
+from student.train import losses
 from student.train.losses import LEAST_TAIL, OBJECTIVES, SLIM_CLIP, Loss, forward_kl, reverse_kl, slim, teacher_classes, top_kl
 from tests.numerics import reference
 from tests.numerics.reference import Reference, dense_classes
@@ -42,7 +44,9 @@ def stored(full: NDArray[np.float64]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(full[:, :W] - lse[:, :1], dtype=torch.float32), torch.tensor(lse, dtype=torch.float32)
 
 
-def compare(config: TrainConfig, seed: int, scale: float, progress: float, weighted: bool) -> None:
+def compare(
+    config: TrainConfig, seed: int, scale: float, progress: float, weighted: bool, top: tuple[int, float] = (4, 0.05)
+) -> None:
     """The product's loss and gradient against the reference's."""
     rng = np.random.default_rng(seed)
     full, targets = full_vocabulary(rng, scale), rng.integers(W, size=M)
@@ -51,13 +55,14 @@ def compare(config: TrainConfig, seed: int, scale: float, progress: float, weigh
     kl, ce = (start + (end - start) * progress for start, end in reference.WEIGHTS[config.objective])
     default = 2.0 if config.objective == "temperature" else 1.0
     expected = Reference(
-        *(config.objective, full, targets, W, config.temperature or default, config.tail, config.top_k, config.top_share),
+        *(config.objective, full, targets, W, config.temperature or default, config.tail, *top),
         *(config.label_smoothing, weights, kl, ce),
     )
     loss, gradient = expected(student.astype(np.float64))
     logits = torch.tensor(student, requires_grad=True)
     objective = Loss(config, None if weights is None else torch.from_numpy(weights))
-    terms = objective(logits, *stored(full), torch.from_numpy(targets), progress)
+    with patch.multiple(losses, TOP_K=top[0], TOP_SHARE=top[1]):
+        terms = objective(logits, *stored(full), torch.from_numpy(targets), progress)
     terms.loss.sum().backward()
     assert terms.loss.dtype == torch.float32
     np.testing.assert_allclose(terms.loss.detach(), loss, rtol=1e-4, atol=2e-5 * max(1.0, scale))
@@ -68,7 +73,7 @@ def compare(config: TrainConfig, seed: int, scale: float, progress: float, weigh
 @settings(max_examples=25)
 @given(seed=SEEDS, scale=SCALES, progress=st.floats(0, 1))
 def test_objective_and_gradient_equal_the_float64_reference(name: str, seed: int, scale: float, progress: float) -> None:
-    compare(TrainConfig(objective=name, top_k=4), seed, scale, progress, weighted=False)
+    compare(TrainConfig(objective=name), seed, scale, progress, weighted=False)
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -95,8 +100,8 @@ def test_objective_and_gradient_equal_the_reference_under_every_option(
     weighted: bool,
     top: tuple[int, float],
 ) -> None:
-    options = {"tail": kind[0], "temperature": kind[1], "label_smoothing": smoothing, "top_k": top[0], "top_share": top[1]}
-    compare(TrainConfig(objective=name, **options), seed, scale, progress, weighted)
+    options = {"tail": kind[0], "temperature": kind[1], "label_smoothing": smoothing}
+    compare(TrainConfig(objective=name, **options), seed, scale, progress, weighted, top)
 
 
 def test_the_reference_knows_every_objective_and_clips_where_the_product_does() -> None:
@@ -104,10 +109,13 @@ def test_the_reference_knows_every_objective_and_clips_where_the_product_does() 
     assert reference.CLIP == SLIM_CLIP
 
 
-def divergence(name: str, student: torch.Tensor, teacher: torch.Tensor, **options: Any) -> torch.Tensor:
+def divergence(
+    name: str, student: torch.Tensor, teacher: torch.Tensor, top_k: int = 100, top_share: float = 0.05, **options: Any
+) -> torch.Tensor:
     """The divergence alone, at the temperature and with the factor that the objective has."""
     loss = Loss(TrainConfig(objective=name, **options))
-    return loss(student, teacher, None, torch.zeros(len(student), dtype=torch.int64), 0.5).parts["kl"]
+    with patch.multiple(losses, TOP_K=top_k, TOP_SHARE=top_share):
+        return loss(student, teacher, None, torch.zeros(len(student), dtype=torch.int64), 0.5).parts["kl"]
 
 
 @pytest.mark.parametrize("name", ["curriculum", "temperature", "topk", "reverse-kl"])
@@ -163,7 +171,8 @@ def test_the_gradient_carries_t_squared(name: str, temperature: float) -> None:
 def test_slim_weighs_a_position_without_a_gradient_of_the_weight() -> None:
     teacher = torch.tensor([[0.7, 0.2, 0.1]]).log()
     student = torch.tensor([[0.2, 0.4, 0.4]]).log().requires_grad_()
-    value = slim(teacher, student.log_softmax(-1), TrainConfig(top_share=0.4))
+    with patch.object(losses, "TOP_SHARE", 0.4):
+        value = slim(teacher, student.log_softmax(-1))
     value.backward()
     assert value.item() == pytest.approx(3.5 * np.log(1 / 0.2))
     assert student.grad is not None
@@ -210,7 +219,7 @@ def test_weights_at_both_ends(name: str) -> None:
 
 
 def test_configured_weights_win_over_the_objectives_own_even_where_they_are_zero() -> None:
-    loss = Loss(TrainConfig(objective="slim", kl_start=0, kl_end=3, ce_start=2, ce_end=0))
+    loss = Loss(TrainConfig(objective="slim", kl=(0, 3), ce=(2, 0)))
     assert loss.weights(0) == {"kl": 0, "ce": 2}
     assert loss.weights(1) == {"kl": 3, "ce": 0}
 
@@ -265,7 +274,8 @@ def test_the_least_tail_does_not_outweigh_a_sure_teacher() -> None:
 
 def test_top_kl_takes_no_more_classes_than_there_are() -> None:
     teacher, student = torch.randn(2, M, W).log_softmax(-1)
-    torch.testing.assert_close(top_kl(teacher, student, TrainConfig(top_k=10 * W)), forward_kl(teacher, student))
+    assert losses.TOP_K > W
+    torch.testing.assert_close(top_kl(teacher, student), forward_kl(teacher, student))
 
 
 def test_forward_and_reverse_kl_weigh_by_different_sides() -> None:

@@ -15,7 +15,7 @@ from student.config import TrainConfig
 from student.model.checkpoint import assembled, save_student
 from student.train.loop import Loop, Training
 from student.train.train import _identity, _track
-from student.train.worker import samples
+from student.train.worker import SAMPLES, samples
 from tests.student.conftest import DEBUG
 
 
@@ -31,7 +31,7 @@ def train_here(out: Path, shards: Shards, tracking: TrackingConfig, **changes: A
     for report in loop.run():
         if report.epoch_ended:
             model = assembled(training.shape, loop.state().weights | {"rows": torch.tensor(training.rows)})
-            history[-1]["samples"] = samples(model, shards.compiled, loop.validation, config.train.samples)
+            history[-1]["samples"] = samples(model, shards.compiled, loop.validation, SAMPLES)
     run.end()
     save_student(folder, model, shards.compiled)
     about = {"best_epoch": 2, "parameters": model.parameter_counts(), "epochs": history, "cost": {"worker_seconds": 1.0}}

@@ -100,7 +100,7 @@ def _warnings(groups: Sequence[Group]) -> list[str]:
         shares = ", ".join(f"{100 * floor:.1f} %" for floor in sorted(floors))
         return [
             f"The floor of the majority answer differs between students ({shares}): they were tested on different parts of the "
-            "test split, so their figures cannot be compared with each other. Evaluate them anew with one evaluate.limit."
+            "test split, so their figures cannot be compared with each other."
         ]
     return []
 

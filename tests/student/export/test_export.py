@@ -17,7 +17,7 @@ from pipeline.base import storage
 from pipeline.base.errors import UserError
 from pipeline.cli.main import main
 from pipeline.shards.manifest import Shards
-from student.config import EvaluateConfig, TrainConfig
+from student.config import TrainConfig
 from student.evaluate.fidelity import THRESHOLDS
 from student.export.answer import load
 from student.export.card import render_card, teacher_name
@@ -62,9 +62,7 @@ def run(shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     source_of("choices", shards.compiled).save(str(folder / "student"))
     storage.write_json(str(folder / "student" / "train.json"), TRAINING)
-    export(
-        EvaluateConfig(limit=12), shards.folder, str(folder / "student"), str(folder / "report"), (folder / "export").as_uri()
-    )
+    export(shards.folder, str(folder / "student"), str(folder / "report"), (folder / "export").as_uri())
     return folder
 
 
@@ -221,31 +219,29 @@ def test_nothing_is_written_where_the_graph_is_wrong(
     storage.write_json(str(tmp_path / "student" / "train.json"), TRAINING)
     folders = (str(tmp_path / "student"), str(tmp_path / "report"), str(tmp_path / "export"))
     with pytest.raises(UserError, match="the ONNX graph is not the student"):
-        export(EvaluateConfig(limit=12), shards.folder, *folders)
+        export(shards.folder, *folders)
     assert not (tmp_path / "export").exists()
 
 
 def test_what_cannot_be_exported(shards: Shards, tmp_path: Path) -> None:
     folders = (shards.folder, str(tmp_path / "student"), str(tmp_path / "report"), str(tmp_path / "export"))
     with pytest.raises(UserError, match="no student in"):
-        export(EvaluateConfig(), *folders)
+        export(*folders)
     source_of("choices", shards.compiled).save(str(tmp_path / "student"))
     with pytest.raises(UserError, match="was not trained"):
-        export(EvaluateConfig(), *folders)
+        export(*folders)
     source_of("spelt", shards.compiled).save(str(tmp_path / "other"))
     storage.write_json(str(tmp_path / "other" / "train.json"), TRAINING)
     with pytest.raises(UserError, match="another task"):
-        export(EvaluateConfig(), shards.folder, str(tmp_path / "other"), *folders[2:])
+        export(shards.folder, str(tmp_path / "other"), *folders[2:])
 
 
 def test_the_command(run: Path, figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     monkeypatch.setattr("student.export.export.export", lambda *arguments: given.extend(arguments) or figures)
-    done = CliRunner().invoke(
-        main, ["export", "--out", str(run), "--student", "s3://models/first", "--set", "evaluate.limit=5"]
-    )
+    done = CliRunner().invoke(main, ["export", "--out", str(run), "--student", "s3://models/first"])
     assert done.exit_code == 0, done.output
-    assert given == [EvaluateConfig(limit=5), f"{run}/shards", "s3://models/first", f"{run}/report", f"{run}/export"]
+    assert given == [f"{run}/shards", "s3://models/first", f"{run}/report", f"{run}/export"]
     for form in figures["formats"].values():
         assert form["name"] in done.output
     assert os.path.basename(run) in done.output

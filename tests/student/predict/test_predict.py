@@ -38,11 +38,16 @@ def student(compiled: CompiledTask, tmp_path: Path) -> str:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("student.predict.predict.ROWS_PER_UNIT", 8)
+
+
 def configured(folder: Path, *overrides: str) -> ClusterSettings:
     path = folder / "comments.jsonl"
     if not path.exists():
         path.write_text("".join(json.dumps({"id": i, "body": body}) + "\n" for i, body in enumerate(BODIES)) + "{broken\n")
-    return load_config(None, ["predict.workers=0", "predict.rows_per_unit=8", *overrides], {"comments.paths": [str(path)]})
+    return load_config(None, ["predict.workers=0", *overrides], {"comments.paths": [str(path)]})
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -126,9 +131,12 @@ def test_parquet_holds_the_same(compiled: CompiledTask, student: str, tmp_path: 
         assert row["confidence"] > 0
 
 
-def test_a_comment_has_the_same_answer_in_any_company(compiled: CompiledTask, student: str, tmp_path: Path) -> None:
+def test_a_comment_has_the_same_answer_in_any_company(
+    compiled: CompiledTask, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predict(configured(tmp_path), student, str(tmp_path / "out"))
-    predict(configured(tmp_path, "predict.rows_per_unit=1"), student, str(tmp_path / "alone/out"))
+    monkeypatch.setattr("student.predict.predict.ROWS_PER_UNIT", 1)
+    predict(configured(tmp_path), student, str(tmp_path / "alone/out"))
     together, alone = answers(tmp_path), answers(tmp_path / "alone")
     assert [row["answer"] for row in together] == [row["answer"] for row in alone]
     assert [row["confidence"] for row in together] == pytest.approx([row["confidence"] for row in alone], abs=2e-6)
@@ -168,7 +176,7 @@ def test_unsure_answers_are_the_teachers(student: str, tmp_path: Path, monkeypat
     predict(configured(tmp_path), student, str(tmp_path / "alone/out"))
     alone = {row["line"]: row for row in answers(tmp_path / "alone")}
     threshold = sorted(row["confidence"] for row in alone.values())[len(alone) // 2]
-    config = configured(tmp_path, "predict.teacher=some", f"predict.fallback={threshold}")
+    config = configured(tmp_path, "answer.teacher=some", f"answer.fallback={threshold}")
     predict(config, student, str(tmp_path / "out"))
     taught = 0
     for row in answers(tmp_path):
@@ -181,6 +189,6 @@ def test_unsure_answers_are_the_teachers(student: str, tmp_path: Path, monkeypat
             assert (row["source"], row["answer"]) == ("student", before["answer"])
     assert taught > 5
     with pytest.raises(UserError, match="fall back on"):
-        configured(tmp_path, "predict.fallback=0.5")
+        configured(tmp_path, "answer.fallback=0.5")
     with pytest.raises(UserError, match="--fallback"):
-        configured(tmp_path, "predict.teacher=some")
+        predict(configured(tmp_path, "answer.teacher=some"), student, str(tmp_path / "unsure"))

@@ -57,9 +57,9 @@ def answerer(compiled: CompiledTask) -> Answerer:
 
 
 @contextmanager
-def running(answerer: Any, beside: Any = None, **settings: Any) -> Iterator[httpx.Client]:
+def running(answerer: Any, beside: Any = None, fallback: float | None = None, **settings: Any) -> Iterator[httpx.Client]:
     """A client of a real server."""
-    service = Service(answerer, ServeConfig(**settings), beside)
+    service = Service(answerer, ServeConfig(**settings), beside, fallback)
     server, listener = DrainingServer(service), socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

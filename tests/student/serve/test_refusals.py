@@ -179,8 +179,9 @@ def test_no_other_site_may_read_answers(client: httpx.Client):
     assert "server" not in response.headers
 
 
-def test_a_full_queue_refuses_with_the_time_to_come_back(serve: Serve, fake: FakeAnswerer):
-    with serve(fake, queue=3, max_texts=3) as client, ThreadPoolExecutor(2) as pool:
+def test_a_full_queue_refuses_with_the_time_to_come_back(serve: Serve, fake: FakeAnswerer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("student.serve.service.QUEUE", 3)
+    with serve(fake, max_texts=3) as client, ThreadPoolExecutor(2) as pool:
         fake.gate.clear()
         first = pool.submit(client.post, "/classify", json={"text": "fine"})
         while not fake.batches:

@@ -195,7 +195,7 @@ def test_it_ends_at_once_at_the_second_signal_and_by_itself_without_requests(sta
         (["--student", "nowhere"], "no student"),
         (["--out", "nowhere"], "no student"),
         (["--student", "nowhere", "--host", "nowhere.invalid"], "nowhere.invalid"),
-        (["--set", "serve.max_texts=9999"], "never fits"),
+        (["--set", "serve.max_texts=9999"], "less than or equal to 4096"),
     ],
 )
 def test_what_cannot_be_served_is_refused(tmp_path: Path, arguments: list[str], message: str):

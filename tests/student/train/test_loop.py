@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 import student.train.loop
+import student.train.trainer
 from pipeline.shards.manifest import Shards
 from student.config import TrainConfig
 from student.train.loop import Loop, Training
@@ -22,8 +23,9 @@ def test_workers_measure_the_whole_validation_split_in_equally_many_batches(
     assert sum(map(sum, sizes)) == max(len(loops[0].validation), workers)  # with more workers than examples, some are shared
 
 
-def test_a_report_has_the_weights_and_the_rate_of_its_own_step(shards: Shards) -> None:
-    config = TrainConfig(epochs=2, batch_size=16, warmup=0, log_every=1, learning_rate=0.01)
+def test_a_report_has_the_weights_and_the_rate_of_its_own_step(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(student.train.trainer, "WARM_UP", 0)
+    config = TrainConfig(epochs=2, batch_size=16, log_every=1, learning_rate=0.01)
     rows = [report.row for report in Loop(Training.of(DEBUG, config, shards), shards).run()]
     assert (rows[0]["kl_weight"], rows[0]["ce_weight"]) == pytest.approx((0.8, 0.2))
     assert (rows[-1]["kl_weight"], rows[-1]["ce_weight"]) == pytest.approx((0.2, 0.8))

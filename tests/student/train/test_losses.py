@@ -32,10 +32,10 @@ def test_the_curriculums_weights_add_up_to_one_all_along(shape: str, progress: f
     assert 0.2 <= weights["kl"] + 1e-9 <= 0.8 + 2e-9
 
 
-def test_weights_step_where_they_are_told_to() -> None:
-    loss = Loss(TrainConfig(weights="step", switch=0.3))
-    assert loss.weights(0.29) == pytest.approx({"kl": 0.8, "ce": 0.2})
-    assert loss.weights(0.3) == pytest.approx({"kl": 0.2, "ce": 0.8})
+def test_weights_step_half_way() -> None:
+    loss = Loss(TrainConfig(weights="step"))
+    assert loss.weights(0.49) == pytest.approx({"kl": 0.8, "ce": 0.2})
+    assert loss.weights(0.5) == pytest.approx({"kl": 0.2, "ce": 0.8})
 
 
 def chosen_counts(shards: Shards) -> np.ndarray:
