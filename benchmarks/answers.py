@@ -30,7 +30,7 @@ from student.train.loop import Loop, Training
 
 def student(shards: Shards, shape: StudentConfig, share: float, settings: dict[str, Any]) -> float:
     """Share of whole answers that a student trained on a share of the examples gives on the test split."""
-    config = TrainConfig.model_validate(settings | {"growth": [share], "samples": 0})
+    config = TrainConfig.model_validate(settings | {"growth": [share]})
     training = Training.of(shape, config, shards)
     return float(fidelity(best_student(training, Loop(training, shards)), shards.folder)["whole"])
 

@@ -54,10 +54,10 @@ def main(shards: str, count: int, fraction: float, out: str) -> None:
     examples = open_examples(opened, TRAIN, shape.sequence)
     chosen = np.linspace(0, len(examples) - 1, count).astype(np.int64)
     plain, marks = forward(student, examples, chosen), [time.perf_counter()]
-    sums = measure(student, examples, chosen, LEAVE_OUT, BATCH, over_sequence="mean", over_batch="l2")
+    sums = measure(student, examples, chosen, LEAVE_OUT, BATCH)
     marks.append(time.perf_counter())
-    scores, sizes = importance([sums], "l2", shape.layers), target_sizes(PruneConfig(fraction=fraction), shape)
-    smaller = cut(student, choose(scores, shape, sizes, "loss"), scores)
+    scores, sizes = importance([sums], shape.layers), target_sizes(PruneConfig(fraction=fraction), shape)
+    smaller = cut(student, choose(scores, shape, sizes))
     marks.append(time.perf_counter())
     results = {
         "parameters": student.parameter_counts(),

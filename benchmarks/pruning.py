@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,22 @@ class Trial:
     seed: int
 
 
+def _ranks(measured: Importance, trial: Trial) -> Importance:
+    """What decides who stays: the measured importance, or another to compare it with."""
+    if trial.way == "depth-cosine":
+        return replace(measured, loss_L=measured.cosine_L)
+    if trial.way != "random":
+        return measured
+    draw = np.random.default_rng(trial.seed).random
+    return Importance(**{name: draw(values.shape) for name, values in vars(measured).items()})
+
+
 class Bench:
     """A source, its importance, and trainings of what is cut from it."""
 
     def __init__(self, shards: Shards, config: PruneConfig, steps: int, rate: float | None, comments: int) -> None:
         self.shards, self._steps, self._rate = shards, steps, rate
-        opened = open_source(config, shards)
+        opened = open_source(config, "full", shards)
         self.source = opened.load(shards.compiled.watched.tokens)
         reads = (self.source.shape.sequence, self.source.shape.separator)
         self._train, self._test = open_examples(shards, TRAIN, *reads), open_examples(shards, TEST, *reads).first(comments)
@@ -85,8 +95,8 @@ class Bench:
 
     def _score(self, model: Student) -> Importance:
         chosen = np.linspace(0, len(self._train) - 1, 1024).astype(np.int64)
-        sums = measure(model, self._train, chosen, LEAVE_OUT, 32, over_sequence="mean", over_batch="l2")
-        return importance([sums], "l2", model.shape.layers)
+        sums = measure(model, self._train, chosen, LEAVE_OUT, 32)
+        return importance([sums], model.shape.layers)
 
     def sizes(self, trial: Trial) -> Sizes:
         """Of a trial's student."""
@@ -110,9 +120,8 @@ class Bench:
 
     def _begin(self, trial: Trial) -> tuple[Student, Parent | None]:
         sizes = self.sizes(trial)
-        ranks = self.importance.shuffled(trial.seed) if trial.way == "random" else self.importance
-        kept = choose(ranks, self.source.shape, sizes, "cosine" if trial.way == "depth-cosine" else "loss")
-        student = self._interleaved(sizes) if trial.way == "interleaved" else cut(self.source, kept, self.importance)
+        kept = choose(_ranks(self.importance, trial), self.source.shape, sizes)
+        student = self._interleaved(sizes) if trial.way == "interleaved" else cut(self.source, kept)
         if trial.way == "scratch":
             return Student(student.shape, student.rows.numpy()), None
         if trial.way.endswith("hidden"):
@@ -132,7 +141,7 @@ class Bench:
                 else {"heads": whole.heads, "groups": whole.groups}
             )
             scores = self._score(student) if done > 1 else scores
-            student = cut(student, choose(scores, student.shape, Sizes(**mixed), "loss"), scores)
+            student = cut(student, choose(scores, student.shape, Sizes(**mixed)))
         return student
 
     def _batches(self, config: TrainConfig) -> Iterator[Any]:

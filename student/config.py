@@ -286,7 +286,6 @@ class PruneConfig(Strict):
     prompt: Literal["teacher", "bare"] = Field(
         "teacher", description="what a student cut from such a model reads: the teacher's prompt, or comment and separator"
     )
-    sequence: Literal["full", "choices"] = Field("full", description="what it reads of answers: see student.sequence")
 
     width: int | None = Field(None, ge=1, description="embedding channels to keep; null keeps all, as below")
     heads: int | None = Field(None, ge=1, description="attention heads a layer")
@@ -301,20 +300,7 @@ class PruneConfig(Strict):
         (), description="falling shares of the source's parameters: each link is cut from the one before, and trained"
     )
 
-    rank: Literal["activation", "random"] = Field("activation", description="what decides who stays; random is for comparison")
-    rank_layers: Literal["loss", "cosine"] = Field(
-        "loss", description="what a layer is worth: the rise of the loss without it, or how far it turns the residual stream"
-    )
     examples: int = Field(1024, ge=1, description="training examples that importance is measured on")
-    over_sequence: Literal["mean", "l2"] = Field("mean", description="how activations are summed up over an example")
-    over_batch: Literal["l2", "mean"] = Field("l2", description="and those sums over the examples")
-    batch_size: int = Field(32, ge=1, description="examples of one forward pass")
-    seed: Seed = 0
-
-    workers: int = Field(1, ge=1, description="processes that share the examples, each with the whole model")
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs Ray reserves for one")
-    gpus_per_worker: float = Field(0, ge=0)
-    machines: str | None = Field(None, description="custom Ray resource of the machines to run on; null takes any")
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -332,13 +318,7 @@ class PruneConfig(Strict):
 
     def recipe(self) -> dict[str, Any]:
         """For JSON: all that changes what is kept."""
-        how = {"source", "chain", "workers", "cpus_per_worker", "gpus_per_worker", "machines", "batch_size"}
-        return self.model_dump(mode="json", exclude=how)
-
-    @property
-    def resources(self) -> dict[str, float]:
-        """What Ray reserves for a worker."""
-        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker} | presence(self.machines)
+        return self.model_dump(mode="json", exclude={"source", "chain"})
 
 
 class StudentSettings(PipelineSettings):

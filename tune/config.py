@@ -16,11 +16,8 @@ class TuneConfig(Strict):
     space: str | None = Field(None, description="YAML file of the search space; null takes tune/space.yaml")
     trials: int = Field(16, ge=1, description="how many students to try")
     concurrent: int | None = Field(None, ge=1, description="trials at once; null takes as many as the cluster has room for")
-    algorithm: Literal["tpe", "random"] = Field("tpe", description="Optuna's multi-objective TPE, or chance")
     seed: Seed = 0
     early_stopping: bool = Field(True, description="stop trials that fall behind (ASHA)")
-    grace_epochs: int = Field(1, ge=1, description="epochs before a trial may be stopped")
-    reduction: int = Field(3, ge=2, description="one trial in so many goes on, each time")
     points_per_halving: float = Field(
         0.5, ge=0, description="points of agreement that a student of half the parameters may lose and still count as good"
     )

@@ -119,7 +119,7 @@ def prune(shards: str | None, **options: Any) -> None:
     from student.prune.prune import prune as stage
 
     pruned = storage.join(out, "pruned")
-    stage(config.prune, folder, pruned)
+    stage(config.prune, config.train, config.student, folder, pruned)
     console.print(f"student  {pruned}\nwhat matters in its source   {storage.join(pruned, 'importance.html')}", highlight=False)
     place = f"{out}-pruned" if storage.exists(storage.join(out, "student", "train.json")) else out  # never over another student
     console.print(f"train it retort train --init {pruned} --shards {folder} --out {place}", highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,10 +11,11 @@ from numpy.typing import NDArray
 from student.model.checkpoint import assembled
 from student.model.model import Student
 from student.model.shape import Shape
-from student.prune.importance import Importance, width_norms
+from student.prune.importance import Importance
 from student.prune.sizes import Sizes
 
 Indices = NDArray[np.int64]
+WIDTH_NORMS = {f"{name}.weight" for name in ("attention_norm", "mlp_norm", "attention_out_norm", "mlp_out_norm")}  # of a block
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,9 @@ class Kept:
         }
 
 
-def choose(importance: Importance, shape: Shape, sizes: Sizes, rank_layers: str) -> Kept:
-    """The most important units.
-
-    Args:
-        rank_layers: `loss` or `cosine`.
-    """
-    layers = top(importance.loss_L if rank_layers == "loss" else importance.cosine_L, sizes.layers)
+def choose(importance: Importance, shape: Shape, sizes: Sizes) -> Kept:
+    """The most important units; of the layers, those without which the loss rises most."""
+    layers = top(importance.loss_L, sizes.layers)
     groups = [_top_groups(importance.heads_LH[layer], shape, sizes) for layer in layers]
     return Kept(
         layers=layers,
@@ -70,15 +66,12 @@ def _top_heads(values_H: NDArray[np.float64], shape: Shape, sizes: Sizes, groups
     return np.concatenate([g * shared + top(values_H.reshape(-1, shared)[g], sizes.heads // sizes.groups) for g in groups])
 
 
-def cut(model: Student, kept: Kept, importance: Importance) -> Student:
-    """The student of these units, which shares no memory with its source.
-
-    A norm over the width divides by the mean square of fewer channels. Its gain makes up for that, by the share of the sum of
-    squares that the channels kept had on the examples: exact where those cut off were zero.
+def cut(model: Student, kept: Kept) -> Student:
+    """The student of these units, which shares no memory with its source. Gains of norms stay: to make up for the channels that
+    are gone was no better (docs/log.md).
     """
     shape, channels = model.shape, torch.from_numpy(kept.channels)
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    ratio = shape.width / len(channels)
     kinds = tuple(shape.each_layer[layer] for layer in kept.layers)
     smaller = replace(
         shape,
@@ -89,13 +82,8 @@ def cut(model: Student, kept: Kept, importance: Importance) -> Student:
         key_value_heads=len(kept.groups[0]),
         head_width=shape.per_head,
         kinds=kinds if shape.kinds else None,
-        epsilon=_epsilon(shape) * ratio if ratio > 1 else shape.epsilon,
     )
-    for name, energy_D in zip(width_norms(model), importance.energy_ND, strict=True):
-        whole = float(energy_D.sum())  # none where a norm read nothing but zeros
-        share = float(energy_D[kept.channels].sum()) / whole if whole else 1 / ratio
-        tensors[f"{name}.weight"] = tensors[f"{name}.weight"][channels] * math.sqrt(share * ratio)
-    cuts = {"rows": tensors["rows"].clone(), "norm.weight": tensors["norm.weight"]}
+    cuts = {"rows": tensors["rows"].clone(), "norm.weight": tensors["norm.weight"][channels].clone()}
     cuts |= {name: tensors[name][:, channels] for name in ("embedding.weight", "head.weight")}
     for new, old in enumerate(kept.layers):
         before, after = f"blocks.{old}.", f"blocks.{new}."
@@ -105,24 +93,25 @@ def cut(model: Student, kept: Kept, importance: Importance) -> Student:
     return assembled(smaller, cuts)
 
 
-def _epsilon(shape: Shape) -> float:
-    return torch.finfo(torch.float32).eps if shape.epsilon is None else shape.epsilon
-
-
 def _cut_block(
     block: dict[str, torch.Tensor], shape: Shape, channels: torch.Tensor, heads: Indices, groups: Indices, neurons: Indices
 ) -> dict[str, torch.Tensor]:
-    """One layer's weights. Norms over the width are cut already, those over a head's stay."""
+    """One layer's weights; norms over a head's width stay."""
     of_heads, of_groups = _each(heads, shape.per_head), _each(groups, shape.per_head)
     keys, values = shape.heads * shape.per_head, (shape.heads + shape.groups) * shape.per_head
     rows = torch.from_numpy(np.concatenate([of_heads, keys + of_groups, values + of_groups]))
     up = torch.from_numpy(np.concatenate([neurons, shape.mlp + neurons]) if shape.is_gemma else neurons)
-    return block | {
-        "attention.qkv.weight": block["attention.qkv.weight"][rows][:, channels],
-        "attention.out.weight": block["attention.out.weight"][channels][:, torch.from_numpy(of_heads)],
-        "up.weight": block["up.weight"][up][:, channels],
-        "down.weight": block["down.weight"][channels][:, torch.from_numpy(neurons)],
-    }
+    norms = {name: tensor[channels] for name, tensor in block.items() if name in WIDTH_NORMS}
+    return (
+        block
+        | norms
+        | {
+            "attention.qkv.weight": block["attention.qkv.weight"][rows][:, channels],
+            "attention.out.weight": block["attention.out.weight"][channels][:, torch.from_numpy(of_heads)],
+            "up.weight": block["up.weight"][up][:, channels],
+            "down.weight": block["down.weight"][channels][:, torch.from_numpy(neurons)],
+        }
+    )
 
 
 def _each(units: Indices, size: int) -> Indices:

@@ -2,7 +2,7 @@
 via Pruning and Knowledge Distillation", arXiv 2407.14679).
 
 A head by the norm of its output, a neuron by its activation, a channel by what the norms over the width make of it: each
-summed up over the tokens of an example (by default the mean), then over the examples (by default the L2 norm). A layer by
+its mean over the tokens of an example, then the L2 norm over the examples. A layer by
 its block importance 1 − E[cos(x, layer(x))], and by the rise of the loss when it is left out.
 
 A neuron's activation is taken where the feed-forward's second matrix reads it, behind GELU and gate. The paper's is the
@@ -42,8 +42,6 @@ class Importance:
         channels_D: of the embedding, summed over all norms that read the residual stream.
         cosine_L: block importance of each layer.
         loss_L: rise of the cross-entropy at choice steps without it, nats.
-        energy_ND: each channel's mean share of the sum of squares that a norm divides by, for each norm over the width, by
-            the order of `width_norms`.
     """
 
     heads_LH: Array
@@ -51,7 +49,6 @@ class Importance:
     channels_D: Array
     cosine_L: Array
     loss_L: Array
-    energy_ND: Array
 
     def save(self, path: str) -> None:
         """Writes safetensors."""
@@ -61,14 +58,6 @@ class Importance:
     def load(path: str) -> Importance:
         """Reads what `save` wrote."""
         return Importance(**{name: tensor.numpy() for name, tensor in load_tensors(path).items()})
-
-    def shuffled(self, seed: int) -> Importance:
-        """Random ranks in place of measured ones."""
-        draw = np.random.default_rng(seed).random
-        ranks = {
-            name: draw(getattr(self, name).shape) for name in ("heads_LH", "neurons_LF", "channels_D", "cosine_L", "loss_L")
-        }
-        return replace(self, **ranks)
 
 
 def width_norms(model: Student) -> dict[str, nn.RMSNorm]:
@@ -84,20 +73,13 @@ Sums = dict[str, torch.Tensor]  # float64; those of several workers add up
 
 
 class Scorer:
-    """Sums up one model's activations, batch by batch.
+    """Sums up one model's activations, batch by batch; the model is in evaluation mode."""
 
-    Args:
-        model: in evaluation mode.
-        over_sequence: `mean` or `l2`.
-        over_batch: `l2` or `mean`.
-    """
-
-    def __init__(self, model: Student, over_sequence: str, over_batch: str) -> None:
+    def __init__(self, model: Student) -> None:
         # The opening is read with each example here, as activations count wherever they are.
         self._opening_1P = model.opening_1P
         self._unwatched = model
         self._model = assembled(replace(model.shape, opening=()), dict(model.state_dict()))
-        self._over_sequence, self._over_batch = over_sequence, over_batch
         self._sums: Sums = {}
         self._mask_BT = torch.empty(0)
         self._watch()
@@ -152,46 +134,30 @@ class Scorer:
             block.down.register_forward_pre_hook(self._hook("neurons", layer, torch.abs))  # type: ignore[union-attr, operator]
         self._model.blocks[-1].register_forward_hook(lambda _, __, wrote: self._stream.append(wrote))
         for index, (name, norm) in enumerate(width_norms(self._model).items()):
-            norm.register_forward_pre_hook(self._hook_energy(index))
             if not name.endswith("out_norm"):  # those do not read the residual stream
-                norm.register_forward_hook(self._hook_output("channels", index))
+                norm.register_forward_hook(lambda _, __, output, at=index: self._add("channels", at, output.abs()))
 
     def _hook(self, name: str, index: int, measure: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         return lambda _, given: self._add(name, index, measure(given[0]))
 
-    def _hook_output(self, name: str, index: int) -> Any:
-        return lambda _, __, output: self._add(name, index, output.abs())
-
-    def _hook_energy(self, index: int) -> Any:
-        def add(_: nn.Module, given: tuple[torch.Tensor]) -> None:
-            squares_BTD = given[0].double() ** 2
-            shares_BTD = squares_BTD / squares_BTD.sum(-1, keepdim=True).clamp_min(1e-300)
-            self._count("energy", index, (shares_BTD * self._mask_BT[..., None]).sum((0, 1)))
-
-        return add
-
     def _add(self, name: str, index: int, values_BTU: torch.Tensor) -> None:
         """Sums up a batch's activations of units."""
         values_BTU = values_BTU.double() * self._mask_BT[..., None]
-        if self._over_sequence == "mean":
-            values_BU = values_BTU.sum(1) / self._mask_BT.sum(1, keepdim=True)
-        else:
-            values_BU = values_BTU.norm(dim=1)
-        self._count(name, index, (values_BU**2 if self._over_batch == "l2" else values_BU).sum(0))
+        values_BU = values_BTU.sum(1) / self._mask_BT.sum(1, keepdim=True)
+        self._count(name, index, (values_BU**2).sum(0))
 
     def _count(self, name: str, index: int, value: torch.Tensor) -> None:
         key = f"{name}.{index}"
         self._sums[key] = self._sums[key] + value if key in self._sums else value
 
 
-def measure(model: Student, examples: Examples, mine: NDArray[np.int64], leave_out: int, batch_size: int, **over: str) -> Sums:
+def measure(model: Student, examples: Examples, mine: NDArray[np.int64], leave_out: int, batch_size: int) -> Sums:
     """The sums of one worker.
 
     Args:
-        leave_out: how many of them, the first, to leave each layer out for.
-        **over: see `Scorer`.
+        leave_out: how many of its examples, the first, to leave each layer out for.
     """
-    scorer, device = Scorer(model, **over), model.rows.device
+    scorer, device = Scorer(model), model.rows.device
     for indices, left_out in _batches(mine, leave_out, batch_size):
         lengths = torch.from_numpy(examples.lengths[indices].astype(np.int64)).to(device)
         scorer.add(examples.batch(indices).to(device), lengths, left_out)
@@ -204,7 +170,7 @@ def _batches(mine: NDArray[np.int64], leave_out: int, size: int) -> Iterator[tup
             yield part[start : start + size], left_out
 
 
-def importance(parts: list[Sums], over_batch: str, layers: int) -> Importance:
+def importance(parts: list[Sums], layers: int) -> Importance:
     """What the sums of all workers come to."""
     sums = {key: sum(part[key] for part in parts if key in part).numpy() for key in set().union(*parts)}  # type: ignore[union-attr]
 
@@ -212,15 +178,14 @@ def importance(parts: list[Sums], over_batch: str, layers: int) -> Importance:
         indices = sorted(int(key.split(".")[1]) for key in sums if key.startswith(f"{name}."))
         return np.stack([sums[f"{name}.{index}"] for index in indices])
 
-    def summed_up(name: str) -> Array:
-        return np.sqrt(stacked(name)) if over_batch == "l2" else stacked(name)
+    def norms(name: str) -> Array:
+        return np.sqrt(stacked(name))
 
     losses = stacked("loss") / sums["targets.0"]
     return Importance(
-        heads_LH=summed_up("heads"),
-        neurons_LF=summed_up("neurons"),
-        channels_D=summed_up("channels").sum(0),
+        heads_LH=norms("heads"),
+        neurons_LF=norms("neurons"),
+        channels_D=norms("channels").sum(0),
         cosine_L=1 - stacked("cosine") / sums["tokens.0"],
         loss_L=losses[:layers] - losses[layers],
-        energy_ND=stacked("energy") / sums["tokens.0"],
     )

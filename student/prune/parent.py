@@ -88,7 +88,8 @@ def open_parent(init: str | None, student: Student, shards: Shards) -> Parent:
     """
     about: dict[str, Any] = storage.read_json(storage.join(parent_folder(init), PRUNED))
     place = about["source"].get("student") or about["source"]["model"]
-    source = open_source(PruneConfig.model_validate(about["prune"] | {"source": place}), shards)
+    config = PruneConfig(source=place, revision=about["prune"]["revision"], prompt=about["prune"]["prompt"])
+    source = open_source(config, student.shape.sequence, shards)
     parent = source.load(shards.compiled.watched.tokens).to(student.rows.device)
     parent.bf16 = student.bf16
     return Parent(student, parent, about["kept"]["layers"], about["kept"]["channels"])

@@ -17,7 +17,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.identity import find_same
 from pipeline.base.runtime import start_ray
 from pipeline.shards.manifest import open_shards
-from student.config import PruneConfig
+from student.config import PruneConfig, StudentChanges, TrainConfig
 from student.data.unpack import unpack
 from student.model.checkpoint import PRUNED
 from student.prune.cut import Kept
@@ -30,12 +30,21 @@ from student.prune.workers import measure_all, start_workers
 log = logging.getLogger(__name__)
 
 
-def prune(config: PruneConfig, shards_folder: str, folder: str, whole: int | None = None) -> dict[str, Any]:
+def prune(
+    config: PruneConfig,
+    train: TrainConfig,
+    student: StudentChanges,
+    shards_folder: str,
+    folder: str,
+    whole: int | None = None,
+) -> dict[str, Any]:
     """Writes a student cut from a trained model to `folder`; returns what prune.json holds.
 
     A folder that already holds this very student is left as it is.
 
     Args:
+        train: says how many workers measure, and what each has.
+        student: says what a student cut from a Gemma 3 model reads of answers.
         whole: parameters that `fraction` is a share of; by default the source's.
 
     Raises:
@@ -46,12 +55,12 @@ def prune(config: PruneConfig, shards_folder: str, folder: str, whole: int | Non
             "nothing says how small: give --fraction (1 keeps all), --params, or sizes such as --set prune.width=512"
         )
     shards = open_shards(shards_folder)
-    source = open_source(config, shards)
+    source = open_source(config, student.sequence or "full", shards)
     sizes = target_sizes(config, source.shape, whole)
     identity = {
         "source": source.identity,
         "shards": {key: shards.manifest[key] for key in ("hashes", "digest")},
-        "prune": config.recipe(),
+        "prune": config.recipe() | {"sequence": source.shape.sequence},
         "sizes": vars(sizes),
     }
     done = find_same(folder, PRUNED, identity, "pruned student")
@@ -61,11 +70,11 @@ def prune(config: PruneConfig, shards_folder: str, folder: str, whole: int | Non
     run = source.run
     unpack(shards)  # damaged ones are better refused now
     start_ray()
-    require_room("pruning", config.workers, config.resources)
+    require_room("pruning", train.most_workers, train.resources)
     started = time.monotonic()
-    workers = start_workers(config, shards_folder, source)
+    workers = start_workers(train, shards_folder, source)
     log.info("measuring what matters in %s on %s examples", source.place, f"{config.examples:,}")
-    scores = importance(measure_all(workers, config, shards, source.shape), config.over_batch, source.shape.layers)
+    scores = importance(measure_all(workers, config.examples, shards, source.shape), source.shape.layers)
     scored = time.monotonic() - started
     kept: Kept = ray.get(workers[0].cut.remote(sizes, scores, folder))
     before, after = (parameters(source.shape, some) for some in (Sizes.of(source.shape), sizes))

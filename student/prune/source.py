@@ -23,7 +23,7 @@ from student.model.shape import Shape
 
 
 @dataclass(frozen=True)
-class Source:
+class PruneSource:
     """A trained model, without its weights.
 
     Attributes:
@@ -59,7 +59,7 @@ class Source:
         return load_gemma(self.place, self.shape, self.rows_V, watched_W, self.revision)
 
 
-def open_source(config: PruneConfig, shards: Shards) -> Source:
+def open_source(config: PruneConfig, sequence: str, shards: Shards) -> PruneSource:
     """The configured source.
 
     Raises:
@@ -71,13 +71,13 @@ def open_source(config: PruneConfig, shards: Shards) -> Source:
     if is_student(folder):
         model, compiled = load_student(folder)
         require_same(compiled.hashes, shards.compiled.hashes, config.source, shards.folder)
-        return Source(folder, model.shape)
-    return _gemma(config, config.source, shards)
+        return PruneSource(folder, model.shape)
+    return _gemma(config, sequence, shards)
 
 
-def _gemma(config: PruneConfig, name: str, shards: Shards) -> Source:
+def _gemma(config: PruneConfig, sequence: str, shards: Shards) -> PruneSource:
     """A Gemma 3 model, whose embedding keeps the rows of the ids in the training comments, the prompt and the answers."""
-    model, compiled = absolute_model(name), shards.compiled
+    model, compiled = absolute_model(str(config.source)), shards.compiled
     opening, separator = _prompt(config, model, compiled)
     counts = np.bincount(unpack(shards)[TRAIN]["comment"], minlength=compiled.tokenizer.size)
     always = np.unique([*compiled.automaton.tokens, *opening, *separator]).astype(np.int32)
@@ -89,11 +89,11 @@ def _gemma(config: PruneConfig, name: str, shards: Shards) -> Source:
         embeddings=int(rows_V.max()) + 1,
         output_vocabulary=compiled.watched.size,
         context=len(opening) + compiled.task.comments.max_tokens + len(separator) + compiled.automaton.longest - 1,
-        sequence=config.sequence,
+        sequence=sequence,
         opening=tuple(opening),
         separator=tuple(separator),
     )
-    return Source(model, shape, config.revision, rows_V)
+    return PruneSource(model, shape, config.revision, rows_V)
 
 
 def _prompt(config: PruneConfig, model: str, compiled: CompiledTask) -> tuple[list[int], list[int]]:

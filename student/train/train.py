@@ -161,7 +161,7 @@ def _pruned(init: str | None) -> dict[str, Any]:
     if path is None or not storage.exists(path):
         return {}
     about = storage.read_json(path)
-    how = {name: about["prune"][name] for name in ("by", "rank", "fraction")}
+    how = {name: about["prune"][name] for name in ("by", "fraction")}
     share = about["parameters"]["student"] / about["parameters"]["source"]
     source = about["source"].get("student") or about["source"]["model"]
     return how | {"from": source, "share": round(share, 4), "parent_run": about["parent_run"]}

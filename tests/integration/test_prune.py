@@ -22,7 +22,7 @@ from tests.tiny import ROOT, save_teacher
 __all__ = ["compiled"]
 
 TRAIN = ["--set=train.batch_size=16", "--set=train.threads=1", "--set=train.learning_rate=0.003"]
-PRUNE = ["--set=prune.examples=64", "--set=prune.cpus_per_worker=0.5"]
+PRUNE = ["--set=prune.examples=64"]
 SHAPE = ["--set=student.layers=2", "--set=student.width=32", "--set=student.heads=4", "--set=student.mlp=64"]
 
 

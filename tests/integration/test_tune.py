@@ -35,7 +35,6 @@ SETTINGS = [
     "--set=train.epochs=4",
     "--set=train.batch_size=16",
     "--set=train.threads=1",
-    "--set=tune.reduction=2",
 ]
 BROKEN = 1  # the trial whose student has no folder to go to
 

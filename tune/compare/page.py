@@ -15,7 +15,6 @@ from rich.table import Table
 from pipeline.base import storage
 from tune.compare import plots
 from tune.compare.grouping import DIGEST, Group, Unfinished, group_runs
-from tune.compare.parallel import parallel_coordinates
 from tune.compare.runs import Found, StudentRun, read_runs
 from tune.compare.table import columns
 from tune.compare.verdict import verdict
@@ -194,11 +193,10 @@ def render(comparison: Comparison) -> str:
 
 
 def _drawings(comparison: Comparison) -> dict[str, str | None]:
-    groups, found = comparison.groups, comparison.found
+    groups = comparison.groups
     return {
         "size": plots.scatter(groups, plots.SIZE),
         "speed": plots.scatter(groups, plots.SPEED),
         "fields": plots.agreement_by_field(groups),
         "curves": plots.learning_curves(groups, comparison.unfinished),
-        "params": parallel_coordinates(found.runs) if found.search else None,
     }

@@ -21,7 +21,7 @@ from student.config import StudentChanges
 from student.evaluate.evaluate import evaluate
 from student.prune.prune import prune
 from student.prune.sizes import Sizes, parameters, target_sizes
-from student.prune.source import Source, open_source
+from student.prune.source import PruneSource, open_source
 from student.train.train import Child, train
 from tune.config import TuneSettings
 
@@ -42,7 +42,7 @@ def run_chain(config: TuneSettings, shards_folder: str, folder: str) -> str:
         UserError: the source or the shards are unusable, the smallest link cannot be cut, or the folder holds another chain.
         Stopped: a signal ended it early.
     """
-    source = open_source(config.prune, open_shards(shards_folder))
+    source = open_source(config.prune, config.student.sequence or "full", open_shards(shards_folder))
     whole = parameters(source.shape, Sizes.of(source.shape))
     for share in config.prune.chain:  # better refused now than after the links before
         target_sizes(config.prune.model_copy(update={"chain": (), "fraction": share}), source.shape)
@@ -65,7 +65,7 @@ def _link(config: TuneSettings, shards: str, folder: str, source: str, share: fl
     pruned, student, report, done = (storage.join(link, part) for part in ("pruned", "student", "report", DONE))
     log.info("link %s of %s parameters", name, f"{whole:,}")
     cut = config.prune.model_copy(update={"source": source, "chain": (), "fraction": share})
-    prune(cut, shards, pruned, whole)
+    prune(cut, config.train, config.student, shards, pruned, whole)
     training = config.model_copy(
         update={
             "train": config.train.model_copy(update={"init": pruned}),
@@ -79,7 +79,7 @@ def _link(config: TuneSettings, shards: str, folder: str, source: str, share: fl
     return student
 
 
-def _track(config: TuneSettings, source: Source, folder: str) -> Tracking:
+def _track(config: TuneSettings, source: PruneSource, folder: str) -> Tracking:
     """The chain's run: a new one, or the one it was begun under.
 
     Raises:

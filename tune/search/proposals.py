@@ -55,9 +55,7 @@ class Proposals(Searcher):
         self._interrupted = [trial for trial in known if trial.state == "running"]
         self._asked: dict[str, tuple[Trial, optuna.trial.Trial]] = {}  # by Ray Tune's id
         seed = config.seed + len(known) + len(others)  # what was drawn before must not be drawn again
-        sampler = (
-            optuna.samplers.TPESampler(seed=seed) if config.algorithm == "tpe" else optuna.samplers.RandomSampler(seed=seed)
-        )
+        sampler = optuna.samplers.TPESampler(seed=seed)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
         for trial in known:

@@ -23,6 +23,10 @@ from tune.search.trials import Trial, ended
 LITTLE = 0.001  # of this machine: a trial's own actor takes no CPU, as its workers may need them all
 
 
+GRACE_EPOCHS = 1  # before a trial may be stopped
+REDUCTION = 3  # one trial in so many goes on, each time
+
+
 def concurrent_trials(config: TuneConfig, train: TrainConfig) -> int:
     """How many trials run at once: as many as the cluster has room for, a CPU at least for each worker."""
     room = ray.cluster_resources()
@@ -40,8 +44,8 @@ def asha(config: TuneSettings, known: list[Trial]) -> TrialScheduler:
         metric="score",
         mode="max",
         max_t=config.train.epochs + 1,  # a trial's end is its own to tell
-        grace_period=config.tune.grace_epochs,
-        reduction_factor=config.tune.reduction,
+        grace_period=GRACE_EPOCHS,
+        reduction_factor=REDUCTION,
     )
     for trial in ended(known):
         for count in range(1, len(trial.epochs) + 1):

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,6 @@ from tests.student.prune.reference import Reference, Trace, loss
 
 CHOSEN = np.array([90, 3, 41, 7, 120, 66, 0, 15])
 LEAVE_OUT = 5
-RANKS = ("heads_LH", "neurons_LF", "channels_D", "cosine_L", "loss_L")
-OVERS = [(sequence, batch) for sequence in ("mean", "l2") for batch in ("l2", "mean")]
 
 
 @dataclass
@@ -47,14 +45,13 @@ def _read(reference: Reference, examples: Examples, index: int) -> Read:
     return Read(reference.run(ids), [loss(logits, targets) for logits in left_out], len(targets))
 
 
-def expected(reads: list[Read], over_sequence: str, over_batch: str) -> Importance:
+def expected(reads: list[Read]) -> Importance:
     def over(parts: list[torch.Tensor]) -> np.ndarray:
         """Units' activations, [T, U] of each example, summed up."""
         total = 0.0
         for part in parts:
-            of_example = part.abs().mean(0) if over_sequence == "mean" else (part**2).sum(0).sqrt()
-            total = total + (of_example**2 if over_batch == "l2" else of_example)
-        return (total.sqrt() if over_batch == "l2" else total).numpy()
+            total = total + part.abs().mean(0) ** 2
+        return total.sqrt().numpy()
 
     traces = [read.trace for read in reads]
     layers, names = range(len(traces[0].heads)), list(traces[0].norms)
@@ -65,7 +62,6 @@ def expected(reads: list[Read], over_sequence: str, over_batch: str) -> Importan
         channels_D=sum(over([trace.norms[name][1] for trace in traces]) for name in readers),
         cosine_L=np.array([1 - np.mean([c for trace in traces for c in _cosines(trace, layer)]) for layer in layers]),
         loss_L=_rises(reads[:LEAVE_OUT]),
-        energy_ND=np.stack([_energy([trace.norms[name][0] for trace in traces]) for name in names]),
     )
 
 
@@ -79,19 +75,11 @@ def _rises(reads: list[Read]) -> np.ndarray:
     return losses[:-1] - losses[-1]
 
 
-def _energy(inputs: list[torch.Tensor]) -> np.ndarray:
-    squares = torch.cat(inputs) ** 2
-    return (squares / squares.sum(-1, keepdim=True)).mean(0).numpy()
-
-
-def measured(source: Student, examples: Examples, batch_size: int = 4, workers: int = 1, **changes: str) -> Importance:
-    over = {"over_sequence": "mean", "over_batch": "l2"} | changes
+def measured(source: Student, examples: Examples, batch_size: int = 4, workers: int = 1) -> Importance:
     shares = [CHOSEN[rank::workers] for rank in range(workers)]
     leave_out = [len(CHOSEN[:LEAVE_OUT][rank::workers]) for rank in range(workers)]
-    parts = [
-        measure(source, examples, share, count, batch_size, **over) for share, count in zip(shares, leave_out, strict=True)
-    ]
-    return importance(parts, over["over_batch"], source.shape.layers)
+    parts = [measure(source, examples, share, count, batch_size) for share, count in zip(shares, leave_out, strict=True)]
+    return importance(parts, source.shape.layers)
 
 
 def assert_alike(found: Importance, wanted: Importance, tolerance: float) -> None:
@@ -118,42 +106,28 @@ def test_norms_are_those_over_the_width_in_the_order_they_run(source: Student, r
     assert all(norm.normalized_shape == (source.shape.width,) for norm in width_norms(source).values())
 
 
-@pytest.mark.parametrize(("over_sequence", "over_batch"), OVERS)
-def test_importance_is_what_a_slow_reference_says(
-    source: Student, examples: Examples, reads: list[Read], over_sequence: str, over_batch: str
-) -> None:
-    wanted, names = expected(reads, over_sequence, over_batch), list(reads[0].trace.norms)
-    wanted = replace(wanted, energy_ND=wanted.energy_ND[[names.index(name) for name in width_norms(source)]])
-    found = measured(source, examples, over_sequence=over_sequence, over_batch=over_batch)
-    assert_alike(found, wanted, 2e-4)
+def test_importance_is_what_a_slow_reference_says(source: Student, examples: Examples, reads: list[Read]) -> None:
+    assert_alike(measured(source, examples), expected(reads), 2e-4)
 
 
-@pytest.mark.parametrize("over_sequence", ["mean", "l2"])
-def test_batches_and_workers_change_nothing(source: Student, examples: Examples, over_sequence: str) -> None:
-    alone = measured(source, examples, batch_size=1, over_sequence=over_sequence)
+def test_batches_and_workers_change_nothing(source: Student, examples: Examples) -> None:
+    alone = measured(source, examples, batch_size=1)
     for batch_size, workers in ((len(CHOSEN), 1), (2, 3), (4, len(CHOSEN) + 2)):
-        other = measured(source, examples, batch_size, workers, over_sequence=over_sequence)
-        assert_alike(other, alone, 1e-5)
+        assert_alike(measured(source, examples, batch_size, workers), alone, 1e-5)
 
 
 def test_examples_weigh_alike_and_layers_are_left_out_for_the_first_alone(source: Student, examples: Examples) -> None:
-    over = {"over_sequence": "mean", "over_batch": "mean"}
     once, twice, swapped = (
-        importance([measure(source, examples, chosen, LEAVE_OUT, 4, **over)], "mean", source.shape.layers)
+        importance([measure(source, examples, chosen, LEAVE_OUT, 4)], source.shape.layers)
         for chosen in (
             CHOSEN,
             np.concatenate([CHOSEN, CHOSEN]),
             np.concatenate([CHOSEN[:LEAVE_OUT], CHOSEN[: LEAVE_OUT - 1 : -1]]),
         )
     )
-    np.testing.assert_allclose(2 * once.heads_LH, twice.heads_LH, rtol=1e-5)
+    np.testing.assert_allclose(np.sqrt(2) * once.heads_LH, twice.heads_LH, rtol=1e-5)
     np.testing.assert_allclose(once.loss_L, swapped.loss_L, rtol=1e-9)
     np.testing.assert_allclose(once.loss_L, twice.loss_L, rtol=1e-9)
-    np.testing.assert_allclose(once.energy_ND, twice.energy_ND, rtol=1e-5)
-
-
-def test_shares_of_energy_add_up_to_all(source: Student, examples: Examples) -> None:
-    np.testing.assert_allclose(measured(source, examples).energy_ND.sum(1), 1, rtol=1e-9)
 
 
 def test_measuring_leaves_the_model_as_it_is(source: Student, examples: Examples) -> None:
@@ -162,18 +136,6 @@ def test_measuring_leaves_the_model_as_it_is(source: Student, examples: Examples
     assert all(torch.equal(before[name], tensor) for name, tensor in source.state_dict().items())
     hooks = [module._forward_hooks or module._forward_pre_hooks for module in source.modules()]
     assert not any(hooks)
-
-
-def test_shuffled_ranks_are_random_and_come_again(source: Student, examples: Examples) -> None:
-    scores = measured(source, examples)
-    first, again, other = scores.shuffled(1), scores.shuffled(1), scores.shuffled(2)
-    for name in RANKS:
-        assert getattr(first, name).shape == getattr(scores, name).shape
-        assert np.array_equal(getattr(first, name), getattr(again, name))
-        assert not np.array_equal(getattr(first, name), getattr(other, name))
-    for name in ("heads_LH", "neurons_LF", "channels_D"):
-        assert not np.array_equal(getattr(first, name).argsort(-1), getattr(scores, name).argsort(-1))
-    assert np.array_equal(first.energy_ND, scores.energy_ND)
 
 
 def test_importance_is_read_as_it_was_written(source: Student, examples: Examples, tmp_path: Path) -> None:

@@ -20,16 +20,14 @@ def made_up(layers: int, heads: int, neurons: int, width: int) -> Importance:
         channels_D=rng.random(width),
         cosine_L=rng.random(layers),
         loss_L=rng.normal(size=layers),
-        energy_ND=np.full((2 * layers + 1, width), 1 / width),
     )
 
 
-def about(layers: int, heads: int, neurons: int, width: int, **prune: str) -> dict[str, Any]:
+def about(layers: int, heads: int, neurons: int, width: int) -> dict[str, Any]:
     """What prune.json holds where the first of all units were kept."""
     return {
         "source": {"student": "out/large", "content": "0"},
-        "prune": {"rank": "activation", "rank_layers": "loss", "over_sequence": "mean", "over_batch": "l2", "examples": 1024}
-        | prune,
+        "prune": {"examples": 1024},
         "sizes": {"width": width, "heads": heads, "groups": heads, "mlp": neurons, "layers": layers},
         "kept": {"layers": list(range(layers)), "channels": list(range(width)), "heads": [list(range(heads))] * layers},
         "parameters": {"source": 7_851_776, "student": 1_962_944},
@@ -57,7 +55,6 @@ def test_the_page_says_what_was_cut_from_what(page):
     figures = ("out/large", "7,851,776", "1,962,944", "4.00 ×", "1,024 training examples", "20.3 s", "2407.14679")
     for said in (*sizes, *figures, "The rise of the loss ranks"):
         assert said in page
-    assert "at random" not in page
 
 
 def test_the_page_needs_nothing_beside_it(page):
@@ -73,16 +70,9 @@ def test_plots_show_where_the_cut_is(page):
 
 
 def test_nothing_is_marked_where_nothing_was_cut(tmp_path):
-    page = written(tmp_path, about(4, 4, 40, 32, rank_layers="cosine"), made_up(4, 4, 40, 32))
+    page = written(tmp_path, about(4, 4, 40, 32), made_up(4, 4, 40, 32))
     assert not any(plots.CUT in drawing for drawing in drawings(page))
     assert "was cut" not in page
-    assert "Block importance ranks" in page
-
-
-def test_a_random_choice_is_called_one(tmp_path):
-    page = written(tmp_path, about(2, 3, 20, 16, rank="random"), made_up(4, 4, 40, 32))
-    assert "kept at random" in page
-    assert "ranks the layers" not in page
 
 
 def test_the_page_with_every_setting_left_open_and_any_place(tmp_path):

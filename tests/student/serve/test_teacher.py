@@ -45,7 +45,7 @@ def teacher() -> FakeTeacher:
 
 
 def test_the_teacher_is_asked_beside_the_student(serve: Serve, fake: FakeAnswerer, teacher: FakeTeacher):
-    with serve(fake, teacher, teacher="a teacher") as client:
+    with serve(fake, teacher) as client:
         sure, aside = client.post("/classify", json={"texts": ["fine", ""], "teacher": True}).json()["results"]
         assert client.get("/task").json()["teacher"] == {"model": "a teacher", "state": "ready"}
         client.post("/classify", json={"text": "fine"})
@@ -55,7 +55,7 @@ def test_the_teacher_is_asked_beside_the_student(serve: Serve, fake: FakeAnswere
 
 
 def test_unsure_answers_are_the_teachers(serve: Serve, compiled: CompiledTask, teacher: FakeTeacher):
-    settings = {"teacher": "a teacher", "fallback": 0.6}
+    settings = {"fallback": 0.6}
     with serve(FakeAnswerer(compiled, confidence=0.59), teacher, **settings) as client:
         taught, untaught = client.post("/classify", json={"texts": ["bad", "unaskable"]}).json()["results"]
         chat = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "bad"}]}).json()
@@ -68,7 +68,7 @@ def test_unsure_answers_are_the_teachers(serve: Serve, compiled: CompiledTask, t
 
 
 def test_sure_answers_are_the_students(serve: Serve, fake: FakeAnswerer, teacher: FakeTeacher):
-    with serve(fake, teacher, teacher="a teacher", fallback=0.9) as client:
+    with serve(fake, teacher, fallback=0.9) as client:
         (result,) = client.post("/classify", json={"text": "bad"}).json()["results"]
     assert (result["source"], teacher.asked) == ("student", [])
 
@@ -82,14 +82,14 @@ def test_the_students_answer_stands_when_the_teacher(serve: Serve, compiled: Com
         teacher.state = "starting"
     student = FakeAnswerer(compiled, confidence=0.1)
     student.answer = lambda rows, shares=False: [student._answer(row.text, shares) for row in rows]  # type: ignore[method-assign]
-    with serve(student, teacher, teacher="a teacher", fallback=0.6, timeout_seconds=0.5) as client:
+    with serve(student, teacher, fallback=0.6, timeout_seconds=0.5) as client:
         (result,) = client.post("/classify", json={"text": text}).json()["results"]
         assert (result["source"], result["answer"]["mood"]) == ("student", "good")
         assert 'retort_fallbacks_total{source="student"} 1.0' in client.get("/metrics").text
 
 
 def test_a_slow_teacher_does_not_delay_the_student(serve: Serve, fake: FakeAnswerer, teacher: FakeTeacher):
-    with serve(fake, teacher, teacher="a teacher") as client:
+    with serve(fake, teacher) as client:
         teacher.gate.clear()
         waiting = threading.Thread(target=client.post, args=["/classify"], kwargs={"json": {"text": "fine", "teacher": True}})
         waiting.start()

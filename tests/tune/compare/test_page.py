@@ -19,7 +19,6 @@ from tests.tune.store import HOSTILE, Store, measures, parameters, params
 from tune.compare import page as compare
 from tune.compare import runs
 from tune.compare.page import Comparison, compare_runs
-from tune.compare.parallel import ABSENT, coordinate
 from tune.compare.runs import Found
 
 
@@ -117,7 +116,7 @@ def test_anything_may_have_any_name(students: Comparison, name: str) -> None:
     compared = compare.compare(Found(name, name, "a search", runs))
     text = compare.render(compared)
     assert "<script" not in text
-    assert len(drawings(text)) == 5
+    assert len(drawings(text)) == 4
     assert f'<th class="n">{printable(name)[:200]}' in html.unescape(text)
     compare.table(compared)
 
@@ -137,7 +136,6 @@ def test_the_page_with_every_setting_left_open(students: Comparison) -> None:
     runs = [replace(run, params=varied if i else params) for i, run in enumerate(students.found.runs)]
     text = compare.render(compare.compare(Found("a search", "", "search", runs)))
     assert "learning_rate=default" in text
-    assert "learning_rate" in drawings(text)["What the trials tried"]
 
 
 def test_what_was_not_measured_is_a_dash(folder: Path, students: Comparison) -> None:
@@ -171,26 +169,6 @@ def test_other_shards_and_other_tests_are_not_compared(students: Comparison) -> 
     assert any("warning:" in line for line in compare.notes(compared))
     elsewhere = replace(first, metrics=first.metrics | {"floor/majority": 0.5})
     assert "different parts" in compare.compare(replace(students.found, runs=[elsewhere, *rest])).warnings[0]
-
-
-def test_a_search_has_its_params_drawn(folder: Path) -> None:
-    uri = f"sqlite:///{folder}/mlflow.db"
-    found = compare_runs(uri, "searches", str(folder / "search"), "night")
-    assert len(found.found.runs) == 4
-    by_id = compare_runs(uri, "retort", str(folder / "search"), found.found.search)
-    assert [run.id for run in by_id.found.runs] == [run.id for run in found.found.runs]
-    svg = drawings((folder / "search/compare.html").read_text())["What the trials tried"]
-    for word in ("objective", "topk", "slim", "learning_rate", "log scale", "whole, %"):
-        assert word in svg
-
-
-def test_axes_of_params() -> None:
-    assert coordinate("x", ["1", "2", None, "3"]).heights == (0, 0.5, ABSENT, 1)
-    assert coordinate("x", ["0.0001", "0.001", "0.01"]).heights == pytest.approx((0, 0.5, 1))
-    words = coordinate("x", ["b", "a", "None"])
-    assert words.heights == (1, 0.5, 0)
-    assert words.ticks == {0: "default", 0.5: "a", 1: "b"}
-    assert coordinate("x", ["2", "2"]).heights == (0, 0)
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
