@@ -90,8 +90,6 @@ def changed_shape(shape: StudentConfig, changes: StudentChanges) -> StudentConfi
         raise UserError(f"the student has no such shape:\n{describe(error)}") from error
 
 
-Weights = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
-
 HOW = {
     "init",  # a training's identity has the content instead
     "accumulation",
@@ -111,8 +109,10 @@ class TrainConfig(Strict):
     """The training of one student."""
 
     objective: Literal["curriculum", "hard-label", "temperature", "topk", "slim", "reverse-kl"] = "curriculum"
-    kl: Weights | None = Field(None, description="weight of KL in the first and in the last step; null takes the objective's")
-    ce: Weights | None = Field(None, description="weight of CE in the first and in the last step; null takes the objective's")
+    kl_start: float | None = Field(None, ge=0, description="weight of KL in the first step; null takes the objective's")
+    kl_end: float | None = Field(None, ge=0, description="weight of KL in the last step; null takes the objective's")
+    ce_start: float | None = Field(None, ge=0, description="weight of CE in the first step; null takes the objective's")
+    ce_end: float | None = Field(None, ge=0, description="weight of CE in the last step; null takes the objective's")
     weights: Literal["constant", "linear", "cosine", "step"] = Field(
         "linear", description="how the weights go from start to end; constant stays at the start, step changes half way"
     )

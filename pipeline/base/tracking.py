@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import time
+from types import TracebackType
 from typing import Any, Literal
 
 from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
@@ -15,6 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, ML
 
 from pipeline.base import storage
 from pipeline.base.errors import UserError
+from pipeline.base.signals import Stopped
 from pipeline.base.version import git_commit
 
 
@@ -44,7 +46,7 @@ MOST_METRICS, MOST_PARAMS = 1000, 100  # MLflow's limits for one call
 FIELD = "test/field/"  # what the metric of an output field begins with
 LONGEST_METRIC = 250  # characters: MLflow's limit
 
-Row = tuple[int, dict[str, float]]  # a step and its metrics
+MetricsRow = tuple[int, dict[str, float]]  # a step and its metrics
 
 
 def field_metric(name: str) -> str:
@@ -108,7 +110,20 @@ class Tracking:
             raise UserError(f"MLflow at {uri} does not have run {run_id} any more: {error}") from error
         return Tracking(uri, run_id)
 
-    def log(self, rows: list[Row]) -> None:
+    @property
+    def place(self) -> dict[str, str]:
+        """What `reopen` needs."""
+        return {"uri": self.uri, "run_id": self.run_id}
+
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Ends the run: as finished, as killed where a signal asked for it, else as failed."""
+        stopped = kind is not None and issubclass(kind, Stopped | KeyboardInterrupt)
+        self.end(RunStatus.FINISHED if kind is None else RunStatus.KILLED if stopped else RunStatus.FAILED)
+
+    def log(self, rows: list[MetricsRow]) -> None:
         """Logs metrics of several steps at once."""
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, step) for step, row in rows for key, value in row.items()]
@@ -129,9 +144,9 @@ class Writer:
     """
 
     def __init__(self, tracking: Tracking) -> None:
-        self._tracking, self._rows, self._written = tracking, list[Row](), time.monotonic()
+        self._tracking, self._rows, self._written = tracking, list[MetricsRow](), time.monotonic()
 
-    def add(self, rows: list[Row]) -> None:
+    def add(self, rows: list[MetricsRow]) -> None:
         """Takes rows, and writes once in a while."""
         self._rows += rows
         if time.monotonic() - self._written > WRITE_EVERY:

@@ -21,7 +21,7 @@ from pipeline.base import storage
 from pipeline.base.capacity import ray_options, require_room
 from pipeline.base.console import progress
 from pipeline.base.errors import UserError
-from pipeline.base.identity import find_same
+from pipeline.base.run import find_run
 from pipeline.base.runtime import MALLOC, start_ray
 from pipeline.base.signals import Stopped, StopRequest
 from pipeline.base.version import VARIABLE, check_code_version, code_version
@@ -96,7 +96,7 @@ def predict(config: StudentSettings, student_folder: str, folder: str) -> dict[s
     job = Prediction(student_folder, folder, source, config.predict, config.answer, config.teacher)
     workers = config.predict.workers if config.predict.workers is not None else _workers(paths)
     identity = job.identity()
-    if find_same(folder, ABOUT, identity, "prediction") is None:
+    if find_run(folder, ABOUT, identity, "prediction") is None:
         storage.write_json(storage.join(folder, ABOUT), identity)
     plan = find_plan(storage.join(folder, PLAN), source)
     if plan is None:

@@ -14,7 +14,7 @@ import ray
 from pipeline.base import storage
 from pipeline.base.capacity import require_room
 from pipeline.base.errors import UserError
-from pipeline.base.identity import find_same
+from pipeline.base.run import find_run
 from pipeline.base.runtime import start_ray
 from pipeline.shards.manifest import open_shards
 from student.config import PruneConfig, StudentChanges, TrainConfig
@@ -63,7 +63,7 @@ def prune(
         "prune": config.recipe() | {"sequence": source.shape.sequence},
         "sizes": vars(sizes),
     }
-    done = find_same(folder, PRUNED, identity, "pruned student")
+    done = find_run(folder, PRUNED, identity, "pruned student")
     if done:
         log.info("%s already holds this student", folder)
         return done

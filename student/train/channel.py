@@ -8,24 +8,24 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-SEND_EVERY = 0.5  # seconds between two parcels
+from pipeline.base.tracking import MetricsRow
 
-Row = tuple[int, dict[str, float]]
+SEND_EVERY = 0.5  # seconds between two parcels
 
 
 class _Channel:
     """Holds rows of metrics until the driver takes them."""
 
     def __init__(self) -> None:
-        self._rows: list[Row] = []
+        self._rows: list[MetricsRow] = []
         self._stopping = False
 
-    def put(self, rows: list[Row]) -> bool:
+    def put(self, rows: list[MetricsRow]) -> bool:
         """Leaves rows; returns whether the driver wants the training to stop."""
         self._rows += rows
         return self._stopping
 
-    def take(self) -> list[Row]:
+    def take(self) -> list[MetricsRow]:
         """What was left since the last time."""
         rows, self._rows = self._rows, []
         return rows
@@ -50,7 +50,7 @@ class Sender:
 
     def __init__(self, channel: Any | None) -> None:
         self._channel = channel
-        self._rows: list[Row] = []
+        self._rows: list[MetricsRow] = []
         self._sent = time.perf_counter()
         self.stopping = False
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -113,16 +112,24 @@ class Loss:
         objective = OBJECTIVES[config.objective]
         self._config, self._divergence, self._token_weights_W = config, objective.divergence, token_weights_W
         self._temperature = config.temperature or objective.temperature
-        self._spans = {"kl": config.kl or objective.kl, "ce": config.ce or objective.ce}
+        self._spans = {
+            "kl": (_given(config.kl_start, objective.kl[0]), _given(config.kl_end, objective.kl[1])),
+            "ce": (_given(config.ce_start, objective.ce[0]), _given(config.ce_end, objective.ce[1])),
+        }
         if self._divergence is None:
             del self._spans["kl"]
         if config.tail and self._temperature not in TEMPERATURES:
             raise UserError(f"train.tail needs a train.temperature of {TEMPERATURES}: the shards know the tail's mass at those")
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The options that the objective has values of its own for, as they are."""
-        return {"temperature": self._temperature} | {name: list(span) for name, span in self._spans.items()}
+    def settings(self) -> dict[str, float]:
+        """The options that the objective has values of its own for, as they are: temperature, `kl_start` and so on."""
+        ends = {
+            f"{name}_{end}": value
+            for name, span in self._spans.items()
+            for end, value in zip(("start", "end"), span, strict=True)
+        }
+        return {"temperature": self._temperature} | ends
 
     def weights(self, progress: float) -> dict[str, float]:
         """The weight of each term when this share of the training is done."""
@@ -164,6 +171,10 @@ class Loss:
         smoothing = self._config.label_smoothing
         loss_M = F.cross_entropy(logits_MC, targets_M, reduction="none", label_smoothing=smoothing)
         return loss_M if self._token_weights_W is None else loss_M * self._token_weights_W[targets_M]
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def teacher_classes(teacher_MW: torch.Tensor, lse_MK: torch.Tensor | None, temperature: float) -> torch.Tensor:

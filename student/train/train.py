@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,16 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from mlflow.entities import RunStatus
 from pyarrow.fs import FileSelector, FileType
 
 from pipeline.base import storage
 from pipeline.base.capacity import require_room
 from pipeline.base.console import progress
 from pipeline.base.errors import UserError
-from pipeline.base.identity import find_same
+from pipeline.base.run import find_run, tracked_run
 from pipeline.base.runtime import MALLOC, start_ray
 from pipeline.base.signals import Stopped, StopRequest
-from pipeline.base.tracking import Tracking, Writer, tracking_uri
+from pipeline.base.tracking import MetricsRow, Tracking, Writer, tracking_uri
 from pipeline.base.version import VARIABLE, code_version
 from pipeline.shards.manifest import Shards, open_shards
 from student.config import StudentSettings, TrainConfig, student_shape
@@ -33,7 +33,7 @@ from student.data.sample_size import few_examples
 from student.data.unpack import TRAIN
 from student.model.checkpoint import PRUNED, TRAINED, WEIGHTS, load_student, load_training, save_student
 from student.model.model import Student
-from student.train.channel import Row, open_channel
+from student.train.channel import open_channel
 from student.train.checkpoint import POSITION
 from student.train.loop import Training
 from student.train.losses import Loss
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 BEGUN = "begun.json"  # in the student's folder: which training it is, and its run in MLflow
 CHECKPOINTS = "checkpoints"  # in the student's folder: the best epoch's and the last, to go on from
-UNTOLD = ("kinds", "opening", "separator", "epsilon")  # of a student: they follow from what it was cut from
+NOT_LOGGED = ("kinds", "opening", "separator", "epsilon")  # of a student: they follow from what it was cut from
 POLL = 0.3  # seconds between two looks for metrics
 
 
@@ -93,7 +93,7 @@ def train(
     shards = open_shards(shards_folder)
     training = Training.of(student_shape(shards.compiled.task, config.student), config.train, shards)
     identity = _identity(training, shards)
-    if find_same(student_folder, TRAINED, identity, "training"):
+    if find_run(student_folder, TRAINED, identity, "training"):
         log.info("%s already holds this training", student_folder)
         return load_training(student_folder)
     examples = open_examples(shards, TRAIN, training.shape.sequence, training.shape.separator)
@@ -103,17 +103,11 @@ def train(
         log.warning("the answers were given: train.objective=hard-label leaves the teacher's own probabilities out")
     start_ray()
     require_room("training", config.train.fewest_workers, config.train.resources)
-    tracking = _track(config, identity, student_folder, child)
-    try:
+    start = partial(_start_run, config, identity, child)
+    closes = watcher is None  # a search ends its trials' runs itself: a trial may be stopped just as its training ends
+    with tracked_run(student_folder, BEGUN, identity, "training", start, closes) as tracking:
         result = _run(training, shards_folder, steps * config.train.epochs, tracking, student_folder, watcher)
-    except BaseException as error:
-        if not watcher:  # a search ends its trials' runs itself: a trial may be stopped just as its training ends
-            tracking.end(RunStatus.KILLED if isinstance(error, Stopped | KeyboardInterrupt) else RunStatus.FAILED)
-        raise
-    about = _keep_best(training.config, result, student_folder, identity, tracking)
-    if not watcher:
-        tracking.end()
-    return about
+        return _keep_best(training.config, result, student_folder, identity, tracking)
 
 
 def _announce(training: Training, examples: int, steps: int) -> None:
@@ -137,22 +131,16 @@ def _identity(training: Training, shards: Shards) -> dict[str, Any]:
     return {"student": training.shape.as_dict(), "train": training.config.recipe(), "shards": made_of} | begun_from
 
 
-def _track(config: StudentSettings, identity: dict[str, Any], folder: str, child: Child | None) -> Tracking:
-    """The training's MLflow run: a new one, or the one it was begun under."""
-    begun = find_same(folder, BEGUN, identity, "training")
-    if begun:
-        return Tracking.reopen(**begun["mlflow"])
+def _start_run(config: StudentSettings, identity: dict[str, Any], child: Child | None) -> Tracking:
     uri = tracking_uri(config.tracking.uri, config.out or ".")
     name = child.name if child else f"{identity['shards']['task_name']}-{shape_name(identity['student'])}"
     parameters = {
         "shards": identity["shards"],
-        "student": {key: value for key, value in identity["student"].items() if key not in UNTOLD},
+        "student": {key: value for key, value in identity["student"].items() if key not in NOT_LOGGED},
         "train": identity["train"] | _chosen(config.train, identity["student"]["width"]),
         "pruned": _pruned(config.train.init),
     }
-    tracking = Tracking.start(uri, config.tracking.experiment, name, parameters, "student", child.parent if child else None)
-    storage.write_json(storage.join(folder, BEGUN), identity | {"mlflow": {"uri": tracking.uri, "run_id": tracking.run_id}})
-    return tracking
+    return Tracking.start(uri, config.tracking.experiment, name, parameters, "student", child.parent if child else None)
 
 
 def _pruned(init: str | None) -> dict[str, Any]:
@@ -167,7 +155,7 @@ def _pruned(init: str | None) -> dict[str, Any]:
     return how | {"from": source, "share": round(share, 4), "parent_run": about["parent_run"]}
 
 
-def _chosen(config: TrainConfig, width: int) -> dict[str, Any]:
+def _chosen(config: TrainConfig, width: int) -> dict[str, float]:
     """What stands for the settings that were left open, so that runs compare."""
     return Loss(config).settings | {"learning_rate": config.peak_rate(width)}
 
@@ -195,7 +183,7 @@ def _run(
             running = thread.is_alive()  # before the last look
             if stop or (watcher and watcher.stop.is_set()):
                 channel.stop.remote()
-            rows: list[Row] = ray.get(channel.take.remote())
+            rows: list[MetricsRow] = ray.get(channel.take.remote())
             if rows:
                 bar.update(task, completed=rows[-1][0], note=_note(rows[-1][1]))
                 _log_epochs(rows)

@@ -118,7 +118,7 @@ def test_a_killed_search_goes_on_and_mlflow_knows_every_trial(retort: Retort, co
     (failed,) = (run for run in trials if run.info.status == "FAILED")
     assert "student" in failed.data.tags["retort.reason"]
     finished = next(run for run in trials if run.info.status == "FINISHED")
-    assert {"student.layers", "train.learning_rate", "train.kl", "shards.digest"} <= finished.data.params.keys()
+    assert {"student.layers", "train.learning_rate", "train.kl_start", "shards.digest"} <= finished.data.params.keys()
     assert {
         "loss",
         "validation_answer_accuracy",

@@ -219,7 +219,7 @@ def test_weights_at_both_ends(name: str) -> None:
 
 
 def test_configured_weights_win_over_the_objectives_own_even_where_they_are_zero() -> None:
-    loss = Loss(TrainConfig(objective="slim", kl=(0, 3), ce=(2, 0)))
+    loss = Loss(TrainConfig(objective="slim", kl_start=0, kl_end=3, ce_start=2, ce_end=0))
     assert loss.weights(0) == {"kl": 0, "ce": 2}
     assert loss.weights(1) == {"kl": 3, "ce": 0}
 

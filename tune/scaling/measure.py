@@ -6,23 +6,18 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import psutil
 import ray
-from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from pipeline.base import storage
 from pipeline.base.capacity import require_room
 from pipeline.base.errors import UserError
 from pipeline.base.runtime import start_ray
-from pipeline.base.signals import Stopped
 from pipeline.base.tracking import Tracking, tracking_uri
 from pipeline.config import TeacherConfig
 from pipeline.shards.manifest import Shards, open_shards
@@ -66,16 +61,11 @@ def measure_scaling(config: TuneSettings, shards_folder: str, folder: str) -> Re
     counts = _counts(config, stages)
     config = _with_threads(config, counts[-1])
     kept = _Kept(folder, {stage: _identity(stage, config, shards) for stage in stages})
-    tracking = _track(config, kept)
-    try:
+    with _open_run(config, kept) as tracking:
         _measure(config, shards, shards_folder, counts, kept, command)
         result = _result(config, kept)
         _publish(result, kept, tracking)
-    except BaseException as error:
-        tracking.end(RunStatus.KILLED if isinstance(error, Stopped | KeyboardInterrupt) else RunStatus.FAILED)
-        raise
-    tracking.end()
-    return result
+        return result
 
 
 def _stages(config: TuneSettings) -> list[Stage]:
@@ -175,14 +165,14 @@ class _Kept:
         return {"extract": self.extract, "train": self.train}
 
 
-def _track(config: TuneSettings, kept: _Kept) -> Tracking:
+def _open_run(config: TuneSettings, kept: _Kept) -> Tracking:
     """The MLflow run: a new one, or the one the measurements were begun under."""
     if kept.mlflow:
         return Tracking.reopen(**kept.mlflow)
     uri = tracking_uri(config.tracking.uri, config.out or ".")
     parameters = kept.identity | {"scale": config.scale.model_dump(mode="json")}
     tracking = Tracking.start(uri, config.tracking.experiment, "scale", parameters, "scale")
-    kept.mlflow = {"uri": tracking.uri, "run_id": tracking.run_id}
+    kept.mlflow = tracking.place
     kept.write()
     return tracking
 
@@ -223,18 +213,7 @@ def busy_share() -> float:
 
     The least of some looks: Ray's own processes may still be starting, or ending.
     """
-    ticks = [_cpu_ticks()]
-    for _ in range(LOOKS):
-        time.sleep(1)
-        ticks.append(_cpu_ticks())
-    idle, total = np.diff(ticks, axis=0).T
-    return float((1 - idle / np.maximum(total, 1)).min())
-
-
-def _cpu_ticks() -> NDArray[np.int64]:
-    """Idle, waiting for a disk included, and all; since the machine started (proc(5))."""
-    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    return np.array([ticks[3] + ticks[4], sum(ticks)])
+    return min(psutil.cpu_percent(interval=1) for _ in range(LOOKS)) / 100
 
 
 def _result(config: TuneSettings, kept: _Kept) -> Result:

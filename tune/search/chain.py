@@ -10,18 +10,15 @@ import logging
 from fractions import Fraction
 from typing import Any
 
-from mlflow.entities import RunStatus
-
 from pipeline.base import storage
-from pipeline.base.identity import find_same
-from pipeline.base.signals import Stopped
+from pipeline.base.run import tracked_run
 from pipeline.base.tracking import Tracking, tracking_uri
 from pipeline.shards.manifest import open_shards
 from student.config import StudentChanges
 from student.evaluate.evaluate import evaluate
 from student.prune.prune import prune
 from student.prune.sizes import Sizes, parameters, target_sizes
-from student.prune.source import PruneSource, open_source
+from student.prune.source import open_source
 from student.train.train import Child, train
 from tune.config import TuneSettings
 
@@ -46,16 +43,18 @@ def run_chain(config: TuneSettings, shards_folder: str, folder: str) -> str:
     whole = parameters(source.shape, Sizes.of(source.shape))
     for share in config.prune.chain:  # better refused now than after the links before
         target_sizes(config.prune.model_copy(update={"chain": (), "fraction": share}), source.shape)
-    tracking = _track(config, source, folder)
-    try:
+    identity: dict[str, Any] = {"source": source.identity, "prune": config.prune.recipe(), "train": config.train.recipe()}
+    settings = identity | {"links": list(config.prune.chain)}  # a chain that was begun may have had fewer
+
+    def start() -> Tracking:
+        uri = tracking_uri(config.tracking.uri, config.out or ".")
+        return Tracking.start(uri, config.tracking.experiment, "chain", settings, "chain")
+
+    with tracked_run(folder, CHAIN, identity, "chain", start) as tracking:
         place = source.place
         for share in config.prune.chain:
             place = _link(config, shards_folder, folder, place, share, whole, tracking.run_id)
-    except BaseException as error:
-        tracking.end(RunStatus.KILLED if isinstance(error, Stopped | KeyboardInterrupt) else RunStatus.FAILED)
-        raise
-    tracking.end()
-    return tracking.run_id
+        return tracking.run_id
 
 
 def _link(config: TuneSettings, shards: str, folder: str, source: str, share: float, whole: int, run: str) -> str:
@@ -77,20 +76,3 @@ def _link(config: TuneSettings, shards: str, folder: str, source: str, share: fl
         figures = evaluate(shards, student, report)
         storage.write_json(done, {"whole": figures["student"]["whole"], "parameters": figures["sizes"]["student"]})
     return student
-
-
-def _track(config: TuneSettings, source: PruneSource, folder: str) -> Tracking:
-    """The chain's run: a new one, or the one it was begun under.
-
-    Raises:
-        UserError: the folder holds another chain.
-    """
-    identity: dict[str, Any] = {"source": source.identity, "prune": config.prune.recipe(), "train": config.train.recipe()}
-    begun = find_same(folder, CHAIN, identity, "chain")  # which may have had fewer links
-    if begun:
-        return Tracking.reopen(**begun["mlflow"])
-    uri = tracking_uri(config.tracking.uri, config.out or ".")
-    parameters = identity | {"links": list(config.prune.chain)}
-    tracking = Tracking.start(uri, config.tracking.experiment, "chain", parameters, "chain")
-    storage.write_json(storage.join(folder, CHAIN), identity | {"mlflow": {"uri": tracking.uri, "run_id": tracking.run_id}})
-    return tracking

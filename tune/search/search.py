@@ -18,8 +18,8 @@ from mlflow.entities import RunStatus
 from pipeline.base import storage
 from pipeline.base.capacity import require_room
 from pipeline.base.errors import UserError
+from pipeline.base.run import find_run, tracked_run
 from pipeline.base.runtime import start_ray
-from pipeline.base.signals import Stopped
 from pipeline.base.tracking import Tracking, tracking_uri
 from pipeline.shards.manifest import Shards, open_shards
 from student.config import student_shape, task_shape
@@ -64,7 +64,8 @@ def search(config: TuneSettings, shards_folder: str, folder: str) -> Comparison:
         raise UserError(f"every trial has the shape of {config.train.init}: give a --space without {', '.join(shapes)}")
     identity = _identity(config, shards, space)
     known, others = read_trials(folder), [trial for earlier in config.tune.warm_start for trial in _earlier(earlier)]
-    found = _found(folder, identity, known)
+    _forget_without_trials(folder, identity, known)
+    find_run(folder, FILE, identity, "search")  # another one is better refused before Ray starts
     left = config.tune.trials - len(ended(known))
     if left > 0:
         _require_whole(config.train.init, shards)
@@ -72,19 +73,15 @@ def search(config: TuneSettings, shards_folder: str, folder: str) -> Comparison:
         require_room("a trial", config.train.fewest_workers, config.train.resources)
     else:
         log.info("%s already holds this search", folder)
-    tracking = _track(config, identity, found, folder, shards_folder)
-    try:
+    start = partial(_start_run, config, identity, folder)
+    with tracked_run(folder, FILE, identity, "search", start, shards_folder=shards_folder) as tracking:
         if left > 0:
             job = Search(_for_trials(config, tracking.uri), shards_folder, folder, tracking.run_id)
             known = _run(job, _proposals(job, shards, space, known, others, tracking), left)
         comparison = compare_runs(tracking.uri, config.tracking.experiment, folder, tracking.run_id)
         _register_best(known, config.tune, tracking, identity["shards"]["task_name"])
         log_report(tracking.uri, tracking.run_id, folder, "search")
-    except BaseException as error:
-        tracking.end(RunStatus.KILLED if isinstance(error, Stopped | KeyboardInterrupt) else RunStatus.FAILED)
-        raise
-    tracking.end()
-    return comparison
+        return comparison
 
 
 def _require_whole(init: str | None, shards: Shards) -> None:
@@ -149,28 +146,17 @@ def _identity(config: TuneSettings, shards: Shards, space: Space) -> dict[str, A
     }
 
 
-def _found(folder: str, identity: dict[str, Any], known: list[Trial]) -> dict[str, Any] | None:
-    """What the folder's search was begun as; None where there is none, or another that never proposed a trial."""
+def _forget_without_trials(folder: str, identity: dict[str, Any], known: list[Trial]) -> None:
+    """A search that never proposed a trial may give way to another."""
     path = storage.join(folder, FILE)
-    if not storage.exists(path):
-        return None
-    found: dict[str, Any] = storage.read_json(path)
-    differ = [name for name in identity if found[name] != identity[name]]
-    if differ and known:
-        raise UserError(f"{folder} holds another search (its {', '.join(differ)} differ): choose another --out, or delete it")
-    return None if differ else found
+    if not known and storage.exists(path) and any(storage.read_json(path).get(key) != value for key, value in identity.items()):
+        storage.delete(path)
 
 
-def _track(config: TuneSettings, identity: dict[str, Any], found: dict[str, Any] | None, folder: str, shards: str) -> Tracking:
-    """The search's MLflow run: a new one, or the one it was begun under."""
-    if found:
-        return Tracking.reopen(**found["mlflow"])
+def _start_run(config: TuneSettings, identity: dict[str, Any], folder: str) -> Tracking:
     uri = tracking_uri(config.tracking.uri, config.out or ".")
-    tracking = Tracking.start(uri, config.tracking.experiment, identity["shards"]["task_name"], identity, "search")
     storage.write_text(storage.join(folder, CONFIG), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    about = {"shards_folder": shards, "mlflow": {"uri": tracking.uri, "run_id": tracking.run_id}}
-    storage.write_json(storage.join(folder, FILE), identity | about)
-    return tracking
+    return Tracking.start(uri, config.tracking.experiment, identity["shards"]["task_name"], identity, "search")
 
 
 def _for_trials(config: TuneSettings, uri: str) -> TuneSettings:

@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 import pipeline.base.tracking
 from pipeline.base.errors import UserError
-from pipeline.base.tracking import Row, Tracking, Writer, tracking_uri
+from pipeline.base.tracking import MetricsRow, Tracking, Writer, tracking_uri
 
 
 def test_a_run_keeps_parameters_every_step_and_its_end(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_rows_are_written_together_and_offered_again(tmp_path: Path, monkeypatch
     writer, calls, clock = Writer(tracking), list[int](), [time.monotonic()]
     monkeypatch.setattr(pipeline.base.tracking.time, "monotonic", lambda: clock[0])
 
-    def log(rows: list[Row]) -> None:
+    def log(rows: list[MetricsRow]) -> None:
         calls.append(len(rows))
         if len(calls) == 1:
             raise MlflowException("no way to the store")

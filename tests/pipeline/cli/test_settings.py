@@ -33,7 +33,7 @@ def test_the_file_then_overrides_then_options(tmp_path: Path) -> None:
     ("override", "section", "key", "value"),
     [
         ("train.learning_rate=3e-4", "train", "learning_rate", 3e-4),
-        ("train.kl=[0.8, 0.9]", "train", "kl", (0.8, 0.9)),
+        ("train.growth=[0.8, 0.9]", "train", "growth", (0.8, 0.9)),
         ("teacher.threads=null", "teacher", "threads", None),
         ("teacher.threads=", "teacher", "threads", None),
         ("teacher.revision=a=b", "teacher", "revision", "a=b"),

@@ -78,7 +78,7 @@ def trained(shards: Shards, **changes: object) -> tuple[Loop, list[dict[str, flo
 
 
 def test_a_training_brings_hidden_states_closer_only_when_asked(shards: Shards, pruned: Path) -> None:
-    nothing = {"kl": (0, 0), "ce": (0, 0)}
+    nothing = {f"{term}_{end}": 0.0 for term in ("kl", "ce") for end in ("start", "end")}
     _, followed = trained(shards, init=str(pruned), hidden=1.0, **nothing)
     assert followed[-1]["train_loss"] == pytest.approx(followed[-1]["train_hidden"])
     assert followed[-1]["train_hidden"] < 0.95 * followed[0]["train_hidden"]
