@@ -1,4 +1,5 @@
-# Every target sets itself up: a machine needs Python 3.11 or newer, make and a compiler.
+# Every target sets itself up: a machine needs one of these Pythons, make and a compiler.
+PYTHONS := 3.11 3.12 3.13
 PYTHON ?= python3
 VENV := .venv
 RETORT := $(VENV)/bin/retort
@@ -19,6 +20,8 @@ help:  ## say what each target does
 setup: $(VENV)/.installed  ## install everything into .venv, from the lock
 
 $(VENV)/.installed: requirements-cpu.lock pyproject.toml
+	@version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo missing); case " $(PYTHONS) " in *" $$version "*) ;; *) \
+	  echo "Retort needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$version: make setup PYTHON=python3.11"; exit 1;; esac
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-deps --retries 1 $(INDEX) "$$(grep '^torch==' $<)"
 	$(VENV)/bin/pip install --quiet --no-deps --requirement $<

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("pipeline", "student", "tune", "cluster")
+OWN = {"answer"}  # modules that an export brings along
 COMMAND = "pipeline.cli"  # the room of the `retort` command
 
 
@@ -109,6 +115,30 @@ def test_no_folders_import_each_other_in_a_circle(found: list[Arrow]) -> None:
 )
 def test_the_rule_tells_right_from_wrong(module: str, code: str, allowed: bool) -> None:
     assert [arrow.is_allowed for arrow in arrows(module, code)] == [allowed]
+
+
+def declared() -> set[str]:
+    """The distributions that pyproject.toml names, as the package index spells them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    return {canonicalize_name(Requirement(one).name) for one in wanted}
+
+
+def test_every_package_imported_is_declared() -> None:
+    known, providers = declared(), packages_distributions()
+    for folder in (*ORDER, "benchmarks", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+                for name in {name.partition(".")[0] for name in names} - {
+                    *ORDER,
+                    "benchmarks",
+                    "tests",
+                    *sys.stdlib_module_names,
+                }:
+                    given = {canonicalize_name(one) for one in providers.get(name, [])}
+                    assert name in OWN or given & known, f"{path.relative_to(ROOT)} imports {name}: declare one of {given}"
 
 
 def test_every_room_says_what_is_in_it() -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.markup import escape
 from rich.table import Table
 
 from cluster.plan.estimate import Plan, Point, Stage
 from cluster.plan.plots import cost_plot, wall_plot
-from pipeline.base import storage
+from pipeline.base import page, storage
 from tune.compare.plots import short_number
 from tune.scaling.page import number
 
@@ -27,10 +24,9 @@ def write(plan: Plan, folder: str) -> None:
 
 def render(plan: Plan) -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("page.html.jinja").render(
+    return page.render(
+        __file__,
+        "page.html.jinja",
         plan=plan,
         sections=sections(plan),
         notes=notes(plan),

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from pipeline.base.errors import printable
+
 STUDENT, TRAIN, FLOOR, MAJORITY, INK = "#1f5fa8", "#9db8d6", "#c9a45c", "#cfcfcf", "#333333"
 STYLE: Any = {
     "font.family": "sans-serif",
@@ -50,11 +52,6 @@ def svg(columns: int, width: float, height: float) -> Iterator[tuple[Drawing, li
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     drawing.uri = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def printable(text: str) -> str:
-    """The text with spaces for control characters, which have no place in a table, a page or an SVG."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def fitted(text: str, width: int) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from pipeline.base import page
 from student.config import TrainConfig
 from student.data.answers import REFERENCES
 from student.data.sample_size import sample_size_notes
@@ -15,14 +13,6 @@ from student.evaluate import plots
 
 def render(figures: dict[str, Any]) -> str:
     """The page for the figures of `student.evaluate.evaluate`."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {
-        "percent": lambda share: "–" if share is None else f"{100 * share:.1f} %",
-        "count": lambda number: "unknown" if number is None else f"{number:,}",
-        "rate": lambda number: "–" if number is None else f"{number:,.1f}",
-    }
     reference = REFERENCES[figures["answers"]]
     epochs = figures["training"]["epochs"]
     drawings = {
@@ -31,7 +21,9 @@ def render(figures: dict[str, Any]) -> str:
         "reliability": plots.reliability(figures["steps"]["calibration"], reference),
         "trust": plots.trust(figures["confidence"], reference),
     }
-    return environment.get_template("report.html.jinja").render(
+    return page.render(
+        __file__,
+        "report.html.jinja",
         f=figures,
         reference=reference,
         rate=learning_rate(figures["training"]),

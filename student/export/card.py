@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from pipeline.base import storage
-from pipeline.base.plots import printable
+from pipeline.base import page, storage
 from pipeline.task.task import Task
 from student.data.answers import REFERENCES
 from student.evaluate.report import learning_rate
@@ -28,24 +22,10 @@ def render_card(
     Args:
         fidelity: what its report's fidelity.json holds; None without a report.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # noqa: S701 - Markdown
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "percent": lambda share: "–" if share is None else f"{100 * share:.1f} %",
-        "count": lambda number: "unknown" if number is None else f"{number:,}",
-        "megabytes": lambda size: f"{size / 1e6:,.1f} MB",
-        "rate": lambda number: "–" if number is None else f"{number:,.0f}",
-        "json": lambda value: printable(json.dumps(value, ensure_ascii=False)),
-        "text": lambda text: re.sub(r"([\\`*<>&|~$\[\]])", r"\\\1", printable(text)),  # what Markdown shows as it is
-    }
     teacher = manifest["teacher"]["model"]
-    return environment.get_template("README.md.jinja").render(
+    return page.render(
+        __file__,
+        "README.md.jinja",
         task=task,
         teacher=teacher_name(teacher),
         on_hub=teacher_name(teacher) == teacher,

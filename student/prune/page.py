@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from pipeline.base import storage
+from pipeline.base import page, storage
 from pipeline.base.plots import STUDENT, TRAIN
 from student.prune import plots
 from student.prune.importance import LEAVE_OUT, Importance
@@ -21,11 +18,9 @@ def write_page(folder: str, about: dict[str, Any], importance: Importance) -> No
     Args:
         importance: as measured: heads_LH, neurons_LF, channels_D, cosine_L and loss_L are shown.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"count": lambda number: f"{number:,}", "duration": _duration}
-    page = environment.get_template("page.html.jinja").render(
+    html = page.render(
+        __file__,
+        "page.html.jinja",
         about=about,
         place=about["source"].get("student") or about["source"].get("model"),
         ratio=about["parameters"]["source"] / about["parameters"]["student"],
@@ -35,7 +30,7 @@ def write_page(folder: str, about: dict[str, Any], importance: Importance) -> No
         left_out=min(LEAVE_OUT, about["prune"]["examples"]),
         least=plots.LEAST,
     )
-    storage.write_text(storage.join(folder, PAGE), page)
+    storage.write_text(storage.join(folder, PAGE), html)
 
 
 def _kept(sizes: dict[str, int], importance: Importance) -> list[tuple[str, int, int]]:
@@ -58,7 +53,3 @@ def _drawings(about: dict[str, Any], importance: Importance) -> dict[str, str]:
         "neurons": plots.neuron_curves(importance.neurons_LF, sizes["mlp"], kept["layers"]),
         "channels": plots.channel_curve(importance.channels_D, sizes["width"]),
     }
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

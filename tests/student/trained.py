@@ -14,7 +14,7 @@ from pipeline.shards.manifest import Shards
 from student.config import TrainConfig
 from student.model.checkpoint import assembled, save_student
 from student.train.loop import Loop, Training
-from student.train.train import _identity, _track
+from student.train.train import _identity, _start_run
 from student.train.worker import SAMPLES, samples
 from tests.student.conftest import DEBUG
 
@@ -25,7 +25,7 @@ def train_here(out: Path, shards: Shards, tracking: TrackingConfig, **changes: A
     config = ClusterSettings(out=str(out), tracking=tracking, train=settings)
     training, folder = Training.of(DEBUG, config.train, shards), str(out / "student")
     identity = _identity(training, shards)
-    run = _track(config, identity, folder, None)
+    run = _start_run(config, identity, None)
     loop = Loop(training, shards)
     history = loop.position.history
     for report in loop.run():

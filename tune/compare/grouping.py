@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from statistics import fmean, stdev
 
-from pipeline.base.errors import UserError
-from pipeline.base.plots import printable
+from pipeline.base.errors import UserError, printable
 from pipeline.base.tracking import FIELD, field_of
 from tune.compare.pareto import front
 from tune.compare.runs import StudentRun

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.base import storage
+from pipeline.base import page, storage
 from tune.compare import plots
 from tune.compare.grouping import DIGEST, Group, Unfinished, group_runs
 from tune.compare.runs import Found, StudentRun, read_runs
@@ -66,9 +64,9 @@ def compare_runs(uri: str, experiment: str, folder: str, search: str | None = No
         UserError: the store cannot be reached, has no such runs, or no run has such a param.
     """
     comparison = compare(read_runs(uri, experiment, search), by)
-    page = render(comparison)
+    html = render(comparison)
     storage.write_json(storage.join(folder, FIGURES), figures(comparison))
-    storage.write_text(storage.join(folder, PAGE), page)
+    storage.write_text(storage.join(folder, PAGE), html)
     return comparison
 
 
@@ -178,10 +176,9 @@ def _run_figures(run: StudentRun) -> dict[str, Any]:
 
 def render(comparison: Comparison) -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("page.html.jinja").render(
+    return page.render(
+        __file__,
+        "page.html.jinja",
         c=comparison,
         columns=columns(comparison.groups),
         plots=_drawings(comparison),

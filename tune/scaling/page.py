@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.base import page
 from tune.scaling.plots import TERMS, drawings
 from tune.scaling.results import Line, Measured, Parameter, Predicted, Result, Stage
 
 
 def render(result: Result) -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("page.html.jinja").render(
+    return page.render(
+        __file__,
+        "page.html.jinja",
         result=result,
         drawings=drawings,
         measured=measured,

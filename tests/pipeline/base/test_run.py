@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,14 +41,14 @@ def runs(tmp_path: Path) -> Runs:
 def test_a_run_ends_as_its_block_does_and_is_gone_on_with(runs: Runs, error: BaseException | None, status: str) -> None:
     seen = []
     for _ in range(2):
-        try:
-            with tracked_run(runs.folder, "run.json", IDENTITY, "training", runs.start, where="here") as tracking:
-                seen.append(tracking.run_id)
-                assert runs.status(tracking.run_id) == "RUNNING"
-                if error:
-                    raise error
-        except (Stopped, KeyboardInterrupt, ValueError) as raised:
-            assert raised is error
+        with (
+            suppress(Stopped, KeyboardInterrupt, ValueError),
+            tracked_run(runs.folder, "run.json", IDENTITY, "training", runs.start, where="here") as tracking,
+        ):
+            seen.append(tracking.run_id)
+            assert runs.status(tracking.run_id) == "RUNNING"
+            if error:
+                raise error
         assert runs.status(seen[-1]) == status
     assert (seen[0], runs.started) == (seen[1], 1)
     assert read_json(f"{runs.folder}/run.json") == IDENTITY | {"where": "here", "mlflow": {"uri": runs.uri, "run_id": seen[0]}}

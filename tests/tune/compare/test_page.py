@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.base.errors import UserError
-from pipeline.base.plots import printable
+from pipeline.base.errors import UserError, printable
 from pipeline.base.tracking import field_metric
 from pipeline.cli.main import main
 from student.config import StudentChanges, TrainConfig

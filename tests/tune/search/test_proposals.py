@@ -125,8 +125,9 @@ def test_half_a_student_may_lose_the_points_of_a_halving(agreement: float, param
     assert half.score(points) - whole.score(points) == pytest.approx(points, abs=1e-6)
 
 
-def test_early_stopping_remembers_the_trials_of_before_a_kill(tmp_path: Path) -> None:
-    config = ClusterSettings.model_validate({"train": {"epochs": 4}, "tune": {"reduction": 2, "points_per_halving": 0}})
+def test_early_stopping_remembers_the_trials_of_before_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune.search.tuner.REDUCTION", 2)
+    config = ClusterSettings.model_validate({"train": {"epochs": 4}, "tune": {"points_per_halving": 0}})
     known = [
         Trial(number=i, point={}, state="finished", parameters=1000, epochs=[epoch(1, share), epoch(2, share)])
         for i, share in enumerate((0.5, 0.6, 0.7))
