@@ -28,7 +28,7 @@ def task() -> Task:
 
 @pytest.fixture(scope="module")
 def labelled() -> list[tuple[str, Values]]:
-    return [(body, tuple(vars(labels).values())) for body, labels in make_comments(2500, seed=0)]
+    return [(body, tuple(labels.values())) for body, labels in make_comments(2500, seed=0)]
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +47,13 @@ def test_longer_run_starts_with_shorter_one() -> None:
     assert make_comments(80, seed=3)[:20] == make_comments(20, seed=3)
 
 
-def test_file_holds_good_rows_and_bad_lines(tmp_path: Path, task: Task) -> None:
+def test_file_holds_good_rows_and_bad_lines(tmp_path: Path) -> None:
     path = tmp_path / "comments.jsonl.gz"
     write_comments(str(path), 400, seed=0)
     lines = gzip.decompress(path.read_bytes()).decode().splitlines()
     assert len(lines) == 400 + len(BAD_LINES)
     good = [json.loads(line) for line in lines if line not in BAD_LINES.values()]
     assert len({row["id"] for row in good}) == 400
-    # of the bad ones, only the comment with a control token's text can be read at all
-    assert len(teacher.read_labelled(str(path), task)) == 401
 
 
 def test_every_label_is_valid_and_occurs(task: Task, labelled: list[tuple[str, Values]]) -> None:
@@ -91,9 +89,9 @@ def test_example_is_chat_template_and_answer(
         whole = hf.apply_chat_template(
             [*turns, {"role": "assistant", "content": task.render(values)}], tokenize=True, return_dict=False
         )
-        assert example.prompt == prompt
-        assert example.prompt + example.answer == whole[: -len(hf("\n").input_ids)]
-        assert example.answer[-1] == teacher.END_OF_TURN == tokenizer.end_id
+        assert example[0] == prompt
+        assert example[0] + example[1] == whole[: -len(hf("\n").input_ids)]
+        assert example[1][-1] == teacher.END_OF_TURN == tokenizer.end_id
 
 
 def test_control_tokens_text_in_a_comment_stays_text(task: Task, tokenizer: TeacherTokenizer) -> None:
@@ -102,12 +100,12 @@ def test_control_tokens_text_in_a_comment_stays_text(task: Task, tokenizer: Teac
         [("Fine.", values), ("Fine." + "".join(teacher.SPECIAL_TOKENS), values)], task, tokenizer
     )
     control = range(len(teacher.SPECIAL_TOKENS))
-    assert [i for i in hostile.prompt if i in control] == [i for i in clean.prompt if i in control]
-    assert hostile.answer == clean.answer
+    assert [i for i in hostile[0] if i in control] == [i for i in clean[0] if i in control]
+    assert hostile[1] == clean[1]
 
 
 def test_targets_cover_the_answer_alone() -> None:
-    examples = [teacher.Example([2, 10, 11], [20, 21, 4]), teacher.Example([2, 10, 11, 12], [22, 4])]
+    examples = [([2, 10, 11], [20, 21, 4]), ([2, 10, 11, 12], [22, 4])]
     inputs, targets = teacher.collate(examples)
     ignored = teacher.IGNORED
     assert inputs.tolist() == [[2, 10, 11, 20, 21], [2, 10, 11, 12, 22]]
@@ -117,7 +115,7 @@ def test_targets_cover_the_answer_alone() -> None:
 def test_padding_leaves_the_loss_unchanged() -> None:
     torch.manual_seed(0)
     model = teacher.make_model(TINY)
-    short, long = teacher.Example([2, 10], [20, 4]), teacher.Example(list(range(5, 25)), [21, 22, 4])
+    short, long = ([2, 10], [20, 4]), (list(range(5, 25)), [21, 22, 4])
     together = teacher.answer_loss(model, *teacher.collate([short, long])).item()
     alone = [teacher.answer_loss(model, *teacher.collate([example])).item() for example in (short, long)]
     assert together == pytest.approx((2 * alone[0] + 3 * alone[1]) / 5, rel=1e-5)

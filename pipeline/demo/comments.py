@@ -1,8 +1,8 @@
 """Labelled comments on products and services, written by seeded rules.
 
 What a comment says hangs on the order of its words, so that a bag of words does not suffice: negation turns an
-adjective round ("not bad at all"), the clause after "but" names the topic, "the old app was better than the new one"
-is no praise. Where people would differ, labels are drawn by chance, so that a teacher fitted to them is rightly unsure.
+adjective round ("not bad at all"), the clause after "but" names the topic, "the old app was worse than the new one"
+is praise. Where people would differ, labels are drawn by chance, so that a teacher fitted to them is rightly unsure.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from typing import NamedTuple
 
 from pipeline.base import storage
 
@@ -19,11 +19,8 @@ from pipeline.base import storage
 BAD_LINES = {
     100: '{"id": "demo-broken", "body": "The parcel arr',
     200: '{"id": "demo-null", "body": null, "sentiment": "neutral", "topic": "other", "urgency": "low"}',
-    300: '{"id": "demo-control", "body": "The app is great<end_of_turn>", "sentiment": "positive", "topic": "app", '
-    '"urgency": "low"}',
+    300: '{"id": "demo-control", "body": "Great app<end_of_turn>", "sentiment": "positive", "topic": "app", "urgency": "low"}',
 }
-
-TOPICS = ("price", "quality", "delivery", "support", "app", "other")
 
 SUBJECTS = {
     "price": ("price", "monthly fee", "discount", "bill", "subscription cost", "price of the refill"),
@@ -33,142 +30,55 @@ SUBJECTS = {
     "app": ("app", "website", "login page", "latest update", "checkout page", "dark mode in the app"),
     "other": ("manual", "gift card", "shop in town", "newsletter", "loyalty scheme", "catalogue"),
 }
-
-# Subjects people would file under either topic, with the chance of the first.
-DIVIDED_SUBJECTS = (
-    ("packaging", "delivery", "quality", 0.7),
-    ("tracking page", "app", "delivery", 0.65),
-    ("refund", "price", "support", 0.7),
-    ("warranty", "support", "quality", 0.6),
-    ("in-app purchase", "price", "app", 0.6),
-)
-
-# Adjectives that fit any subject, and those that fit one topic: praise first, then blame.
-ADJECTIVES = (
-    ("great", "good", "excellent", "lovely", "fantastic", "solid", "brilliant", "decent", "impressive", "reliable"),
-    ("bad", "awful", "terrible", "poor", "disappointing", "useless", "frustrating", "lousy", "horrible", "annoying"),
-)
-TOPIC_ADJECTIVES = {
-    "price": (("fair", "reasonable"), ("steep", "outrageous")),
-    "quality": (("sturdy", "flawless"), ("flimsy", "shoddy")),
-    "delivery": (("fast", "punctual"), ("slow", "late")),
-    "support": (("helpful", "friendly"), ("rude", "unhelpful")),
-    "app": (("smooth", "intuitive"), ("buggy", "confusing")),
-    "other": (("handy", "clear"), ("outdated", "dull")),
+DIVIDED = (("packaging", "delivery", "quality"), ("tracking page", "app", "delivery"), ("refund", "price", "support"))
+WORDS = {
+    "good": ("great", "good", "excellent", "lovely", "fantastic", "solid", "brilliant", "decent", "impressive", "reliable"),
+    "bad": ("bad", "awful", "terrible", "poor", "disappointing", "useless", "frustrating", "lousy", "horrible", "annoying"),
+    "better": ("better", "nicer", "much better", "way better"),
+    "worse": ("worse", "more annoying", "much worse", "way worse"),
+    "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
+    "errand": ("call me", "get back to me", "send me a new one", "look into it", "write to me", "sort it out"),
+    "is": ("is", "was", "is really", "was so", "is nothing but"),
+    "but": (", but", " but", ", however", ", yet"),
+    "though": ("even though", "although"),
 }
-COMPARATIVES = (("better", "nicer", "much better", "way better"), ("worse", "more annoying", "much worse", "way worse"))
+OPPOSITE = {"good": "bad", "bad": "good", "better": "worse", "worse": "better", "positive": "negative", "negative": "positive"}
 
-# Predicates around an adjective that keep its sense, that turn it round, and that turn it round who knows how far.
-PREDICATES = (
-    "is {0}",
-    "was {0}",
-    "is really {0}",
-    "was so {0}",
-    "is nothing but {0}",
-    "is not only {0} but {1} too",
-    "is not just {0}, it is {1}",
-)
-NEGATIONS = (
-    "is not {0} at all",
-    "was not {0} at all",
-    "is anything but {0}",
-    "is far from {0}",
-    "was never {0}",
-)
-FAINT_NEGATIONS = ("is not that {0}", "was not exactly {0}")
-
-# A comparison, and whether its sense is the opposite of the comparative's.
-COMPARISONS = (
-    ("The new {s} is {c} than the old one", False),
-    ("The old {s} was {c} than the new one", True),
-    ("The {s} is {c} than it was last year", False),
-    ("Last year the {s} was {c} than it is now", True),
-    ("The {s} here is {c} than at the other place", False),
-    ("The {s} at the other place is {c} than here", True),
-    ("The {s} couldn't be {c}", False),
-    ("The {s} isn't any {c}", True),
-)
-
-# A change of mind: {0} was so, {1} is so now. The later judgement counts wherever it stands.
-CHANGES = (
-    "At first the {s} seemed {0}, now it is {1}",
-    "The {s} used to be {0} and now it's {1}",
-    "The {s} is {1} now, it was {0} before",
-    "I expected the {s} to be {0}, it turned out {1}",
-    "The {s} turned out {1}, I had expected it to be {0}",
-    "I was told the {s} is {1}, I thought it was {0}, they were right",
-)
-
-# One of two things is meant: {b}, not {a}. Praise first, then blame.
-CHOICES = (
-    ("It is the {b} that I like, not the {a}", "Not the {a} but the {b} is what won me over"),
-    ("The problem is not the {a} but the {b}", "The problem is the {b}, not the {a}", "I blame the {b}, not the {a}"),
-)
-PRIORITIES = (
-    "The {a} can wait, the {b} can't",
-    "The {b} can't wait, the {a} can",
-    "I need the {b} sorted today, not the {a}",
-    "Don't bother with the {a} now, do the {b} today",
-)
-
-QUESTIONS = (
-    "Is the {s} {adj}?",
-    "Does anyone know if the {s} is {adj}?",
-    "Is the {s} really as {adj} as they say?",
-    "Who do I ask about the {s}?",
-    "Can I change the {s} later?",
-)
-STATEMENTS = (
-    "I asked about the {s} on {day}",
-    "My {kin} told me about the {s}",
-    "The {s} changed on {day}",
-    "This is my first comment on the {s}",
-    "I got an email about the {s}",
-)
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-KIN = ("sister", "brother", "neighbour", "boss", "friend", "mother", "uncle")
-
-# What is asked for, with how soon. The same words serve both ends.
-ERRANDS = ("call me", "get back to me", "send me a new one", "look into it", "write to me", "sort it out")
-REQUESTS = {
-    "high": (
-        "Please {e} today",
-        "Please {e} right now",
-        "This can't wait",
-        "This is really urgent",
-        "I need you to {e} today, not next week",
-    ),
-    "medium": ("Please {e} this week", "Please {e} soon"),
-    "low": (
-        "No need to {e} today",
-        "This can wait",
-        "This is not urgent",
-        "I need you to {e} next week, not today",
-        "No rush",
-    ),
+REQUESTS = {  # the same words serve both ends
+    "high": ("Please {errand} today", "This can't wait", "This is urgent", "I need you to {errand} today, not next week"),
+    "medium": ("Please {errand} this week", "Please {errand} soon"),
+    "low": ("No need to {errand} today", "This can wait", "This is not urgent", "I need you to {errand} next week, not today"),
 }
+OPENERS = ("Honestly, ", "Ok so ", "Well, ", "Update: ", "To be fair, ", "Hi, ", "Hmm, ")
+CLOSERS = ("!", "!!", "...", " 🙂", " 👍", " 😕", " thanks", " tbh", " imo", " 🙄")
 
-OPENERS = ("Honestly, ", "Ok so ", "Well, ", "Update: ", "To be fair, ", "Hi, ", "Hello! ", "Third order. ", "Hmm. ")
-CLOSERS = ("!", "!!", "...", " 🙂", " 👍", " 😕", " thanks", " Thank you!", " tbh", " imo", " 🙄")
 
+class Form(NamedTuple):
+    """Sentences of one kind, {b} naming the topic; half the time with the opposite of every word and sentiment."""
 
-@dataclass(frozen=True)
-class Labels:
-    """What a comment says: one value for each field of the task."""
-
+    weight: int  # how often it is used
+    sentences: tuple[str, ...]
     sentiment: str
-    topic: str
-    urgency: str
+    other: str = ""  # sentiment of some people
+    chance: float = 1.0  # share of people who take them for the first
+    urgency: str | None = None  # where the sentence itself says it
 
 
-@dataclass(frozen=True)
-class Draft:
-    """A sentence without its full stop, and what it says. Most sentences leave the urgency open."""
-
-    text: str
-    sentiment: str
-    topic: str
-    urgency: str | None = None
+FORMS = (
+    Form(32, ("The {b} {is} {good}", "The {b} is not only {good} but {good} too"), "positive"),
+    Form(12, ("The {b} is not {bad} at all", "The {b} is anything but {bad}", "The {b} was never {bad}"), "positive"),
+    Form(4, ("The {b} is not that {good}", "The {b} was not exactly {good}"), "negative", "mixed", 0.75),
+    Form(10, ("The {a} {is} {bad}{but} the {b} {is} {good}",), "mixed", "positive", 0.85),
+    Form(4, ("{though} the {a} {is} {bad}, the {b} {is} {good}",), "positive", "mixed", 0.85),
+    Form(3, ("the {b} {is} {good}, {though} the {a} {is} {bad}",), "positive", "mixed", 0.85),
+    Form(6, ("The new {b} is {better} than the old one", "The {b} is {better} than it was last year"), "positive"),
+    Form(6, ("The old {b} was {worse} than the new one", "Last year the {b} was {worse} than it is now"), "positive"),
+    Form(5, ("At first the {b} seemed {bad}, now it is {good}", "The {b} is {good} now, it was {bad} before"), "positive"),
+    Form(4, ("The {b} used to be {bad}, now it's {good}", "The {b} turned out {good}, I had expected {bad}"), "positive"),
+    Form(3, ("The {a} can wait, the {b} can't", "The {b} can't wait, the {a} can"), "neutral", "negative", 0.8, "high"),
+    Form(8, ("Is the {b} {good}?", "Is the {b} really as {good} as they say?", "Who do I ask about the {b}?"), "neutral"),
+    Form(8, ("I asked about the {b} on {day}", "Somebody told me about the {b}", "The {b} changed on {day}"), "neutral"),
+)
 
 
 def write_comments(path: str, count: int, seed: int) -> None:
@@ -177,175 +87,53 @@ def write_comments(path: str, count: int, seed: int) -> None:
     for number, (body, labels) in enumerate(make_comments(count, seed)):
         if number in BAD_LINES:
             lines.append(BAD_LINES[number])
-        lines.append(json.dumps({"id": f"demo-{number:06}", "body": body, **vars(labels)}, ensure_ascii=False))
+        lines.append(json.dumps({"id": f"demo-{number:06}", "body": body, **labels}, ensure_ascii=False))
     content = ("\n".join(lines) + "\n").encode()
     storage.write_bytes(path, gzip.compress(content, mtime=0) if path.endswith(".gz") else content)
 
 
-def make_comments(count: int, seed: int) -> list[tuple[str, Labels]]:
+def make_comments(count: int, seed: int) -> list[tuple[str, dict[str, str]]]:
     """Comments with their labels: the same for the same seed, and a prefix of any longer run's."""
     rng = random.Random(seed)
     return [_comment(rng) for _ in range(count)]
 
 
-def _comment(rng: random.Random) -> tuple[str, Labels]:
-    forms, weights = zip(*FORMS, strict=True)
-    draft: Draft = rng.choices(forms, weights)[0](rng)
-    text, urgency = _urge(rng, draft)
-    return _roughen(rng, text), Labels(draft.sentiment, draft.topic, urgency)
+def _comment(rng: random.Random) -> tuple[str, dict[str, str]]:
+    form = rng.choices(FORMS, [form.weight for form in FORMS])[0]
+    topic, other = rng.sample(list(SUBJECTS), 2)
+    subjects = {"a": rng.choice(SUBJECTS[other]), "b": rng.choice(SUBJECTS[topic])}
+    if rng.random() < 0.05:  # people would file it under either topic
+        subjects["b"], *either = rng.choice(DIVIDED)
+        topic = rng.choices(either, (2, 1))[0]
+    turned = rng.random() < 0.5
+    text = _filled(rng, rng.choice(form.sentences), turned, subjects)
+    sentiment = form.sentiment if rng.random() < form.chance else form.other
+    sentiment = OPPOSITE.get(sentiment, sentiment) if turned else sentiment
+    text, urgency = _urged(rng, text if text.endswith("?") else f"{text}.", sentiment, form.urgency)
+    return _roughened(rng, text[0].upper() + text[1:]), {"sentiment": sentiment, "topic": topic, "urgency": urgency}
 
 
-def _urge(rng: random.Random, draft: Draft) -> tuple[str, str]:
-    """Ends the sentence, at times with a request that says how urgent it is; else that follows from the sentiment."""
-    text = draft.text if draft.text.endswith("?") else draft.text + "."
-    if draft.urgency is not None:
-        return text, draft.urgency
-    if rng.random() < 0.3:
+def _filled(rng: random.Random, sentence: str, turned: bool, subjects: dict[str, str]) -> str:
+    def word(found: re.Match[str]) -> str:
+        name = OPPOSITE.get(found[1], found[1]) if turned else found[1]
+        return subjects.get(name) or rng.choice(WORDS[name])
+
+    return re.sub(r"\{(\w+)\}", word, sentence)
+
+
+def _urged(rng: random.Random, text: str, sentiment: str, urgency: str | None) -> tuple[str, str]:
+    """At times with a request that says how urgent it is; else that follows from the sentiment."""
+    if urgency is None and rng.random() < 0.3:
         urgency = rng.choices(("high", "medium", "low"), (4, 3, 4))[0]
-        request = rng.choice(REQUESTS[urgency]).format(e=rng.choice(ERRANDS))
-        return f"{text} {request}.", urgency
-    return text, _maybe(rng, 0.9, *(("medium", "low") if draft.sentiment == "negative" else ("low", "medium")))
+        text = f"{text} {_filled(rng, rng.choice(REQUESTS[urgency]), False, {})}."
+    usual = rng.random() < 0.9
+    return text, urgency or ("medium" if usual == (sentiment == "negative") else "low")
 
 
-def _plain(rng: random.Random) -> Draft:
-    subject, topic = _subject(rng)
-    if rng.random() < 0.1:
-        praise = rng.random() < 0.5
-        text = f"The {subject} " + rng.choice(FAINT_NEGATIONS).format(_adjective(rng, topic, praise))
-        return Draft(text, _maybe(rng, 0.75, _sentiment(not praise), "mixed" if praise else "neutral"), topic)
-    praise = rng.random() < 0.5
-    return Draft(f"The {subject} {_predicate(rng, topic, praise)}", _sentiment(praise), topic)
-
-
-def _contrast(rng: random.Random) -> Draft:
-    """The clause after "but" names the topic; the two together are mixed."""
-    (a, _), (b, topic), praise, first, second = _two_clauses(rng)
-    link = rng.choice((", but", " but", ", however", ", yet"))
-    return Draft(f"The {a} {first}{link} the {b} {second}", _maybe(rng, 0.85, "mixed", _sentiment(praise)), topic)
-
-
-def _concession(rng: random.Random) -> Draft:
-    """The main clause counts, whether it stands first or last."""
-    (a, _), (b, topic), praise, aside, main = _two_clauses(rng)
-    link = rng.choice(("even though", "although"))
-    aside, main = f"{link} the {a} {aside}", f"the {b} {main}"
-    text = f"{aside}, {main}" if rng.random() < 0.5 else f"{main}, {aside}"
-    return Draft(text[0].upper() + text[1:], _maybe(rng, 0.85, _sentiment(praise), "mixed"), topic)
-
-
-def _two_clauses(rng: random.Random) -> tuple[tuple[str, str], tuple[str, str], bool, str, str]:
-    """Two subjects with topics, whether the second is praised, and a predicate for each, opposite in sense."""
-    (a, topic_a), (b, topic_b) = _two_subjects(rng)
-    praise = rng.random() < 0.5
-    return (a, topic_a), (b, topic_b), praise, _predicate(rng, topic_a, not praise), _predicate(rng, topic_b, praise)
-
-
-def _comparison(rng: random.Random) -> Draft:
-    subject, topic = _subject(rng)
-    praise, (text, opposite) = rng.random() < 0.5, rng.choice(COMPARISONS)
-    return Draft(text.format(s=subject, c=rng.choice(COMPARATIVES[not praise])), _sentiment(praise != opposite), topic)
-
-
-def _change(rng: random.Random) -> Draft:
-    subject, topic = _subject(rng)
-    praise = rng.random() < 0.5
-    before, now = _adjective(rng, topic, not praise), _adjective(rng, topic, praise)
-    return Draft(rng.choice(CHANGES).format(before, now, s=subject), _sentiment(praise), topic)
-
-
-def _choice(rng: random.Random) -> Draft:
-    (a, _), (b, topic) = _two_subjects(rng)
-    praise = rng.random() < 0.3
-    return Draft(rng.choice(CHOICES[not praise]).format(a=a, b=b), _sentiment(praise), topic)
-
-
-def _priority(rng: random.Random) -> Draft:
-    (a, _), (b, topic) = _two_subjects(rng)
-    return Draft(rng.choice(PRIORITIES).format(a=a, b=b), _maybe(rng, 0.8, "neutral", "negative"), topic, "high")
-
-
-def _question(rng: random.Random) -> Draft:
-    subject, topic = _subject(rng)
-    adjective = _adjective(rng, topic, rng.random() < 0.5)
-    return Draft(rng.choice(QUESTIONS).format(s=subject, adj=adjective), "neutral", topic)
-
-
-def _statement(rng: random.Random) -> Draft:
-    subject, topic = _subject(rng)
-    return Draft(rng.choice(STATEMENTS).format(s=subject, day=rng.choice(DAYS), kin=rng.choice(KIN)), "neutral", topic)
-
-
-# How sentences are made, and how often.
-FORMS: tuple[tuple[Callable[[random.Random], Draft], int], ...] = (
-    (_plain, 40),
-    (_contrast, 10),
-    (_concession, 6),
-    (_comparison, 11),
-    (_change, 9),
-    (_choice, 4),
-    (_priority, 3),
-    (_question, 8),
-    (_statement, 8),
-)
-
-
-def _subject(rng: random.Random) -> tuple[str, str]:
-    """Something to comment on, and its topic."""
-    if rng.random() < 0.06:
-        subject, likelier, other, chance = rng.choice(DIVIDED_SUBJECTS)
-        return subject, _maybe(rng, chance, likelier, other)
-    topic = rng.choice(TOPICS)
-    return rng.choice(SUBJECTS[topic]), topic
-
-
-def _two_subjects(rng: random.Random) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Two things to comment on, of different topics."""
-    first, second = _subject(rng), _subject(rng)
-    while first[1] == second[1] or first[0] == second[0]:
-        second = _subject(rng)
-    return first, second
-
-
-def _predicate(rng: random.Random, topic: str, praise: bool) -> str:
-    """A predicate that praises or blames, by an adjective of the same sense or one of the opposite turned round."""
-    opposite = rng.random() < 0.25
-    text = rng.choice(NEGATIONS if opposite else PREDICATES)
-    first = second = _adjective(rng, topic, praise != opposite)
-    while first == second:
-        second = _adjective(rng, topic, praise != opposite)
-    return text.format(first, second)
-
-
-def _adjective(rng: random.Random, topic: str, praise: bool) -> str:
-    pools = ADJECTIVES if rng.random() < 0.75 else TOPIC_ADJECTIVES[topic]
-    return rng.choice(pools[not praise])
-
-
-def _sentiment(praise: bool) -> str:
-    return "positive" if praise else "negative"
-
-
-def _maybe(rng: random.Random, chance: float, likelier: str, other: str) -> str:
-    return likelier if rng.random() < chance else other
-
-
-def _roughen(rng: random.Random, text: str) -> str:
-    """Makes a comment look typed: an opening word, an emoji, a slip of the finger, careless capitals."""
+def _roughened(rng: random.Random, text: str) -> str:
+    """As if typed: an opening word, an emoji, no capitals."""
     if rng.random() < 0.25:
-        opener = rng.choice(OPENERS)
-        text = opener + (text if opener.rstrip()[-1] in ".!" else text[0].lower() + text[1:])
+        text = rng.choice(OPENERS) + text[0].lower() + text[1:]
     if rng.random() < 0.25:
         text = text.rstrip(".") + rng.choice(CLOSERS)
-    if rng.random() < 0.08:
-        text = _slip(rng, text)
-    style = rng.random()
-    return text.lower() if style < 0.25 else text.upper() if style > 0.97 else text
-
-
-def _slip(rng: random.Random, text: str) -> str:
-    """Swaps two neighbouring letters inside a word."""
-    places = [i for i in range(1, len(text) - 2) if text[i - 1 : i + 3].isalpha()]
-    if not places:
-        return text
-    i = rng.choice(places)
-    return text[:i] + text[i + 1] + text[i] + text[i + 2 :]
+    return text.lower() if rng.random() < 0.25 else text
