@@ -1,5 +1,4 @@
-# Every target sets itself up: a machine needs one of these Pythons, make and a compiler.
-PYTHONS := 3.11 3.12 3.13
+# Every target sets itself up: a machine needs Python 3.11, which the lock is solved for, make and a compiler.
 PYTHON ?= python3
 VENV := .venv
 RETORT := $(VENV)/bin/retort
@@ -20,8 +19,8 @@ help:  ## say what each target does
 setup: $(VENV)/.installed  ## install everything into .venv, from the lock
 
 $(VENV)/.installed: requirements-cpu.lock pyproject.toml
-	@version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo missing); case " $(PYTHONS) " in *" $$version "*) ;; *) \
-	  echo "Retort needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$version: make setup PYTHON=python3.11"; exit 1;; esac
+	@version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo missing); [ $$version = 3.11 ] || \
+	  { echo "Retort's lock needs Python 3.11, and $(PYTHON) is $$version: make setup PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-deps --retries 1 $(INDEX) "$$(grep '^torch==' $<)"
 	$(VENV)/bin/pip install --quiet --no-deps --requirement $<

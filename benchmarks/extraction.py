@@ -191,13 +191,13 @@ CONTENDERS = {
 
 def load_question(model: str, shards: str, comments: str, rows: int) -> Question:
     """The task as an extraction compiled it, and the first comments that pass its filters."""
-    from pipeline.comments.reading import KEPT, Row, filter_rows
+    from pipeline.comments.reading import KEPT, Comment, filter_rows
     from pipeline.task.compiled import CompiledTask
     from pipeline.task.tokenization import load_teacher_tokenizer
 
     compiled, tokenizer = CompiledTask.load(shards), load_teacher_tokenizer(model)
     with gzip.open(comments, "rt") as lines:
-        read = [Row(i, text=json.loads(line)["body"]) for i, line in zip(range(2 * (WARM_UP + rows)), lines, strict=False)]
+        read = [Comment(i, text=json.loads(line)["body"]) for i, line in zip(range(2 * (WARM_UP + rows)), lines, strict=False)]
     texts = [row.text for row in filter_rows(read, compiled.task.comments, tokenizer) if row.status == KEPT][: WARM_UP + rows]
     prompts = tokenizer.prompt(compiled.task).ids(texts, tokenizer)
     return Question(model, prompts, compiled, max(map(len, prompts)))

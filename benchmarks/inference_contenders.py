@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.comments.reading import Row, filter_rows, text_row
+from pipeline.comments.reading import Comment, filter_rows, text_row
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.task import Values
 
@@ -47,7 +47,7 @@ class Question:
         texts = self.compiled.tokenizer.encode([self.compiled.task.render(values) for values in answers])
         return [len(ids) + 1 for ids in texts]
 
-    def rows(self, texts: list[str]) -> list[Row]:
+    def rows(self, texts: list[str]) -> list[Comment]:
         """Comments as the task's filters leave them, with their tokens."""
         rows = [text_row(i, text) for i, text in enumerate(texts)]
         return filter_rows(rows, self.compiled.task.comments, self.compiled.tokenizer)

@@ -90,7 +90,7 @@ def changed_shape(shape: StudentConfig, changes: StudentChanges) -> StudentConfi
         raise UserError(f"the student has no such shape:\n{describe(error)}") from error
 
 
-HOW = {
+RUNTIME_ONLY_KEYS = {
     "init",  # a training's identity has the content instead
     "accumulation",
     "strategy",
@@ -174,7 +174,7 @@ class TrainConfig(Strict):
 
     def recipe(self) -> dict[str, Any]:
         """For JSON: all that changes what is trained. The rest changes how fast, on what, and what is reported."""
-        return self.model_dump(mode="json", exclude=HOW)
+        return self.model_dump(mode="json", exclude=RUNTIME_ONLY_KEYS)
 
     @property
     def most_workers(self) -> int:

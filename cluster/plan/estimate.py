@@ -77,7 +77,7 @@ class Elsewhere:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """All that `retort plan` says.
 
     Attributes:
@@ -158,7 +158,7 @@ class _Placed:
         )
 
 
-def make_plan(config: ClusterSettings) -> Plan:
+def make_plan(config: ClusterSettings) -> Estimate:
     """The plan of a run; nothing is started, and nothing is read but the task, the prices and a scale.json.
 
     Raises:
@@ -170,7 +170,7 @@ def make_plan(config: ClusterSettings) -> Plan:
     comparable = not (measured and measured.extract) or "teacher_params" in config.plan.model_fields_set
     placed = _place(config, work, machines, measured)
     counts = [config.plan.workers or config.teacher.actors, *[config.plan.workers or config.train.most_workers] * 2]
-    return Plan(
+    return Estimate(
         work=work,
         stages=tuple(each.stage(workers) for each, workers in zip(placed, counts, strict=True)),
         points=tuple(_points(placed, set(counts))),

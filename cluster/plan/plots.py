@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from cluster.plan.estimate import Plan
+from cluster.plan.estimate import Estimate
 from pipeline.base.plots import INK, STUDENT, svg
 from tune.compare.plots import GRID, short_number
 
@@ -16,7 +16,7 @@ LABELS = 6  # numbers of workers that are written out
 MARGIN = 1.6  # around the hours, so that a 1, 2 or 5 is always among them
 
 
-def wall_plot(plan: Plan) -> str:
+def wall_plot(plan: Estimate) -> str:
     """Wall time of extraction, of training and in all against workers, all in powers."""
     with svg(1, WIDTH, HEIGHT) as (drawing, (axes,)):
         workers = [max(point.workers.values()) for point in plan.points]
@@ -33,7 +33,7 @@ def wall_plot(plan: Plan) -> str:
     return drawing.uri
 
 
-def cost_plot(plan: Plan) -> str:
+def cost_plot(plan: Estimate) -> str:
     """Money in all against workers, on demand and spot, from zero."""
     with svg(1, WIDTH, HEIGHT) as (drawing, (axes,)):
         workers = [max(point.workers.values()) for point in plan.points]

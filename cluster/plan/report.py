@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.plan.estimate import Plan, Point, Stage
+from cluster.plan.estimate import Estimate, Point, Stage
 from cluster.plan.plots import cost_plot, wall_plot
 from pipeline.base import page, storage
 from tune.compare.plots import short_number
@@ -16,13 +16,13 @@ WORKERS = "workers (extract, train)"
 UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
-def write(plan: Plan, folder: str) -> None:
+def write(plan: Estimate, folder: str) -> None:
     """Leaves `plan.json` and `plan.html` in a folder."""
     storage.write_json(storage.join(folder, FILE), plan.figures())
     storage.write_text(storage.join(folder, PAGE), render(plan))
 
 
-def render(plan: Plan) -> str:
+def render(plan: Estimate) -> str:
     """The page."""
     return page.render(
         __file__,
@@ -34,7 +34,7 @@ def render(plan: Plan) -> str:
     )
 
 
-def tables(plan: Plan) -> list[Table]:
+def tables(plan: Estimate) -> list[Table]:
     """For the terminal."""
     found = []
     for title, rows in sections(plan):
@@ -47,7 +47,7 @@ def tables(plan: Plan) -> list[Table]:
     return found
 
 
-def sections(plan: Plan) -> list[tuple[str, list[dict[str, str]]]]:
+def sections(plan: Estimate) -> list[tuple[str, list[dict[str, str]]]]:
     """Titles and rows, cells by heading."""
     elsewhere = [{"machine": each.machine} | _elsewhere(each.point) for each in plan.elsewhere]
     return [
@@ -58,7 +58,7 @@ def sections(plan: Plan) -> list[tuple[str, list[dict[str, str]]]]:
     ]
 
 
-def notes(plan: Plan) -> list[str]:
+def notes(plan: Estimate) -> list[str]:
     """What the figures stand on, and what they leave out."""
     work, tokens = plan.work, plan.tokens
     lengths = work.lengths

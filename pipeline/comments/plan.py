@@ -35,7 +35,7 @@ FINGERPRINTS = 16  # files looked at together: in a bucket each takes some reque
 UNIT_COLUMNS = ["file", "row", "id", "text", "tokens", "answer"]
 
 
-class Source(Strict):
+class CommentSource(Strict):
     """What a plan was made from. Another source needs another folder."""
 
     task: str
@@ -61,7 +61,7 @@ class Source(Strict):
 class Plan(Strict):
     """The units and what became of every input row."""
 
-    source: Source
+    source: CommentSource
     units: int
     read: int = Field(..., description="rows read; with a limit, reading stops when it is reached")
     kept: int
@@ -94,7 +94,7 @@ def find_comments(config: CommentsConfig) -> list[str]:
 
 def describe_source(
     config: CommentsConfig, paths: list[str], task: Task, tokenizer: TextTokenizer, rows_per_unit: int
-) -> Source:
+) -> CommentSource:
     """The identity of the input.
 
     Raises:
@@ -103,7 +103,7 @@ def describe_source(
     Columns(config.text, config.id, config.answer).require_fields(task)
     with ThreadPoolExecutor(FINGERPRINTS) as threads:
         fingerprints = list(threads.map(storage.fingerprint, paths))
-    return Source(
+    return CommentSource(
         task=task.hash,
         tokenizer=tokenizer.hash,
         files=list(zip(paths, fingerprints, strict=True)),
@@ -115,7 +115,7 @@ def describe_source(
     )
 
 
-def find_plan(folder: str, source: Source) -> Plan | None:
+def find_plan(folder: str, source: CommentSource) -> Plan | None:
     """The plan a folder holds, if any.
 
     Raises:
@@ -134,7 +134,9 @@ def find_plan(folder: str, source: Source) -> Plan | None:
     return plan
 
 
-def make_plan(folder: str, source: Source, config: CommentsConfig, tables: Iterable[pa.Table], every: bool = False) -> Plan:
+def make_plan(
+    folder: str, source: CommentSource, config: CommentsConfig, tables: Iterable[pa.Table], every: bool = False
+) -> Plan:
     """Cuts comments that were read and filtered.
 
     Args:
@@ -182,7 +184,7 @@ def dropped_too_many(plan: Plan, task: Task, tokenizer: TextTokenizer) -> list[s
     return lines + ([_propose_length(plan.source, tokenizer)] if "too_long" in many else [])
 
 
-def _propose_length(source: Source, tokenizer: TextTokenizer) -> str:
+def _propose_length(source: CommentSource, tokenizer: TextTokenizer) -> str:
     """The `max_tokens` that would keep nearly all comments, by the first of them."""
     rows = itertools.islice(read_file(source.paths[0], source.columns), SAMPLED)
     lengths = sorted(map(len, tokenizer.encode([row.text[:SAMPLED_CHARACTERS] for row in rows if row.status == KEPT])))
@@ -238,7 +240,7 @@ class _UnitWriter:
         storage.write_bytes(unit_path(self._folder, self._units), buffer.getbuffer())
         self._units += 1
 
-    def plan(self, source: Source) -> Plan:
+    def plan(self, source: CommentSource) -> Plan:
         return Plan(
             source=source,
             units=self._units,

@@ -47,7 +47,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Row:
+class Comment:
     """One row of an input file."""
 
     row: int
@@ -112,7 +112,7 @@ def file_format(path: str) -> tuple[str, str | None]:
     raise UserError(f"{path}: comments are read from {', '.join(FORMATS)}, plain, .gz or .zst")
 
 
-def read_file(path: str, columns: Columns) -> Iterator[Row]:
+def read_file(path: str, columns: Columns) -> Iterator[Comment]:
     """The rows of one file; a row or a rest whose content is broken comes as malformed, with its reason.
 
     Raises:
@@ -142,13 +142,13 @@ def _open(path: str, compression: str | None, seekable: bool) -> Any:
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(buffered, mode="r"), compression))
 
 
-def _read_jsonl(_path: str, stream: io.BufferedReader, columns: Columns) -> Iterator[Row]:
+def _read_jsonl(_path: str, stream: io.BufferedReader, columns: Columns) -> Iterator[Comment]:
     for row, line in enumerate(stream):
         if line.strip():
             yield _parse_line(row, line, columns)
 
 
-def _parse_line(row: int, line: bytes, columns: Columns) -> Row:
+def _parse_line(row: int, line: bytes, columns: Columns) -> Comment:
     try:
         record = json.loads(line)
     except UnicodeDecodeError:
@@ -163,7 +163,7 @@ def _parse_line(row: int, line: bytes, columns: Columns) -> Row:
     return _checked(row, record, columns)
 
 
-def _read_csv(path: str, stream: io.BufferedReader, columns: Columns) -> Iterator[Row]:
+def _read_csv(path: str, stream: io.BufferedReader, columns: Columns) -> Iterator[Comment]:
     csv.field_size_limit(sys.maxsize)
     lines = _Lines(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""))
     reader = csv.reader(lines, strict=True)  # not strict, it runs on over a quote left open, and makes one row of several
@@ -216,7 +216,7 @@ def _several(first: int, last: int) -> str:
     return f"; lines {first} to {last} were taken for one row, as by a quote left open" if last > first else ""
 
 
-def _read_parquet(path: str, stream: Any, columns: Columns) -> Iterator[Row]:
+def _read_parquet(path: str, stream: Any, columns: Columns) -> Iterator[Comment]:
     file = pq.ParquetFile(stream if stream.seekable() else pa.BufferReader(stream.read()))  # a compressed one cannot seek
     names = file.schema_arrow.names
     _require_columns(path, columns, names)
@@ -247,7 +247,7 @@ def _no_column(what: str, name: str, columns: Columns, names: Iterable[str]) -> 
     return f"no {what} {name!r}; it has {', '.join(names) or 'none'}. Set {key}"
 
 
-def _checked(row: int, record: dict[str, Any], columns: Columns) -> Row:
+def _checked(row: int, record: dict[str, Any], columns: Columns) -> Comment:
     id_ = _decoded(record.get(columns.id))
     name = "" if id_ is None else str(id_).encode("utf-8", "replace").decode()
     checked = replace(text_row(row, _decoded(record[columns.text])), id=name)
@@ -257,7 +257,7 @@ def _checked(row: int, record: dict[str, Any], columns: Columns) -> Row:
     return replace(checked, given=given if len(given) > 1 else given[columns.answers[0]])
 
 
-def text_row(row: int, text: Any) -> Row:
+def text_row(row: int, text: Any) -> Comment:
     """The row of a comment: a string of whole characters, without the white space around it; anything else is malformed."""
     if not isinstance(text, str):
         return _malformed(row, "the text is null" if text is None else f"the text is {type(text).__name__}")
@@ -265,18 +265,18 @@ def text_row(row: int, text: Any) -> Row:
         text.encode()  # faster than to look at each character
     except UnicodeEncodeError:
         return _malformed(row, "not UTF-8")
-    return Row(row, text=text.strip())
+    return Comment(row, text=text.strip())
 
 
 def _decoded(value: Any) -> Any:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
-def _malformed(row: int, reason: str) -> Row:
-    return Row(row, status=MALFORMED, reason=reason[:500])
+def _malformed(row: int, reason: str) -> Comment:
+    return Comment(row, status=MALFORMED, reason=reason[:500])
 
 
-def filter_rows(rows: Iterable[Row], rules: CommentRules, tokenizer: TextTokenizer) -> list[Row]:
+def filter_rows(rows: Iterable[Comment], rules: CommentRules, tokenizer: TextTokenizer) -> list[Comment]:
     """Tokenizes rows and marks those the rules drop; a dropped row keeps neither text nor tokens.
 
     A text of more characters than the longest tokens could make up is too long, whatever else it is, and nothing looks at it.
@@ -296,7 +296,7 @@ def filter_rows(rows: Iterable[Row], rules: CommentRules, tokenizer: TextTokeniz
     return marked
 
 
-def _filter_text(row: Row, rules: CommentRules, special: list[str], most: int) -> Row:
+def _filter_text(row: Comment, rules: CommentRules, special: list[str], most: int) -> Comment:
     if row.status != KEPT:
         return row
     if len(row.text) > most:
@@ -308,7 +308,7 @@ def _filter_text(row: Row, rules: CommentRules, special: list[str], most: int) -
     return row
 
 
-def tokenize_answers(rows: list[Row], task: Task, tokenizer: TextTokenizer) -> list[Row]:
+def tokenize_answers(rows: list[Comment], task: Task, tokenizer: TextTokenizer) -> list[Comment]:
     """Gives kept rows their answer's tokens; a row whose answer does not fit the task is malformed."""
     texts: list[str] = []
     marked = list(rows)
@@ -368,6 +368,6 @@ def _tokenizer(serialized: str, end_id: int) -> TextTokenizer:
     return TextTokenizer(serialized, end_id)
 
 
-def _table(file: int, rows: list[Row]) -> pa.Table:
+def _table(file: int, rows: list[Comment]) -> pa.Table:
     columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names if name != "file"}
     return pa.table({"file": [file] * len(rows), **columns}, schema=SCHEMA)

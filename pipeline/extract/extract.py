@@ -45,7 +45,7 @@ def extract(config: PipelineSettings) -> dict[str, Any]:
         UserError: see `settle`.
         Stopped: a signal ended it early.
     """
-    extraction, plan, compiled = settle(config)
+    extraction, plan, compiled = prepare_run(config)
     uri = tracking_uri(config.tracking.uri, config.out or ".")
     run_units(
         extraction, plan, lambda: Tracking.start(uri, config.tracking.experiment, "extract", describe_run(config), "extraction")
@@ -53,7 +53,7 @@ def extract(config: PipelineSettings) -> dict[str, Any]:
     return finish(extraction, compiled, plan)
 
 
-def settle(config: PipelineSettings) -> tuple[Extraction, Plan, CompiledTask]:
+def prepare_run(config: PipelineSettings) -> tuple[Extraction, Plan, CompiledTask]:
     """Settles all that comes before the first unit: the plan, the calibration, the watched tokens.
 
     Raises:

@@ -18,7 +18,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.version import check_code_version
 from pipeline.comments.plan import read_unit
 from pipeline.config import TeacherConfig
-from pipeline.extract.monitor import IDLE, Report
+from pipeline.extract.monitor import IDLE, UnitReport
 from pipeline.shards.files import shard_exists, write_shard
 from pipeline.shards.manifest import read_footer
 from pipeline.shards.payload import Compact
@@ -90,7 +90,7 @@ class UnitExtractor:
     def _report(self, state: str, rows: int = 0, set_aside: int = 0, failure: str = "") -> bool:
         """Tells the driver what this actor does; true where it shall do no more."""
         try:
-            return ray.get(self._monitor.report.remote(Report(self._name, state, rows, set_aside, failure)))
+            return ray.get(self._monitor.report.remote(UnitReport(self._name, state, rows, set_aside, failure)))
         except ray.exceptions.RayError:  # the driver's side is gone: what is begun is still worth finishing
             return False
 

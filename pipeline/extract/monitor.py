@@ -13,7 +13,7 @@ IDLE = "idle"  # the state of an actor that has committed a unit
 
 
 @dataclass(frozen=True)
-class Report:
+class UnitReport:
     """What one actor says.
 
     Attributes:
@@ -71,7 +71,7 @@ class PlainMonitor:
         self._failure = ""
         self._commits: list[Commit] = []
 
-    def report(self, report: Report) -> bool:
+    def report(self, report: UnitReport) -> bool:
         """Takes a report; true where the actor shall begin nothing more."""
         self._rows += report.rows
         self._set_aside += report.set_aside

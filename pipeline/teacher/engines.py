@@ -85,7 +85,7 @@ class Request:
     seed: int | None = None
 
 
-class Teacher(Protocol):
+class TeacherEngine(Protocol):
     """One engine, ready to answer."""
 
     def record(self, requests: list[Request]) -> Captured:
@@ -95,7 +95,7 @@ class Teacher(Protocol):
         """Answers prompts greedily under the automaton and sums probabilities over the full vocabulary."""
 
 
-def open_teacher(model: str, config: TeacherConfig, job: Job) -> Teacher:
+def open_teacher(model: str, config: TeacherConfig, job: Job) -> TeacherEngine:
     """Starts the configured engine in this process.
 
     Raises:

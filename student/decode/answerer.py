@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.comments.reading import Row
+from pipeline.comments.reading import Comment
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.task import Scalar, Values
 from student.decode.decode import Decoder
@@ -68,7 +68,7 @@ class Answerer:
         model, compiled = load_student(folder, "cuda" if torch.cuda.is_available() else "cpu")
         return Answerer(model.halved() if weights == "bf16" else model, compiled, load_temperatures(folder, compiled.task))
 
-    def answer(self, rows: list[Row], shares: bool = False) -> list[Answer]:
+    def answer(self, rows: list[Comment], shares: bool = False) -> list[Answer]:
         """The answers to rows that `filter_rows` kept, in their order."""
         answers: dict[int, Answer] = {}
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))  # alike in length, they need little padding
@@ -77,7 +77,7 @@ class Answerer:
             answers |= zip(part, self._answer([rows[i] for i in part], shares), strict=True)
         return [answers[i] for i in range(len(rows))]
 
-    def _answer(self, rows: list[Row], shares: bool) -> list[Answer]:
+    def _answer(self, rows: list[Comment], shares: bool) -> list[Answer]:
         decoded = self._decoder.constrained([np.array(row.tokens + self._separator, np.int32) for row in rows], shares)
         values = [dict(zip(self.compiled.task.fields, self._read(tokens), strict=True)) for tokens in decoded.tokens]
         confidence = decoded.confidence.round(6).tolist()

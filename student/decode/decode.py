@@ -20,8 +20,8 @@ from pipeline.task.compiled import CompiledTask
 from student.decode.choices import LEFT, NONE, Choices, Chunks, padded
 from student.decode.fields import Fields
 from student.decode.value_probabilities import Sharer, Shares
+from student.model.cache import KeyValueCache
 from student.model.model import Student
-from student.model.reach import KeyValueCache
 
 Prefixes = list[NDArray[np.int32]]  # token ids of each comment and the separator
 

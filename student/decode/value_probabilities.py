@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.task.task import Task
 from student.decode.choices import Chunks, padded
 from student.decode.fields import Fields, Tree
-from student.model.reach import KeyValueCache
+from student.model.cache import KeyValueCache
 
 SEEN = 0.5e-4  # a share of less is 0 to four digits
 

@@ -17,7 +17,7 @@ from student.data.unpack import TEST
 from student.evaluate.evaluate import BATCH_SIZE
 from student.evaluate.fidelity import agreement
 from student.export.card import CARD, render_card
-from student.export.folder import Source, write_folder
+from student.export.folder import ExportedStudent, write_folder
 from student.export.measure import by_folder, by_mlflow, by_onnx, by_pytorch, verify
 from student.export.onnx import quantize, require_onnx, write_onnx
 from student.model.checkpoint import load_training, require_student
@@ -47,7 +47,7 @@ def export(shards_folder: str, student_folder: str, report_folder: str, folder: 
     """
     require_onnx()
     require_student(student_folder)
-    training, source, shards = load_training(student_folder), Source.load(student_folder), open_shards(shards_folder)
+    training, source, shards = load_training(student_folder), ExportedStudent.load(student_folder), open_shards(shards_folder)
     require_same(source.compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
     shape = source.model.shape
     test = open_examples(shards, TEST, shape.sequence, shape.separator)
@@ -63,7 +63,7 @@ def export(shards_folder: str, student_folder: str, report_folder: str, folder: 
     return figures
 
 
-def _make(source: Source, scratch: Path) -> dict[str, Path]:
+def _make(source: ExportedStudent, scratch: Path) -> dict[str, Path]:
     """Makes every form of a student; returns where each is."""
     log.info("writing the forms of %s", source.compiled.task.name)
     forms = {name: scratch / place for name, (_, place) in FORMS.items()}
@@ -76,7 +76,7 @@ def _make(source: Source, scratch: Path) -> dict[str, Path]:
     return forms
 
 
-def _measure(forms: dict[str, Path], source: Source, test: Examples, batch_size: int) -> dict[str, Any]:
+def _measure(forms: dict[str, Path], source: ExportedStudent, test: Examples, batch_size: int) -> dict[str, Any]:
     """Has every form answer the test comments; returns the figures."""
     task, teacher = source.compiled.task, teacher_answers(test)
     rows = filter_rows([text_row(i, test.text(i)) for i in range(len(test))], task.comments, source.compiled.tokenizer)

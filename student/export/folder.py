@@ -19,13 +19,13 @@ from student.model.checkpoint import load_student, load_temperatures, save_stude
 from student.model.model import Student
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("model/__init__.py", "model/model.py", "model/reach.py", "model/shape.py")  # they import nothing else of Retort
+MODULES = ("model/__init__.py", "model/model.py", "model/cache.py", "model/shape.py")  # they import nothing else of Retort
 ANSWER, RULES, ANSWERS = "answer.py", "rules.json", "answers.json"
 LISTED = 100_000  # answers: a task of more has no list of them
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportedStudent:
     """What is exported.
 
     Attributes:
@@ -39,14 +39,14 @@ class Source:
     temperatures: dict[str, float] | None
 
     @staticmethod
-    def load(folder: str) -> Source:
+    def load(folder: str) -> ExportedStudent:
         """Reads a student's folder.
 
         Raises:
             UserError: there is no student in the folder, or it is damaged.
         """
         model, compiled = load_student(folder)
-        return Source(model, compiled, load_temperatures(folder, compiled.task))
+        return ExportedStudent(model, compiled, load_temperatures(folder, compiled.task))
 
     def save(self, folder: str) -> None:
         """Writes the student's own files."""
@@ -76,7 +76,7 @@ class Source:
         return self.compiled.task.outputs <= LISTED
 
 
-def write_folder(folder: str, source: Source) -> None:
+def write_folder(folder: str, source: ExportedStudent) -> None:
     """Writes all that `answer.py` reads, and `answer.py`, to a folder on a disk."""
     source.save(folder)
     storage.write_json(f"{folder}/{RULES}", rules(source))
@@ -87,7 +87,7 @@ def write_folder(folder: str, source: Source) -> None:
         storage.write_json(f"{folder}/{ANSWERS}", numbered_answers(source))
 
 
-def rules(source: Source) -> dict[str, Any]:
+def rules(source: ExportedStudent) -> dict[str, Any]:
     """What `answer.py` knows of the task beside its files; temperatures by state, where they are not 1."""
     task = source.compiled.task
     return task.comments.model_dump() | {
@@ -99,7 +99,7 @@ def rules(source: Source) -> dict[str, Any]:
     }
 
 
-def numbered_answers(source: Source) -> list[dict[str, Any]]:
+def numbered_answers(source: ExportedStudent) -> list[dict[str, Any]]:
     """Every answer of the task by field, at its number in the ONNX graph, see `answers_before`."""
     compiled, states = source.compiled, choice_states(source.choices)
     before = dict(zip(states.tolist(), answers_before(source.choices, states), strict=True))

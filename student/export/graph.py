@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from student.decode.choices import NONE, Choices
+from student.model.cache import KeyValueCache, Pair
 from student.model.model import Student
-from student.model.reach import KeyValueCache, Pair
 from student.model.shape import Shape
 
 
@@ -38,7 +38,7 @@ class GrowingCache(KeyValueCache):
         self.lengths_B = self.lengths_B + lengths_B
 
     def update(self, layer: int, positions_BT: torch.Tensor, chunk: Pair) -> Pair:
-        """See `student.model.reach.Memory`."""
+        """See `student.model.cache.Memory`."""
         if layer == len(self._pairs):  # the first chunk, and no opening before it
             self._pairs.append(chunk)
             return chunk

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
-from pipeline.comments.reading import Row
+from pipeline.comments.reading import Comment
 from pipeline.task.task import Values
 from student.data.answers import parse_all
 from student.decode.answerer import Answerer
-from student.export.folder import Source, numbered_answers
+from student.export.folder import ExportedStudent, numbered_answers
 from student.export.onnx import run_onnx
 
 TOLERANCE = 1e-4  # of probabilities
@@ -68,7 +68,7 @@ class Answered:
     margin: NDArray[np.float64] | None = None
 
 
-def by_pytorch(source: Source, rows: list[Row]) -> Answered:
+def by_pytorch(source: ExportedStudent, rows: list[Comment]) -> Answered:
     """What Retort itself answers."""
     answers = Answerer(source.model, source.compiled, source.temperatures).answer(rows)
     return Answered([tuple(a.values.values()) for a in answers], np.array([a.confidence for a in answers]))
@@ -103,7 +103,7 @@ def _read(answers: list[dict[str, Any] | None]) -> Answered:
     return Answered(values, np.array([0.0 if answer is None else answer["confidence"] for answer in answers]))
 
 
-def by_onnx(path: str, source: Source, rows: list[Row], batch_size: int) -> Answered:
+def by_onnx(path: str, source: ExportedStudent, rows: list[Comment], batch_size: int) -> Answered:
     """What ONNX Runtime answers.
 
     Raises:

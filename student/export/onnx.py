@@ -18,7 +18,7 @@ from torch.export import Dim
 from pipeline.base.errors import UserError
 from student.decode.choices import NONE, padded
 from student.decode.decode import Prefixes
-from student.export.folder import Source
+from student.export.folder import ExportedStudent
 from student.export.graph import Greedy, Tables
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def require_onnx() -> None:
         raise UserError(f"{', '.join(missing)} not installed, which an export needs: pip install {' '.join(LIBRARIES)}")
 
 
-def write_onnx(path: str, source: Source) -> None:
+def write_onnx(path: str, source: ExportedStudent) -> None:
     """Writes a student's decoding as one ONNX file, on a disk."""
     import onnx
     import onnx_ir

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from student.model.reach import Behind, KeyValueCache, Memory, Opening, Reach
+from student.model.cache import AttentionMask, KeyValueCache, Memory, Opening, PrefixCache
 from student.model.shape import PLAIN, Layer, Shape
 
 Places = EllipsisType | tuple[torch.Tensor, torch.Tensor]  # of [B, T]: all, or rows and columns
@@ -39,7 +39,7 @@ class Attention(nn.Module):
             self.query_norm = nn.RMSNorm(shape.per_head, shape.head_epsilon)
             self.key_norm = nn.RMSNorm(shape.per_head, shape.head_epsilon)
 
-    def forward(self, x_BTD: torch.Tensor, rotary: dict[Layer, torch.Tensor], reach: Reach) -> torch.Tensor:
+    def forward(self, x_BTD: torch.Tensor, rotary: dict[Layer, torch.Tensor], reach: AttentionMask) -> torch.Tensor:
         """Mixes positions; `reach` says which."""
         batch, length, _ = x_BTD.shape
         qkv = self.qkv(x_BTD).view(batch, length, -1, self._head_width).transpose(1, 2)
@@ -79,7 +79,9 @@ class Block(nn.Module):
             self.attention_out_norm = nn.RMSNorm(shape.width, shape.epsilon)
             self.mlp_out_norm = nn.RMSNorm(shape.width, shape.epsilon)
 
-    def forward(self, x_BTD: torch.Tensor, rotary: dict[Layer, torch.Tensor], reach: Reach, at: Places = ...) -> torch.Tensor:
+    def forward(
+        self, x_BTD: torch.Tensor, rotary: dict[Layer, torch.Tensor], reach: AttentionMask, at: Places = ...
+    ) -> torch.Tensor:
         """One layer's residual stream to the next's; `at` picks the places where it goes on."""
         mixed_BTD = self.attention(self.attention_norm(x_BTD), rotary, reach)
         x = (x_BTD + self.dropout(self.attention_out_norm(mixed_BTD) if self._gated else mixed_BTD))[at]
@@ -151,7 +153,9 @@ class Student(nn.Module):
         with torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=self.bf16):
             opening = self.read_opening()
             positions_1T = torch.arange(before, before + length, device=tokens_BT.device)[None]
-            return self._logits(tokens_BT, self._reach(positions_1T, before + length, Behind(opening) if opening else None), at)
+            return self._logits(
+                tokens_BT, self._reach(positions_1T, before + length, PrefixCache(opening) if opening else None), at
+            )
 
     def read_opening(self) -> Opening | None:
         """What every row looks back at, computed once for all of them; None without an opening."""
@@ -209,19 +213,19 @@ class Student(nn.Module):
             x_BTD = block(x_BTD, rotary, reach)
         return self.head(self.norm(x_BTD))
 
-    def _reach(self, positions_BT: torch.Tensor, keys: int, memory: Memory | None) -> Reach:
-        return Reach(positions_BT, keys, {kind.window for kind in self._kinds}, memory)
+    def _reach(self, positions_BT: torch.Tensor, keys: int, memory: Memory | None) -> AttentionMask:
+        return AttentionMask(positions_BT, keys, {kind.window for kind in self._kinds}, memory)
 
-    def _rotary(self, reach: Reach) -> dict[Layer, torch.Tensor]:
+    def _rotary(self, reach: AttentionMask) -> dict[Layer, torch.Tensor]:
         """The rotations of a chunk, by kind of layer."""
         # Padding may lie behind the context; what is computed there is never read.
         positions_BT = reach.positions_BT.clamp_max(self.shape.context - 1)
         return {kind: angles[positions_BT][:, None] for kind, angles in zip(self._kinds, self.rotations, strict=True)}
 
-    def _logits(self, tokens_BT: torch.Tensor, reach: Reach, at: Places) -> torch.Tensor:
+    def _logits(self, tokens_BT: torch.Tensor, reach: AttentionMask, at: Places) -> torch.Tensor:
         return self.head(self.norm(self._blocks(tokens_BT, reach, at)))
 
-    def _blocks(self, tokens_BT: torch.Tensor, reach: Reach, at: Places) -> torch.Tensor:
+    def _blocks(self, tokens_BT: torch.Tensor, reach: AttentionMask, at: Places) -> torch.Tensor:
         """The residual stream at some places: the last layer's keys and values are wanted of all, its feed-forward is not."""
         rotary = self._rotary(reach)
         x_BTD = self.dropout(self.embedding(self.rows[tokens_BT]))

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.comments.plan import Source
+from pipeline.comments.plan import CommentSource
 from pipeline.task.task import Scalar, Task
 from student.decode.answerer import Answer
 
@@ -43,7 +43,7 @@ def part_name(unit: int, format_: str) -> str:
     return f"part-{unit:06d}.{format_}"
 
 
-def encode_part(format_: str, source: Source, comments: pa.Table, sources: list[Sourced], task: Task) -> bytes:
+def encode_part(format_: str, source: CommentSource, comments: pa.Table, sources: list[Sourced], task: Task) -> bytes:
     """A file with a row for each comment.
 
     Its columns: `file` and `line` (of the input, from 1), `id`, the comment under its column's name, `answer`,
@@ -63,7 +63,7 @@ def encode_part(format_: str, source: Source, comments: pa.Table, sources: list[
     return buffer.getvalue()
 
 
-def _record(source: Source, row: dict[str, Any], sourced: Sourced, task: Task) -> dict[str, Any]:
+def _record(source: CommentSource, row: dict[str, Any], sourced: Sourced, task: Task) -> dict[str, Any]:
     place = {"file": source.files[row["file"]][0], "line": row["row"] + 1, "id": row["id"], source.text: row["text"]}
     answer = sourced.answer
     record = place | {"answer": sourced.values, "confidence": answer.confidence, "source": sourced.source}

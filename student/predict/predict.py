@@ -25,14 +25,14 @@ from pipeline.base.run import find_run
 from pipeline.base.runtime import MALLOC, start_ray
 from pipeline.base.signals import Stopped, StopRequest
 from pipeline.base.version import VARIABLE, check_code_version, code_version
-from pipeline.comments.plan import Plan, Source, describe_source, find_comments, find_plan, make_plan, read_unit
-from pipeline.comments.reading import Row, comment_batches, comment_tables
+from pipeline.comments.plan import CommentSource, Plan, describe_source, find_comments, find_plan, make_plan, read_unit
+from pipeline.comments.reading import Comment, comment_batches, comment_tables
 from pipeline.config import TeacherConfig
 from student.config import AnswerConfig, PredictConfig, StudentSettings
 from student.decode.answerer import Answer, Answerer
 from student.model.checkpoint import CALIBRATION, WEIGHTS, load_student, load_temperatures
 from student.predict.answer_files import Sourced, encode_part, part_name
-from student.predict.teacher import Teacher
+from student.predict.teacher import FallbackTeacher
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Prediction:
 
     student: str
     folder: str
-    source: Source
+    source: CommentSource
     config: PredictConfig
     asked: AnswerConfig
     engine: TeacherConfig
@@ -173,7 +173,7 @@ class Predictor:
         check_code_version()
         self._job, self._answerer = job, Answerer.load(job.student, job.asked.weights)
         model = job.asked.teacher
-        self._teacher = Teacher(model, job.engine, self._answerer.compiled) if model else None
+        self._teacher = FallbackTeacher(model, job.engine, self._answerer.compiled) if model else None
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, list[int]]:
         """Answers the batch's units; returns the comments of each."""
@@ -200,8 +200,8 @@ class Predictor:
         return sourced
 
 
-def _rows(comments: pa.Table) -> list[Row]:
+def _rows(comments: pa.Table) -> list[Comment]:
     return [
-        Row(i, text=text, tokens=tokens)
+        Comment(i, text=text, tokens=tokens)
         for i, (text, tokens) in enumerate(zip(*(comments[c].to_pylist() for c in ("text", "tokens")), strict=True))
     ]

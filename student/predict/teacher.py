@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 State = Literal["starting", "ready", "failed"]
 
 
-class Teacher:
+class FallbackTeacher:
     """Answers as extraction would record them. One thread may ask at a time.
 
     Its engine starts in the background, in a process of its own, and once more when it has died.

@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.comments.reading import KEPT, Row, filter_rows, text_row
+from pipeline.comments.reading import KEPT, Comment, filter_rows, text_row
 from pipeline.task.task import Scalar
 from student.config import ServeConfig
 from student.decode.answerer import Answer, Answerer
-from student.predict.teacher import Teacher
+from student.predict.teacher import FallbackTeacher
 from student.serve.batcher import Batcher
 from student.serve.metrics import Metrics
 from student.serve.turns import Turns
@@ -36,7 +36,7 @@ class Result:
         unsure: whether the student's confidence is too low for its answer to be taken while there is the teacher's.
     """
 
-    row: Row
+    row: Comment
     answer: Answer | None = None
     teacher: TeacherAnswer = None
     unsure: bool = False
@@ -64,7 +64,7 @@ class Service:
     """
 
     def __init__(
-        self, answerer: Answerer, config: ServeConfig, teacher: Teacher | None = None, fallback: float | None = None
+        self, answerer: Answerer, config: ServeConfig, teacher: FallbackTeacher | None = None, fallback: float | None = None
     ) -> None:
         self.config, self.teacher, self.fallback = config, teacher, fallback
         self.metrics, self.draining = Metrics(), False
@@ -100,14 +100,14 @@ class Service:
         if self.teacher:
             self.teacher.close()
 
-    def _read(self, texts: list[Any]) -> list[Row]:
+    def _read(self, texts: list[Any]) -> list[Comment]:
         rows = [text_row(i, text) for i, text in enumerate(texts)]
         return filter_rows(rows, self.task.comments, self.compiled.tokenizer)
 
-    def _decode(self, items: list[tuple[Row, bool]]) -> list[Answer]:
+    def _decode(self, items: list[tuple[Comment, bool]]) -> list[Answer]:
         return self._answerer.answer([row for row, _ in items], shares=any(shares for _, shares in items))
 
-    def _result(self, row: Row, answer: Answer) -> Result:
+    def _result(self, row: Comment, answer: Answer) -> Result:
         threshold = self.fallback
         return Result(row, answer, unsure=threshold is not None and answer.confidence < threshold)
 

@@ -115,7 +115,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Report:
+class TrainingReport:
     """Measures of the steps since the last report; at an epoch's end, of the epoch and the validation split too."""
 
     step: int
@@ -153,12 +153,12 @@ class Loop:
         """Weights and moments; all workers must ask."""
         return self._strategy.state()
 
-    def run(self) -> Iterator[Report]:
+    def run(self) -> Iterator[TrainingReport]:
         """Trains to the end. Between two reports the training may be saved, or left."""
         while len(self.position.history) < self._config.epochs:
             yield from self._epoch(len(self.position.history) + 1)
 
-    def _epoch(self, epoch: int) -> Iterator[Report]:
+    def _epoch(self, epoch: int) -> Iterator[TrainingReport]:
         """What is left of one epoch, and the measures of the validation split."""
         steps, started, window = self._order.steps, time.perf_counter(), _Window()
         done = self.position.step - (epoch - 1) * steps
@@ -169,7 +169,7 @@ class Loop:
             if self.position.step == epoch * steps:
                 break
             if self.position.step % self._config.log_every == 0:
-                yield Report(self.position.step, self._window_ended(window, share[0], norm), epoch_ended=False)
+                yield TrainingReport(self.position.step, self._window_ended(window, share[0], norm), epoch_ended=False)
                 window = _Window()
         last = self._window_ended(window, share[0], norm)
         speed = {"epoch_examples_per_second": (steps - done) * self._config.batch_size / (time.perf_counter() - started)}
@@ -178,7 +178,7 @@ class Loop:
         row["seconds"] = self._count_seconds()
         self.position.history.append(dict(row))
         self.position.totals = {}
-        yield Report(self.position.step, last | row, epoch_ended=True)
+        yield TrainingReport(self.position.step, last | row, epoch_ended=True)
 
     def _window_ended(self, window: _Window, batch: Batch, norm: torch.Tensor) -> dict[str, float]:
         """The measures of the steps since the last report, which join the epoch's."""

@@ -13,8 +13,8 @@ import ray
 from pipeline.base import storage
 from pipeline.base.errors import UserError
 from pipeline.base.tracking import Tracking
-from pipeline.extract.extract import finish, run_units, settle
-from pipeline.extract.monitor import IDLE, Commit, PlainMonitor, Report
+from pipeline.extract.extract import finish, prepare_run, run_units
+from pipeline.extract.monitor import IDLE, Commit, PlainMonitor, UnitReport
 from pipeline.shards.files import shard_path
 from tune.config import TuneSettings
 from tune.scaling.rows import ExtractRow
@@ -32,7 +32,7 @@ class Gate(PlainMonitor):
         super().__init__()
         self._actors_awaited, self._open = actors, asyncio.Event()
 
-    async def report(self, report: Report) -> bool:  # type: ignore[override]
+    async def report(self, report: UnitReport) -> bool:  # type: ignore[override]
         """See `PlainMonitor`; an actor waits for its answer."""
         stopping = super().report(report)
         if len({commit.actor for commit in self._commits}) >= self._actors_awaited or stopping or report.failure:
@@ -78,7 +78,7 @@ def measure_extraction(config: TuneSettings, workers: int, most: int, folder: st
     comments = config.comments.model_copy(update={"limit": limit})
     teacher = config.teacher.model_copy(update={"actors": workers})
     sample = config.model_copy(update={"out": storage.join(folder, str(limit)), "comments": comments, "teacher": teacher})
-    extraction, plan, compiled = settle(sample)
+    extraction, plan, compiled = prepare_run(sample)
     if plan.kept < limit:
         raise UserError(
             f"{most} actors × {each} units × {size} comments are {limit:,}, and {plan.kept:,} comments pass the filters: give "

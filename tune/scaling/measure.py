@@ -22,7 +22,7 @@ from pipeline.base.tracking import Tracking, tracking_uri
 from pipeline.config import TeacherConfig
 from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.task import load_task
-from student.config import HOW, student_shape
+from student.config import RUNTIME_ONLY_KEYS, student_shape
 from student.data.unpack import unpack
 from student.train.loop import Training
 from tune.config import TuneSettings
@@ -120,7 +120,7 @@ def _identity(stage: Stage, config: TuneSettings, shards: Shards | None) -> dict
             "units_per_worker": config.scale.units_per_worker,
         }
     assert shards is not None  # noqa: S101 (opened for this stage)
-    how = config.train.model_dump(mode="json", include=HOW - {"workers", "checkpoint_minutes", "max_failures"})
+    how = config.train.model_dump(mode="json", include=RUNTIME_ONLY_KEYS - {"workers", "checkpoint_minutes", "max_failures"})
     return machine | {
         "student": student_shape(shards.compiled.task, config.student).model_dump(mode="json"),
         "train": config.train.recipe() | how,

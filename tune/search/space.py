@@ -12,7 +12,7 @@ from pipeline.base.config import Strict, describe
 from pipeline.base.errors import UserError
 from pipeline.base.yaml_files import read_yaml
 from pipeline.task.task import Scalar
-from student.config import HOW, StudentConfig, TrainConfig
+from student.config import RUNTIME_ONLY_KEYS, StudentConfig, TrainConfig
 from tune.config import TuneSettings
 
 DEFAULT_SPACE = Path(__file__).resolve().parent.parent / "space.yaml"
@@ -61,7 +61,7 @@ class Space(RootModel[dict[str, list[Scalar] | Range]]):
 def key_types() -> dict[str, Any]:
     """The type of each key a space may have."""
     student = {f"student.{name}": field.annotation for name, field in StudentConfig.model_fields.items()}
-    fixed = HOW | {"epochs"}  # what trials are stopped early in
+    fixed = RUNTIME_ONLY_KEYS | {"epochs"}  # what trials are stopped early in
     train = {f"train.{name}": field.annotation for name, field in TrainConfig.model_fields.items() if name not in fixed}
     return student | train | RATIOS
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.plan.estimate import Plan, make_plan
+from cluster.plan.estimate import Estimate, make_plan
 from pipeline.base.errors import UserError
 from tests.cluster.plan.plans import EXTRACT, planned, scale_json
 from tests.tune.scaling.test_model import train_row
 
 
-def hours(plan: Plan) -> dict[tuple[str, int], float]:
+def hours(plan: Estimate) -> dict[tuple[str, int], float]:
     return {(name, point.workers["extract"]): each for point in plan.points for name, each in point.stage_hours.items()}
 
 

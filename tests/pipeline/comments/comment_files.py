@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.comments.reading import MALFORMED, Columns, Row, read_file
+from pipeline.comments.reading import MALFORMED, Columns, Comment, read_file
 
 COLUMNS = Columns(text="body", id="id")
 GOOD = [("a", "I love it"), ("b", 'quotes " and, commas'), ("", "two\nlines"), ("d", "é 日本 😀"), ("e", "x" * 100_000)]
@@ -52,9 +52,9 @@ def table_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def rows_of(folder: Path, name: str, content: bytes, columns: Columns = COLUMNS) -> list[Row]:
+def rows_of(folder: Path, name: str, content: bytes, columns: Columns = COLUMNS) -> list[Comment]:
     return list(read_file(write(folder, name, content), columns))
 
 
-def reasons(rows: list[Row]) -> list[tuple[int, str]]:
+def reasons(rows: list[Comment]) -> list[tuple[int, str]]:
     return [(row.row, row.reason) for row in rows if row.status == MALFORMED]

@@ -11,15 +11,25 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.base.errors import UserError
-from pipeline.comments.reading import KEPT, MALFORMED, SCHEMA, Columns, Row, _table, filter_rows, read_file, tokenize_answers
+from pipeline.comments.reading import (
+    KEPT,
+    MALFORMED,
+    SCHEMA,
+    Columns,
+    Comment,
+    _table,
+    filter_rows,
+    read_file,
+    tokenize_answers,
+)
 from pipeline.task.task import CommentRules, Task
 from pipeline.task.tokenization import TeacherTokenizer, TextTokenizer
 from tests.pipeline.comments.comment_files import rows_of
 from tests.tiny import tiny_tokenizer
 
 
-def filtered(tokenizer: TextTokenizer, texts: list[str], **rules: Any) -> list[Row]:
-    rows = [Row(i, str(i), text) for i, text in enumerate(texts)]
+def filtered(tokenizer: TextTokenizer, texts: list[str], **rules: Any) -> list[Comment]:
+    rows = [Comment(i, str(i), text) for i, text in enumerate(texts)]
     return filter_rows(rows, CommentRules.model_validate({"min_tokens": 1, "max_tokens": 25} | rules), tokenizer)
 
 
@@ -62,7 +72,7 @@ def test_rules_can_keep_urls_and_the_text_of_special_tokens(tokenizer: TextToken
 
 
 def test_malformed_rows_pass_the_filter_as_they_are(tokenizer: TextTokenizer) -> None:
-    row = Row(3, "x", status=MALFORMED, reason="not UTF-8")
+    row = Comment(3, "x", status=MALFORMED, reason="not UTF-8")
     assert filter_rows([row], CommentRules(max_tokens=5), tokenizer) == [row]
     assert filter_rows([], CommentRules(max_tokens=5), tokenizer) == []
 
@@ -78,7 +88,7 @@ def test_large_comments_are_fast(bpe_tokenizer: TextTokenizer, tmp_path: Path) -
 
 
 def test_rows_as_a_table(tokenizer: TextTokenizer) -> None:
-    rows = [*filtered(tokenizer, ["I love it", ""]), Row(2, status=MALFORMED, reason="why")]
+    rows = [*filtered(tokenizer, ["I love it", ""]), Comment(2, status=MALFORMED, reason="why")]
     table = _table(5, rows)
     assert table.schema == SCHEMA
     assert table["file"].to_pylist() == [5, 5, 5]
@@ -131,7 +141,7 @@ def test_given_answers_may_have_a_column_for_each_field(tmp_path: Path, ending: 
 def test_one_columns_answers_to_a_task_of_several_fields_are_set_aside_with_what_would_do(tmp_path: Path) -> None:
     content = {"name": "t", "teacher": "t", "instruction": "J", "comments": {"max_tokens": 40}}
     task = Task.model_validate(content | {"fields": {"domain": ["travel"], "intent": ["translate"]}})
-    (row,) = tokenize_answers([Row(0, text="x", given="translate")], task, TeacherTokenizer(tiny_tokenizer()))
+    (row,) = tokenize_answers([Comment(0, text="x", given="translate")], task, TeacherTokenizer(tiny_tokenizer()))
     what = "'translate' is not an object with domain and intent; for a column each: --answers domain,intent"
     assert row.reason == f"the answer does not fit the task: {what}"
     with pytest.raises(UserError, match="names the columns intent, topic, but the task's fields are domain, intent: name one"):

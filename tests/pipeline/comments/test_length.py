@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.comments.reading import KEPT, MALFORMED, Row, filter_rows, text_row
+from pipeline.comments.reading import KEPT, MALFORMED, Comment, filter_rows, text_row
 from pipeline.task.task import CommentRules
 from pipeline.task.tokenization import TextTokenizer
 from tests.pipeline.comments.comment_files import rows_of
@@ -55,7 +55,7 @@ def test_a_surrogate_is_found_at_once_in_a_text_of_megabytes() -> None:
 
 def test_rows_are_dropped_one_by_one_as_they_are_read(tokenizer: TextTokenizer) -> None:
     tracemalloc.start()
-    marked = filter_rows((Row(i, text="x" * 1_000_000) for i in range(50)), RULES, tokenizer)
+    marked = filter_rows((Comment(i, text="x" * 1_000_000) for i in range(50)), RULES, tokenizer)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [row.status for row in marked] == ["too_long"] * 50

@@ -16,8 +16,8 @@ from pipeline.base import storage
 from pipeline.base.errors import UserError
 from pipeline.comments.plan import (
     UNIT_COLUMNS,
+    CommentSource,
     Plan,
-    Source,
     _set_aside,
     _UnitWriter,
     describe_source,
@@ -36,9 +36,9 @@ from pipeline.task.tokenization import TextTokenizer
 STATUSES = [KEPT, MALFORMED, "special_tokens", "urls", "too_short", "too_long"]
 
 
-def make_source(**changes: Any) -> Source:
+def make_source(**changes: Any) -> CommentSource:
     content = {"task": "t", "tokenizer": "k", "files": [("/a.jsonl", "3f")], "text": "body", "id": "id", "answer": None}
-    return Source.model_validate(content | {"limit": None, "rows_per_unit": 4} | changes)
+    return CommentSource.model_validate(content | {"limit": None, "rows_per_unit": 4} | changes)
 
 
 def make_task() -> Task:
@@ -134,7 +134,7 @@ def test_rows_set_aside_name_file_and_line() -> None:
     assert _set_aside(table, ["/a.jsonl"], every=True) == [malformed, malformed | {"line": 13, "id": "id12", "reason": "urls"}]
 
 
-def save_plan(folder: Path, source: Source) -> None:
+def save_plan(folder: Path, source: CommentSource) -> None:
     plan = Plan(source=source, units=1, read=3, kept=2, malformed=1, dropped={"urls": 0})
     storage.write_json(str(folder / "plan.json"), plan.model_dump(mode="json"))
 
@@ -245,7 +245,7 @@ def test_malformed_rows_do_not_pile_up_in_memory(tmp_path: Path) -> None:
 def test_an_input_edited_to_the_same_size_is_another(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     path = str(tmp_path / "x.jsonl")
 
-    def source() -> Source:
+    def source() -> CommentSource:
         return describe_source(CommentsConfig(), [path], make_task(), tokenizer, 4)
 
     storage.write_text(path, '{"body": "a"}\n')

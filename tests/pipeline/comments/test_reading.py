@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.errors import UserError
-from pipeline.comments.reading import KEPT, MALFORMED, Columns, Row, file_format, read_file
+from pipeline.comments.reading import KEPT, MALFORMED, Columns, Comment, file_format, read_file
 from tests.pipeline.comments.comment_files import (
     COLUMNS,
     GOOD,
@@ -41,7 +41,7 @@ def test_every_format_and_compression_gives_the_same_rows(
     tmp_path: Path, ending: str, compression: str, encode: Callable[[list[tuple[str, str]]], bytes]
 ) -> None:
     rows = rows_of(tmp_path, f"x{ending}{compression}", compress(encode(GOOD), compression))
-    assert rows == [Row(i, id_, body) for i, (id_, body) in enumerate(GOOD)]
+    assert rows == [Comment(i, id_, body) for i, (id_, body) in enumerate(GOOD)]
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x", "x.jsonl.bz2", "x.gz", "x.jsonl.gz.zst"])
@@ -101,7 +101,7 @@ def test_malformed_lines_are_set_aside_with_their_reason(tmp_path: Path, line: b
     ids=lambda value: repr(value)[:30],
 )
 def test_odd_lines_are_kept(tmp_path: Path, line: bytes, id_: str, text: str) -> None:
-    assert rows_of(tmp_path, "x.jsonl", line + b"\n") == [Row(0, id_, text)]
+    assert rows_of(tmp_path, "x.jsonl", line + b"\n") == [Comment(0, id_, text)]
 
 
 def test_no_depth_of_nesting_raises(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.comments.reading import Row, filter_rows, text_row
+from pipeline.comments.reading import Comment, filter_rows, text_row
 from pipeline.task.compiled import CompiledTask
-from student.export.folder import Source
+from student.export.folder import ExportedStudent
 from student.model.shape import Layer
 from tests.student.decode.test_decode import make_student, recompiled
 from tests.student.prune.students import make
@@ -30,18 +30,20 @@ REFUSED = {
 }
 
 
-def source_of(kind: str, compiled: CompiledTask) -> Source:
+def source_of(kind: str, compiled: CompiledTask) -> ExportedStudent:
     """A student that is sure of what it says, and says different things."""
     if kind == "gemma":
-        return Source(make(compiled, "gemma3", layers=2, kinds=KINDS), compiled, None)
+        return ExportedStudent(make(compiled, "gemma3", layers=2, kinds=KINDS), compiled, None)
     if kind == "spelt":
         spelt = recompiled(compiled, tiny_task(fields={"mood": SPELT, "one": [1], "loud": [True, False]}))
-        return Source(make_student(spelt, 3, 8.0, tail=True, sequence="choices", layers=1), spelt, TEMPERATURES | {"one": 1.0})
+        return ExportedStudent(
+            make_student(spelt, 3, 8.0, tail=True, sequence="choices", layers=1), spelt, TEMPERATURES | {"one": 1.0}
+        )
     layers = {"full": 2, "choices": 1}[kind]
-    return Source(make_student(compiled, 2, 8.0, sequence=kind, layers=layers), compiled, TEMPERATURES)
+    return ExportedStudent(make_student(compiled, 2, 8.0, sequence=kind, layers=layers), compiled, TEMPERATURES)
 
 
-def kept(source: Source, texts: list[str]) -> list[Row]:
+def kept(source: ExportedStudent, texts: list[str]) -> list[Comment]:
     """The rows of comments that the task's rules let through."""
     return filter_rows(
         [text_row(i, text) for i, text in enumerate(texts)], source.compiled.task.comments, source.compiled.tokenizer
@@ -49,7 +51,7 @@ def kept(source: Source, texts: list[str]) -> list[Row]:
 
 
 @torch.inference_mode()
-def reference(source: Source, row: Row) -> list[np.ndarray]:
+def reference(source: ExportedStudent, row: Comment) -> list[np.ndarray]:
     """The probabilities of every required token at each choice of one comment, the whole sequence anew each time."""
     automaton, choices_only = source.compiled.automaton, source.model.shape.sequence == "choices"
     read, state, found = row.tokens + source.separator, 0, []
@@ -67,12 +69,12 @@ def reference(source: Source, row: Row) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="session", params=["full", "choices", "spelt", "gemma"])
-def source(request: pytest.FixtureRequest, compiled: CompiledTask) -> Source:
+def source(request: pytest.FixtureRequest, compiled: CompiledTask) -> ExportedStudent:
     """Each kind of student in turn."""
     return source_of(request.param, compiled)
 
 
 @pytest.fixture(scope="session")
-def plain(compiled: CompiledTask) -> Source:
+def plain(compiled: CompiledTask) -> ExportedStudent:
     """One student, where a test needs any."""
     return source_of("choices", compiled)

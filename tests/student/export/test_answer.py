@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.base.errors import UserError
 from student.export.answer import RefusedError, load
-from student.export.folder import Source, numbered_answers, write_folder
+from student.export.folder import ExportedStudent, numbered_answers, write_folder
 from student.export.measure import by_folder, by_pytorch
 from tests.student.export.conftest import REFUSED, TEXTS, kept
 
@@ -19,12 +19,12 @@ SPECIAL = "text of <end_of_turn> and <bos> as text"
 
 
 @pytest.fixture
-def folder(source: Source, tmp_path: Path) -> Path:
+def folder(source: ExportedStudent, tmp_path: Path) -> Path:
     write_folder(str(tmp_path), source)
     return tmp_path
 
 
-def test_it_answers_as_retort_does(source: Source, folder: Path) -> None:
+def test_it_answers_as_retort_does(source: ExportedStudent, folder: Path) -> None:
     rows = kept(source, TEXTS)
     expected, student = by_pytorch(source, rows), load(folder)
     found = [student.answer(f" {text}\n") for text in TEXTS]
@@ -35,16 +35,16 @@ def test_it_answers_as_retort_does(source: Source, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_it_refuses_what_the_filters_set_aside(source: Source, folder: Path, text: str) -> None:
+def test_it_refuses_what_the_filters_set_aside(source: ExportedStudent, folder: Path, text: str) -> None:
     assert kept(source, [text])[0].set_aside == REFUSED[text]
     with pytest.raises(RefusedError, match=REFUSED[text]):
         load(folder).answer(text)
 
 
-def test_the_text_of_control_tokens_is_text_where_the_task_lets_it_through(source: Source, tmp_path: Path) -> None:
+def test_the_text_of_control_tokens_is_text_where_the_task_lets_it_through(source: ExportedStudent, tmp_path: Path) -> None:
     rules = {"max_tokens": 40, "special_tokens": True, "urls": True}
     task = source.compiled.task.model_copy(update={"comments": type(source.compiled.task.comments)(**rules)})
-    lenient = Source(source.model, type(source.compiled)(task, *list(vars(source.compiled).values())[1:]), None)
+    lenient = ExportedStudent(source.model, type(source.compiled)(task, *list(vars(source.compiled).values())[1:]), None)
     write_folder(str(tmp_path), lenient)
     texts = [SPECIAL, "https://x.y", *TEXTS[:10]]
     rows = kept(lenient, texts)
@@ -53,7 +53,7 @@ def test_the_text_of_control_tokens_is_text_where_the_task_lets_it_through(sourc
     assert [tuple(answer.values()) for answer in found] == by_pytorch(lenient, rows).values
 
 
-def test_every_answer_has_a_number(source: Source, folder: Path) -> None:
+def test_every_answer_has_a_number(source: ExportedStudent, folder: Path) -> None:
     answers = numbered_answers(source)
     assert json.loads((folder / "answers.json").read_text()) == answers
     assert sorted(map(json.dumps, answers)) == sorted(
@@ -61,7 +61,7 @@ def test_every_answer_has_a_number(source: Source, folder: Path) -> None:
     )
 
 
-def test_a_process_without_retort(plain: Source, tmp_path: Path) -> None:
+def test_a_process_without_retort(plain: ExportedStudent, tmp_path: Path) -> None:
     write_folder(str(tmp_path), plain)
     rows = kept(plain, TEXTS[:5])
     found = by_folder(str(tmp_path), [*TEXTS[:5], "long " * 60])
@@ -73,7 +73,7 @@ def test_a_process_without_retort(plain: Source, tmp_path: Path) -> None:
         by_folder(str(tmp_path), TEXTS[:1])
 
 
-def test_the_script(plain: Source, tmp_path: Path) -> None:
+def test_the_script(plain: ExportedStudent, tmp_path: Path) -> None:
     write_folder(str(tmp_path / "export"), plain)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, str(tmp_path / "export" / "answer.py")]

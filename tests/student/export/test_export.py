@@ -22,7 +22,7 @@ from student.evaluate.fidelity import THRESHOLDS
 from student.export.answer import load
 from student.export.card import render_card, teacher_name
 from student.export.export import export
-from student.export.folder import Source
+from student.export.folder import ExportedStudent
 from tests.names import NAMES, left_open
 from tests.student.export.conftest import source_of
 from tests.tiny import tiny_task
@@ -212,7 +212,7 @@ def test_nothing_is_written_where_the_graph_is_wrong(
     run: Path, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with the weights of another student."""
-    other = Source(source_of("full", shards.compiled).model, shards.compiled, None)
+    other = ExportedStudent(source_of("full", shards.compiled).model, shards.compiled, None)
     made = run / "export" / "student.onnx"
     monkeypatch.setattr("student.export.export.write_onnx", lambda path, source: Path(path).write_bytes(made.read_bytes()))
     other.save(str(tmp_path / "student"))

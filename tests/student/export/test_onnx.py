@@ -12,7 +12,7 @@ from pipeline.base.errors import UserError
 from pipeline.task.compiled import CompiledTask
 from student.decode.choices import NONE, padded
 from student.export import folder
-from student.export.folder import Source
+from student.export.folder import ExportedStudent
 from student.export.measure import Answered, by_onnx, by_pytorch, verify
 from student.export.onnx import Found, quantize, require_onnx, run_onnx, write_onnx
 from tests.student.decode.test_decode import make_student, recompiled
@@ -21,23 +21,23 @@ from tests.tiny import ROOT, tiny_task
 
 
 @pytest.fixture(scope="module", params=["full", "spelt", pytest.param("gemma", marks=pytest.mark.slow)])
-def source(request: pytest.FixtureRequest, compiled: CompiledTask) -> Source:
+def source(request: pytest.FixtureRequest, compiled: CompiledTask) -> ExportedStudent:
     """Plain students of both sequences, and one of Gemma 3's layers with an opening: to trace one takes seconds."""
     return source_of(request.param, compiled)
 
 
 @pytest.fixture(scope="module")
-def graph(source: Source, tmp_path_factory: pytest.TempPathFactory) -> str:
+def graph(source: ExportedStudent, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = str(tmp_path_factory.mktemp("graph") / "student.onnx")
     write_onnx(path, source)
     return path
 
 
-def found_by(graph: str, source: Source, batch_size: int) -> list[Found]:
+def found_by(graph: str, source: ExportedStudent, batch_size: int) -> list[Found]:
     return list(run_onnx(graph, [np.array(row.tokens + source.separator) for row in kept(source, TEXTS)], batch_size))
 
 
-def test_it_answers_as_retort_does(source: Source, graph: str) -> None:
+def test_it_answers_as_retort_does(source: ExportedStudent, graph: str) -> None:
     rows = kept(source, TEXTS)
     expected, found = by_pytorch(source, rows), by_onnx(graph, source, rows, 16)
     assert found.values == expected.values
@@ -46,7 +46,7 @@ def test_it_answers_as_retort_does(source: Source, graph: str) -> None:
     verify(expected, found)
 
 
-def test_every_probability_is_the_models(source: Source, graph: str) -> None:
+def test_every_probability_is_the_models(source: ExportedStudent, graph: str) -> None:
     found = found_by(graph, source, 16)
     probabilities, trails = (np.concatenate([getattr(part, name) for part in found]) for name in ("probabilities", "trails"))
     for row, probability_MR, trail in zip(kept(source, TEXTS), probabilities, trails, strict=True):
@@ -59,7 +59,7 @@ def test_every_probability_is_the_models(source: Source, graph: str) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_batches_of_any_size_and_length(source: Source, graph: str, batch_size: int) -> None:
+def test_batches_of_any_size_and_length(source: ExportedStudent, graph: str, batch_size: int) -> None:
     together, apart = found_by(graph, source, len(TEXTS)), found_by(graph, source, batch_size)
     assert len(apart) == -(-len(TEXTS) // batch_size)
     assert {len(row.tokens) for row in kept(source, TEXTS)} >= {5, 6, 9, 10, 13, 14}
@@ -68,7 +68,7 @@ def test_batches_of_any_size_and_length(source: Source, graph: str, batch_size: 
     np.testing.assert_allclose(np.concatenate([part.probabilities for part in apart]), together[0].probabilities, atol=1e-5)
 
 
-def test_what_pads_a_row_does_not_matter(source: Source, graph: str) -> None:
+def test_what_pads_a_row_does_not_matter(source: ExportedStudent, graph: str) -> None:
     tokens, lengths = padded([np.array(row.tokens + source.separator) for row in kept(source, TEXTS)])
     other = np.where(np.arange(tokens.shape[1] + 5) < lengths[:, None], np.pad(tokens, [(0, 0), (0, 5)]), 17)
     session = onnxruntime.InferenceSession(graph)
@@ -76,7 +76,7 @@ def test_what_pads_a_row_does_not_matter(source: Source, graph: str) -> None:
         np.testing.assert_allclose(one, two, atol=1e-5)
 
 
-def test_the_file(source: Source, graph: str) -> None:
+def test_the_file(source: ExportedStudent, graph: str) -> None:
     model = onnx.load(graph)
     assert str(ROOT) not in str(model)
     assert "site-packages" not in str(model)
@@ -86,7 +86,7 @@ def test_the_file(source: Source, graph: str) -> None:
     assert weights <= stored < 1.3 * weights  # once, and not for every choice again
 
 
-def test_eight_bits_answer_validly(source: Source, graph: str, tmp_path: Path) -> None:
+def test_eight_bits_answer_validly(source: ExportedStudent, graph: str, tmp_path: Path) -> None:
     small, rows = str(tmp_path / "small.onnx"), kept(source, TEXTS)
     quantize(graph, small)
     assert Path(small).stat().st_size < Path(graph).stat().st_size
@@ -97,12 +97,12 @@ def test_eight_bits_answer_validly(source: Source, graph: str, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def single(compiled: CompiledTask) -> Source:
+def single(compiled: CompiledTask) -> ExportedStudent:
     one = recompiled(compiled, tiny_task(fields={"mood": ["good"]}))
-    return Source(make_student(one, layers=1), one, None)
+    return ExportedStudent(make_student(one, layers=1), one, None)
 
 
-def test_a_task_of_one_answer(single: Source, tmp_path: Path) -> None:
+def test_a_task_of_one_answer(single: ExportedStudent, tmp_path: Path) -> None:
     write_onnx(str(tmp_path / "one.onnx"), single)
     for batch_size in (1, 7):
         answered = by_onnx(str(tmp_path / "one.onnx"), single, kept(single, TEXTS), batch_size)
@@ -110,7 +110,7 @@ def test_a_task_of_one_answer(single: Source, tmp_path: Path) -> None:
         assert (answered.confidence == 1).all()
 
 
-def test_a_task_of_too_many_answers_to_list(single: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_too_many_answers_to_list(single: ExportedStudent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "LISTED", 0)
     write_onnx(str(tmp_path / "one.onnx"), single)
     session = onnxruntime.InferenceSession(str(tmp_path / "one.onnx"))

@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from pipeline.base.errors import UserError
+from student.model.cache import KeyValueCache
 from student.model.gemma import gemma_shape, load_gemma
 from student.model.model import Student
-from student.model.reach import KeyValueCache
 from student.model.shape import Layer
 from tests.tiny import save_conditional, save_teacher, text_config
 

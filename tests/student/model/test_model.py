@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from pipeline.task.compiled import CompiledTask
 from student.config import THESIS, StudentConfig
+from student.model.cache import KeyValueCache
 from student.model.model import Student, embedding_rows, rotate, rotations
-from student.model.reach import KeyValueCache
 from student.model.shape import Shape
 from tests.student.conftest import DEBUG
 from tests.student.prune.students import FAMILIES, make

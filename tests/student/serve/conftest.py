@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.comments.reading import Row
+from pipeline.comments.reading import Comment
 from pipeline.task.compiled import CompiledTask
 from student.config import ServeConfig
 from student.decode.answerer import Answer, Answerer
@@ -32,7 +32,7 @@ class FakeAnswerer:
         self.gate.set()
         self.batches: list[list[str]] = []
 
-    def answer(self, rows: list[Row], shares: bool = False) -> list[Answer]:
+    def answer(self, rows: list[Comment], shares: bool = False) -> list[Answer]:
         self.batches.append([row.text for row in rows])
         self.gate.wait(20)
         if any(row.text == "poison" for row in rows):

@@ -14,7 +14,7 @@ from pipeline.config import TeacherConfig
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.task import Scalar
 from pipeline.teacher.process import EngineError
-from student.predict.teacher import Teacher
+from student.predict.teacher import FallbackTeacher
 from tests.student.serve.conftest import FakeAnswerer, Serve
 from tests.tiny import save_teacher
 
@@ -102,16 +102,16 @@ def test_a_slow_teacher_does_not_delay_the_student(serve: Serve, fake: FakeAnswe
 
 
 @pytest.fixture(scope="module")
-def real(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teacher]:
+def real(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FallbackTeacher]:
     folder = tmp_path_factory.mktemp("teacher")
     save_teacher(folder, seed=0)
-    teacher = Teacher(str(folder), TeacherConfig(engine="transformers", threads=1), compiled)
+    teacher = FallbackTeacher(str(folder), TeacherConfig(engine="transformers", threads=1), compiled)
     yield teacher
     teacher.close()
 
 
 @pytest.mark.slow
-def test_a_real_teacher_answers_and_comes_back_when_it_died(real: Teacher, compiled: CompiledTask):
+def test_a_real_teacher_answers_and_comes_back_when_it_died(real: FallbackTeacher, compiled: CompiledTask):
     assert real.state == "starting"
     texts = ["fine", "not for me", "fine", "word " * 400]
     answers = real.answer(texts)
@@ -129,4 +129,4 @@ def test_a_real_teacher_answers_and_comes_back_when_it_died(real: Teacher, compi
 
 def test_what_is_no_teacher_of_this_student_is_refused(compiled: CompiledTask, tmp_path: Path):
     with pytest.raises(UserError, match="is not a model"):
-        Teacher(str(tmp_path), TeacherConfig(), compiled)
+        FallbackTeacher(str(tmp_path), TeacherConfig(), compiled)

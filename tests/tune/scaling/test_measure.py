@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from pipeline.base.errors import UserError
 from pipeline.cli.main import main
 from pipeline.cli.settings import load_config
-from pipeline.extract.monitor import IDLE, Commit, Report
+from pipeline.extract.monitor import IDLE, Commit, UnitReport
 from pipeline.task.compiled import CompiledTask
 from student.config import TrainConfig
 from tests.integration.conftest import Retort, demo
@@ -56,14 +56,14 @@ def test_only_units_after_the_last_start_count() -> None:
 
 def test_the_gate_opens_when_all_have_committed_once() -> None:
     async def report(gate: Gate, name: str) -> bool:
-        return await gate.report(Report(name, IDLE, rows=5))
+        return await gate.report(UnitReport(name, IDLE, rows=5))
 
     async def play() -> None:
         gate = Gate(2)
         first = asyncio.create_task(report(gate, "a/1"))
         await asyncio.sleep(0.05)
         assert not first.done()
-        assert not await gate.report(Report("b/2", "starting the engine"))
+        assert not await gate.report(UnitReport("b/2", "starting the engine"))
         assert not await report(gate, "b/2")
         assert not await first
         assert [commit.actor for commit in gate.commits()] == ["a/1", "b/2"]

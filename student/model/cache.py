@@ -36,7 +36,7 @@ class Opening:
         return chunk
 
 
-class Behind:
+class PrefixCache:
     """Puts every row of a chunk behind the opening."""
 
     def __init__(self, opening: Opening) -> None:
@@ -99,7 +99,7 @@ class KeyValueCache:
         return other
 
 
-class Reach:
+class AttentionMask:
     """What a chunk attends to, by the window of a layer.
 
     Args:
