@@ -17,18 +17,8 @@ class PlanConfig(Strict):
     )
     trials: int = Field(1, ge=1, description="students trained one after another, each to its last epoch; above 1 a search")
 
-    comment_tokens: int | None = Field(None, ge=1, description="of a comment; null takes the task's longest")
-    prompt_tokens: int | None = Field(
-        None, ge=1, description="the teacher computes of a prompt; null takes a token for four characters of the task's prompt"
-    )
-    answer_tokens: int | None = Field(None, ge=1, description="of an answer; null takes what the task's context has room for")
-    watched: int | None = Field(None, ge=1, description="watched tokens; null takes two a value and the auxiliary ones")
     teacher_params: float = Field(
         3.88e9, gt=0, description="of the teacher's language model; Gemma 3 4B has 3.88e9 (its technical report, table 1)"
-    )
-    teacher_bytes_per_param: float = Field(2, gt=0, description="2 for bfloat16")
-    embedding_rows: int = Field(
-        262_144, ge=1, description="of the student's embedding: at most the teacher's vocabulary; comments use fewer ids"
     )
 
     scale: str | None = Field(None, description="scale.json of `retort scale`: its measurements come before all else")
@@ -36,8 +26,6 @@ class PlanConfig(Strict):
     seconds_per_example: float | None = Field(None, gt=0, description="of one training worker: 1 / its examples a second")
     prefill_mfu: float = Field(0.4, gt=0, le=1, description="share of the peak FLOP/s that reading prompts reaches")
     train_mfu: float = Field(0.4, gt=0, le=1, description="share of the peak FLOP/s that training with one worker reaches")
-    bandwidth_share: float = Field(0.6, gt=0, le=1, description="share of the peak memory bandwidth that is reached")
-    start_seconds: float = Field(90, ge=0, description="until a stage's workers are at work, where it was not measured")
 
     prices: str | None = Field(None, description="YAML file of machines and prices; null takes cluster/plan/prices.yaml")
     teacher_machine: str | None = Field(

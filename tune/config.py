@@ -31,15 +31,7 @@ class ScaleConfig(Strict):
 
     workers: list[int] = Field([], description="counts to measure beside 1; empty takes 2, 4, … as far as the cluster has room")
     stage: Literal["extract", "train", "both"] = "both"
-    units_per_worker: int = Field(6, ge=5, description="units each teacher actor extracts; its first one starts it up")
     steps: int = Field(12, ge=1, description="training steps timed of each kind")
-    rows: int = Field(500_000, ge=1, description="comments of the extraction that the model extrapolates")
-    link_gbit: float = Field(
-        100, gt=0, description="Gbit/s of a machine's network, where no measurement spans two: a GPU machine's, cautiously"
-    )
-    link_latency_us: float = Field(
-        10, gt=0, description="microseconds of a hop between machines, likewise: NCCL's tuning table has 9.6 for a ring's"
-    )
     price_per_hour: float | None = Field(None, gt=0, description="of one worker's share of a machine, in any currency")
 
     @field_validator("workers")

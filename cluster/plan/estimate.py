@@ -10,7 +10,7 @@ from cluster.config import ClusterSettings
 from cluster.plan.arithmetic import CHINCHILLA, STATE_BYTES, WEIGHT_BYTES, shard_bytes
 from cluster.plan.machines import CPU_MACHINE, GPU_MACHINE, Machine, machine_named, read_machines
 from cluster.plan.measured import Measured, as_measured, differences, read_measured
-from cluster.plan.timing import Timing, evaluate_timing, extract_timing, fits, train_timing
+from cluster.plan.timing import BANDWIDTH_SHARE, START_SECONDS, Timing, evaluate_timing, extract_timing, fits, train_timing
 from cluster.plan.workload import Workload, workload_of
 
 PAYS = 0.5  # least efficiency at which more workers still pay: below it, most of what they cost is lost
@@ -187,9 +187,9 @@ def _assumptions(config: ClusterSettings) -> Iterator[str]:
     plan = config.plan
     yield (
         f"Published peaks count as reached to {100 * plan.prefill_mfu:g} % of FLOP/s in the teacher, "
-        f"{100 * plan.train_mfu:g} % in training, and {100 * plan.bandwidth_share:g} % of the memory bandwidth; "
+        f"{100 * plan.train_mfu:g} % in training, and {100 * BANDWIDTH_SHARE:g} % of the memory bandwidth; "
         f"{config.teacher.max_num_seqs} answers share a reading of the weights of {plan.teacher_params:.3g} parameters; "
-        f"a stage takes {plan.start_seconds:g} s to start."
+        f"a stage takes {START_SECONDS:g} s to start."
     )
 
 

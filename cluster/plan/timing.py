@@ -25,9 +25,12 @@ from cluster.plan.measured import Measured
 from cluster.plan.workload import Workload
 from pipeline.base.errors import UserError
 from pipeline.extract.prepare import CODEC_ROWS
-from tune.scaling.model import ExtractModel, Link, TrainModel, fit_extract, fit_train
+from tune.scaling.model import ASSUMED_LINK, ExtractModel, Link, TrainModel, fit_extract, fit_train
 from tune.scaling.rows import ExtractRow, TrainRow
 
+BANDWIDTH_SHARE = 0.6  # of the peak memory bandwidth that is reached
+START_SECONDS = 90.0  # until a stage's workers are at work, where it was not measured
+TEACHER_BYTES = 2  # a parameter, in bfloat16
 MANIFEST_SECONDS = 0.002  # a unit's line in the manifest, as measured (docs/scaling.md)
 LOCAL_LATENCY = 3.4e-6  # seconds of a hop between GPUs of one machine: NCCL's tuning table for a ring over NVLink
 MEASURED, GIVEN, PUBLISHED = "measured", "given", "published peak × share"
@@ -95,7 +98,7 @@ def extract_timing(config: ClusterSettings, work: Workload, machine: Machine, me
         source = GIVEN if plan.seconds_per_answer else PUBLISHED
         row = plan.seconds_per_answer or answer_seconds(config, work, machine)
         model = ExtractModel(
-            start=plan.start_seconds,
+            start=START_SECONDS,
             row=row,
             sharing=0.0,
             manifest=MANIFEST_SECONDS,
@@ -113,14 +116,13 @@ def extract_timing(config: ClusterSettings, work: Workload, machine: Machine, me
 
 def train_timing(config: ClusterSettings, work: Workload, machine: Machine, measured: Measured | None) -> Timing:
     """One training, its validations included."""
-    plan, latency, command = config.plan, config.scale.link_latency_us * 1e-6, 0.0
+    plan, command = config.plan, 0.0
     if measured and measured.train:
-        link = Link(config.scale.link_gbit * 1e9 / 8, latency)
-        source, model = MEASURED, fit_train(measured.train, link, tree=measured.gpus)
+        source, model = MEASURED, fit_train(measured.train, ASSUMED_LINK, tree=measured.gpus)
         starts, command = _starts(measured.train), measured.command
     else:
         source = GIVEN if plan.seconds_per_example else PUBLISHED
-        model, starts = _assumed_training(config, work, machine, latency), {1: plan.start_seconds}
+        model, starts = _assumed_training(config, work, machine), {1: START_SECONDS}
 
     def seconds(workers: int) -> float:
         return command + training_seconds(model, starts, work, workers)
@@ -140,7 +142,7 @@ def answer_seconds(config: ClusterSettings, work: Workload, machine: Machine) ->
     Raises:
         UserError: the teacher does not fit the worker's memory.
     """
-    plan, weight_bytes = config.plan, config.plan.teacher_params * config.plan.teacher_bytes_per_param
+    plan, weight_bytes = config.plan, config.plan.teacher_params * TEACHER_BYTES
     if not fits(config, machine):
         raise UserError(
             f"a teacher of {plan.teacher_params:.3g} parameters takes {weight_bytes / GIB:.1f} GiB, and a worker has "
@@ -156,14 +158,14 @@ def answer_seconds(config: ClusterSettings, work: Workload, machine: Machine) ->
         weight_bytes,
         peak,
         plan.prefill_mfu,
-        machine.bytes_per_second * plan.bandwidth_share,
+        machine.bytes_per_second * BANDWIDTH_SHARE,
     )
 
 
 def fits(config: ClusterSettings, machine: Machine) -> bool:
     """Whether the teacher's weights leave room in what an engine takes of a worker's memory."""
     room = machine.memory_bytes * config.teacher.gpu_memory_utilization
-    return config.plan.teacher_params * config.plan.teacher_bytes_per_param < room
+    return config.plan.teacher_params * TEACHER_BYTES < room
 
 
 def extraction_seconds(
@@ -193,7 +195,7 @@ def training_seconds(model: TrainModel, starts: dict[int, float], work: Workload
     return start + work.steps * step + validation
 
 
-def _assumed_training(config: ClusterSettings, work: Workload, machine: Machine, latency: float) -> TrainModel:
+def _assumed_training(config: ClusterSettings, work: Workload, machine: Machine) -> TrainModel:
     """A training nobody measured: a time for an example given, or 6·N·T FLOPs at an MFU, which has AdamW's update in it.
 
     With more workers that update does not shrink, so it is set apart.
@@ -202,7 +204,7 @@ def _assumed_training(config: ClusterSettings, work: Workload, machine: Machine,
     example = plan.seconds_per_example
     if example is None:
         example = example_seconds(work.body, work.sequence, machine.flops_per_second, plan.train_mfu)
-        update = update_seconds(work.params, machine.bytes_per_second * plan.bandwidth_share)
+        update = update_seconds(work.params, machine.bytes_per_second * BANDWIDTH_SHARE)
         fixed = min(update, example * work.batch / 2)
     return TrainModel(
         fixed=fixed,
@@ -211,7 +213,7 @@ def _assumed_training(config: ClusterSettings, work: Workload, machine: Machine,
         waiting=0.0,
         overlap=0.0,
         local=Link(machine.local_gbyte_s * 1e9, LOCAL_LATENCY),
-        link=Link(machine.network_gbit_s * 1e9 / 8, latency),
+        link=Link(machine.network_gbit_s * 1e9 / 8, ASSUMED_LINK.latency),
         bytes=WEIGHT_BYTES * work.params,
         per_node=machine.workers,
         tree=True,

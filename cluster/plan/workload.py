@@ -15,6 +15,7 @@ from student.data.unpack import SPLIT_TENTHS, TEST, TRAIN, VALIDATION
 from student.model.model import Student
 from student.model.shape import Shape
 
+EMBEDDING_ROWS = 262_144  # of the student's embedding: at most Gemma 3's vocabulary; comments use fewer ids
 CHARACTERS_PER_TOKEN = 4  # of English, a rule of thumb
 CHARACTERS_PER_ANSWER_TOKEN = 2  # of JSON, where quotes and braces are tokens: 1.9 with the small teacher's tokenizer
 TEMPLATE_TOKENS = 10  # a chat template's own
@@ -92,13 +93,13 @@ def workload_of(config: ClusterSettings, measured: Measured | None) -> Workload:
     """
     plan, train = config.plan, config.train
     task = load_task(config.task) if config.task else None
-    lengths, shape = _lengths(config, task), planned_student(config, task, measured)
+    lengths, shape = _lengths(task) if task else WITHOUT_TASK, planned_student(config, task, measured)
     answers = plan.comments * config.extract.samples_per_comment
     examples, validation, test = _splits(answers, plan.examples)
     choices = lengths.fields + 1  # and the end token
     positions = choices if shape.sequence == "choices" else lengths.answer
     sequence = lengths.comment + 1 + positions - 1  # the separator is read, the last token is only a target
-    body, params = _sizes(shape, plan.embedding_rows, lengths.watched, sequence)
+    body, params = _sizes(shape, EMBEDDING_ROWS, lengths.watched, sequence)
     sizes = [max(1, round(share * examples)) for share in _shares(train)]
     return Workload(
         answers=answers,
@@ -135,20 +136,8 @@ def planned_student(config: ClusterSettings, task: Task | None, measured: Measur
     return shape
 
 
-def _lengths(config: ClusterSettings, task: Task | None) -> Lengths:
-    """The task's lengths, without a tokenizer, and what the plan says otherwise."""
-    found, plan = _task_lengths(task) if task else WITHOUT_TASK, config.plan
-    comment = plan.comment_tokens or found.comment
-    return Lengths(
-        comment=comment,
-        prompt=plan.prompt_tokens or found.prompt + comment - found.comment,
-        answer=plan.answer_tokens or found.answer,
-        fields=found.fields,
-        watched=plan.watched or found.watched,
-    )
-
-
-def _task_lengths(task: Task) -> Lengths:
+def _lengths(task: Task) -> Lengths:
+    """By the task's own limits, without a tokenizer."""
     comment, values = task.comments.max_tokens, sum(len(values) for values in task.fields.values())
     return Lengths(
         comment=comment,

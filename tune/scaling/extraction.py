@@ -19,6 +19,7 @@ from pipeline.shards.files import shard_path
 from tune.config import TuneSettings
 from tune.scaling.rows import ExtractRow
 
+UNITS_PER_WORKER = 6  # that each actor extracts; its first one starts it up
 PATIENCE = 900.0  # seconds an actor that is up waits for the others
 
 
@@ -62,7 +63,7 @@ class Untracked(Tracking):
 
 
 def measure_extraction(config: TuneSettings, workers: int, most: int, folder: str) -> ExtractRow:
-    """Extracts a sample of the comments with so many actors, each `scale.units_per_worker` units of it.
+    """Extracts a sample of the comments with so many actors, each `UNITS_PER_WORKER` units of it.
 
     Plan and calibration are made for the largest number of actors once, and are not timed: they do not depend on it.
 
@@ -73,7 +74,7 @@ def measure_extraction(config: TuneSettings, workers: int, most: int, folder: st
         UserError: there are too few comments, or the extraction itself cannot go on.
         Stopped: a signal ended it early.
     """
-    size, each = config.extract.rows_per_unit, config.scale.units_per_worker
+    size, each = config.extract.rows_per_unit, UNITS_PER_WORKER
     limit = most * each * size
     comments = config.comments.model_copy(update={"limit": limit})
     teacher = config.teacher.model_copy(update={"actors": workers})
@@ -121,7 +122,7 @@ def row_of(commits: list[Commit], began: float, workers: int, rows: int, manifes
     for mine in times.values():
         unit += np.diff([ready, *(at for at in mine if at > ready)]).tolist()
     if not unit:
-        raise UserError("no unit was left when all actors were up: raise scale.units_per_worker")
+        raise UserError("no unit was left when all actors were up: measure more comments a unit (extract.rows_per_unit)")
     startup = ready - began - float(np.median(unit))
     nodes = len({actor.partition("/")[0] for actor in times})
     return ExtractRow(workers=workers, nodes=nodes, rows=rows, unit=unit, startup=max(startup, 0.0), manifest=manifest)

@@ -26,8 +26,8 @@ from student.config import RUNTIME_ONLY_KEYS, student_shape
 from student.data.unpack import unpack
 from student.train.loop import Training
 from tune.config import TuneSettings
-from tune.scaling.extraction import measure_extraction
-from tune.scaling.model import Link
+from tune.scaling.extraction import UNITS_PER_WORKER, measure_extraction
+from tune.scaling.model import ASSUMED_LINK
 from tune.scaling.page import render
 from tune.scaling.results import Result, extract_stage, train_stage
 from tune.scaling.rows import ExtractRow, TrainRow
@@ -36,6 +36,7 @@ from tune.scaling.training import measure_training
 log = logging.getLogger(__name__)
 
 FILE, PAGE, SCRATCH = "scale.json", "scale.html", "scratch"
+JOB_ROWS = 500_000  # comments of the extraction that the model extrapolates
 LOOKS = 4  # at what else the machine does, a second each
 Stage = Literal["extract", "train"]
 
@@ -117,7 +118,7 @@ def _identity(stage: Stage, config: TuneSettings, shards: Shards | None) -> dict
             "teacher": config.teacher.model_dump(mode="json", exclude={"actors"}),
             "comments": config.comments.model_dump(mode="json", exclude={"limit"}),
             "extract": config.extract.model_dump(mode="json"),
-            "units_per_worker": config.scale.units_per_worker,
+            "units_per_worker": UNITS_PER_WORKER,
         }
     assert shards is not None  # noqa: S101 (opened for this stage)
     how = config.train.model_dump(mode="json", include=RUNTIME_ONLY_KEYS - {"workers", "checkpoint_minutes", "max_failures"})
@@ -218,14 +219,13 @@ def busy_share() -> float:
 
 def _result(config: TuneSettings, kept: _Kept) -> Result:
     """The models of all that was measured, this time or before."""
-    link = Link(config.scale.link_gbit * 1e9 / 8, config.scale.link_latency_us * 1e-6)
     price, stages = config.scale.price_per_hour, []
     if kept.extract:
         gpus = TeacherConfig(**kept.identity["extract"]["teacher"]).resources["GPU"]
-        stages.append(extract_stage(kept.extract, config.scale.rows, gpus, price))
+        stages.append(extract_stage(kept.extract, JOB_ROWS, gpus, price))
     if kept.train:
         train = kept.identity["train"]["train"]
-        stages.append(train_stage(kept.train, train["batch_size"], link, train["gpus_per_worker"], price))
+        stages.append(train_stage(kept.train, train["batch_size"], ASSUMED_LINK, train["gpus_per_worker"], price))
     return Result(tuple(stages), kept.identity)
 
 

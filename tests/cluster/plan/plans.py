@@ -11,7 +11,7 @@ from pipeline.cli.settings import load_config
 from tests.tune.scaling.test_model import ONE_AND_TWO, extract_row
 
 STUDENT = {"layers": 1, "width": 32, "heads": 2, "mlp": 64, "sequence": "full", "dropout": 0.0}
-SMALL = ["plan.embedding_rows=1000", "student.layers=1", "student.width=32", "student.heads=2", "student.mlp=64"]
+SMALL = ["student.layers=1", "student.width=32", "student.heads=2", "student.mlp=64"]
 EXTRACT = [extract_row(1, 1, 0.010, 20.0), extract_row(2, 1, 0.013, 25.0)]
 
 

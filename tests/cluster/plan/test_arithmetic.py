@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,15 +21,16 @@ H100 = read_machines(None)[GPU_MACHINE]
 TASK = str(ROOT / "tasks/reddit_sentiment.yaml")
 
 
-def test_the_design_arithmetic() -> None:
+def test_the_design_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """At 6·N·T FLOPs an example, 7.5 M examples of the 200 M student are about 7e17: half an hour of an H100 at 40 %."""
-    work = workload_of(planned(f"task={TASK}", answer_tokens=50), None)
+    monkeypatch.setattr("cluster.plan.timing.START_SECONDS", 0.0)
+    work = workload_of(planned(), None)
     assert work.body == pytest.approx(16 * 12 * 1024**2, rel=0.001)
     assert work.sequence == 75
     assert 6 * work.body * work.sequence * 7.5e6 == pytest.approx(7e17, rel=0.05)
     hours = 7.5e6 * example_seconds(work.body, work.sequence, H100.flops_per_second, 0.4) / 3600
     assert hours == pytest.approx(0.48, rel=0.05)
-    config = planned(f"task={TASK}", "train.epochs=1", examples=7_500_000, start_seconds=0, answer_tokens=50)
+    config = planned("train.epochs=1", examples=7_500_000)
     stage = train_timing(config, workload_of(config, None), H100, None)
     assert stage.source == PUBLISHED
     assert stage.hours(1) == pytest.approx(hours, rel=1e-3)
@@ -59,20 +62,19 @@ def test_reading_and_writing_by_hand() -> None:
 
 
 def test_an_answer_is_its_prompt_and_the_slower_of_two() -> None:
-    config = planned(f"task={TASK}", prompt_tokens=100, answer_tokens=50, teacher_params=4e9)
+    config = planned(teacher_params=4e9)
     work = workload_of(config, None)
+    work = replace(work, lengths=replace(work.lengths, prompt=100))
     assert work.calls == pytest.approx(5.8)  # four fields
     peak = 0.4 * 989.4e12
     assert answer_seconds(config, work, H100) == pytest.approx(2 * 4e9 * (100 + 50) / peak)
-    alone = planned(f"task={TASK}", "teacher.max_num_seqs=1", prompt_tokens=100, teacher_params=4e9)
+    alone = planned("teacher.max_num_seqs=1", teacher_params=4e9)
     assert answer_seconds(alone, work, H100) == pytest.approx(2 * 4e9 * 100 / peak + 5.8 * 8e9 / (0.6 * 3.35e12))
 
 
-def test_lengths_are_the_tasks_unless_the_plan_says_otherwise() -> None:
+def test_lengths_are_the_tasks() -> None:
     lengths = workload_of(planned(f"task={TASK}"), None).lengths
     assert (lengths.comment, lengths.answer, lengths.fields, lengths.watched) == (25, 56, 4, 310)
-    given_ones = workload_of(planned(f"task={TASK}", comment_tokens=10, answer_tokens=40, prompt_tokens=7, watched=99), None)
-    assert (given_ones.lengths.prompt, given_ones.lengths.watched, given_ones.sequence) == (7, 99, 10 + 1 + 39)
     choices = workload_of(planned(f"task={TASK}", "student.sequence=choices", "extract.capture=choices"), None)
     assert (choices.sequence, choices.kept_steps, choices.calls) == (25 + 1 + 4, 5, pytest.approx(4.8))
 

@@ -172,7 +172,7 @@ class Beside:
 
 
 def test_unsure_answers_are_the_teachers(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("student.predict.predict.Teacher", Beside)
+    monkeypatch.setattr("student.predict.predict.FallbackTeacher", Beside)
     predict(configured(tmp_path), student, str(tmp_path / "alone/out"))
     alone = {row["line"]: row for row in answers(tmp_path / "alone")}
     threshold = sorted(row["confidence"] for row in alone.values())[len(alone) // 2]

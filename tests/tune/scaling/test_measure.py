@@ -79,7 +79,7 @@ def test_the_gate_opens_when_all_have_committed_once() -> None:
 
 def test_an_extraction_too_short_to_measure_is_refused() -> None:
     commits = [Commit("a/1", 1.0), Commit("a/2", 2.0)]
-    with pytest.raises(UserError, match="units_per_worker"):
+    with pytest.raises(UserError, match="no unit was left"):
         row_of(commits, 0.0, 2, 128, 0.0)
     with pytest.raises(UserError, match="1 actors committed units where 2"):
         row_of(commits[:1], 0.0, 2, 128, 0.0)
