@@ -50,6 +50,8 @@ def _drawings(about: dict[str, Any], importance: Importance) -> dict[str, str]:
         "cosine": plots.layer_bars(importance.cosine_L, kept["layers"], "Block importance, 1 − E[cos]"),
         "loss": plots.layer_bars(importance.loss_L, kept["layers"], "Rise of the loss without it, nats"),
         "heads": plots.head_map(importance.heads_LH, kept["layers"], kept["heads"]),
-        "neurons": plots.neuron_curves(importance.neurons_LF, sizes["mlp"], kept["layers"]),
-        "channels": plots.channel_curve(importance.channels_D, sizes["width"]),
+        "neurons": plots.curves(
+            importance.neurons_LF, sizes["mlp"], "neurons of a layer", [*map(str, range(len(importance.neurons_LF)))]
+        ),
+        "channels": plots.curves(importance.channels_D[None], sizes["width"], "channels"),
     }

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pipeline.base.plots import INK, STUDENT, svg
-from tune.compare.plots import GRID, QUIET, short_number
+from tune.compare.plots import GRID, short_number
 from tune.scaling.results import TARGETS, Line, Stage, targets
 
 COLOURS = (STUDENT, "#c07a2c")  # of a stage's lines
@@ -50,23 +48,6 @@ def throughput(stage: Stage) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylabel(f"{stage.items} a second (log scale)")
-        _worker_axis(axes)
-    return drawing.uri
-
-
-def efficiency(stage: Stage) -> str:
-    """Throughput over that of as many times one worker, against workers."""
-    with svg(1, WIDTH, HEIGHT) as (drawing, (axes,)):
-        for level in (80, 50):
-            axes.axhline(level, ls=":", lw=1, color=QUIET)
-        for line, colour in zip(stage.lines, COLOURS, strict=False):
-            counts = _counts(line)
-            axes.plot(counts, [100 * line.curve.efficiency(count) for count in counts], lw=1.6, color=colour, label=line.name)
-            points = [(row.workers, 100 * row.efficiency) for row in stage.measured if row.line == line.name]
-            axes.plot(*zip(*points, strict=True) if points else ([], []), "o", ms=6, color=colour, zorder=4)
-        highest = max([100.0, *(100 * row.efficiency for row in stage.measured)])
-        axes.set_ylim(0, 1.06 * highest)
-        axes.set_ylabel("efficiency, %")
         _worker_axis(axes)
     return drawing.uri
 
@@ -119,24 +100,8 @@ def _write(axes: Axes, left: np.ndarray, widths: np.ndarray, colour: str) -> Non
             axes.text(start + width / 2, place, f"{width:.0f}", ha="center", va="center", fontsize=8, color=ink)
 
 
-def drawings(stage: Stage) -> Sequence[tuple[str, str, str, str]]:
-    """Title, data URI, text for those who cannot see it, and note of each plot of a stage."""
-    seen = "Dots are measured, lines are the model; "
-    found = [
-        (
-            "Throughput",
-            throughput(stage),
-            f"{stage.items} a second against workers",
-            seen + "dashed would be linear. Bars at 8, 64 and 512 are the middle 90 % of a bootstrap over the samples.",
-        ),
-        (
-            "Efficiency",
-            efficiency(stage),
-            "Efficiency against workers",
-            seen + "dotted are 80 % and 50 %. Efficiency is the throughput over that of as many times one worker.",
-        ),
-    ]
-    for line in stage.lines:
-        note = "By the model, at each count that was measured and at those extrapolated to."
-        found.append((f"Where the time goes: {line.name}", shares(stage, line), "Shares of the time by workers", note))
-    return found
+def drawings(stage: Stage) -> list[tuple[str, str, str]]:
+    """Title, data URI and note of each plot of a stage."""
+    note = "Dots are measured, lines are the model, dashed would be linear; bars are the middle 90 % of a bootstrap."
+    shown = [(f"Where the time goes: {line.name}", shares(stage, line), "By the model, at each count.") for line in stage.lines]
+    return [("Throughput", throughput(stage), note), *shown]

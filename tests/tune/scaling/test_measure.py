@@ -159,7 +159,7 @@ def test_the_page_holds_every_plot_and_needs_nothing_beside_it(result: Result) -
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     found = re.findall(r'<h3>([^<]*)</h3>\n<img src="([^"]*)"', page)
     titles = [title.partition(":")[0] for title, _ in found]
-    assert titles == ["Throughput", "Efficiency", "Where the time goes", "Where the time goes"] * 2
+    assert titles == ["Throughput", "Where the time goes", "Where the time goes"] * 2
     for _, uri in found:
         assert "workers" in drawn(uri)
     assert page.count("assumed</td>") == 2
