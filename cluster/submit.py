@@ -15,7 +15,7 @@ import click
 
 from cluster.config import ClusterSettings
 from pipeline.base import storage
-from pipeline.base.console import console
+from pipeline.base.console import console, say
 from pipeline.base.errors import UserError
 from pipeline.base.signals import STOPPED
 from pipeline.base.tracking import tracking_uri
@@ -134,8 +134,8 @@ def run_job(submission: Submission, no_wait: bool) -> int:
         console.print("\nno longer following: the job goes on", highlight=False)
     if status is None:
         address = f"--address {submission.address}"
-        console.print(f"follow it   ray job logs {address} --follow {submission.name}", highlight=False, soft_wrap=True)
-        console.print(f"stop it     ray job stop {address} {submission.name}", highlight=False, soft_wrap=True)
+        say(f"follow it   ray job logs {address} --follow {submission.name}")
+        say(f"stop it     ray job stop {address} {submission.name}")
         return code
     console.print(f"job {submission.name}: {status.lower()}", highlight=False)
     return int(status != "SUCCEEDED")

@@ -14,6 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 
 
+def say(*lines: str) -> None:
+    """Prints lines as they are, not wrapped: paths and commands are to be copied."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def set_up_logging(verbose: bool) -> None:
     """Our own log lines at INFO; other libraries' warnings only."""
     handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S", markup=False)

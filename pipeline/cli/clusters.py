@@ -8,7 +8,7 @@ from typing import Any, cast
 import click
 
 from pipeline.base import storage
-from pipeline.base.console import console
+from pipeline.base.console import console, say
 from pipeline.base.errors import UserError
 from pipeline.cli.options import configure, is_setting, read_settings, run_folder, setting, stage_options
 
@@ -54,9 +54,8 @@ def plan(**options: Any) -> None:
     write(made, folder)
     for table in tables(made):
         console.print(table)
-    for line in notes(made):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"page     {storage.join(folder, PAGE)}", markup=False, highlight=False, soft_wrap=True)
+    say(*notes(made))
+    say(f"page     {storage.join(folder, PAGE)}")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pipeline.base import storage
-from pipeline.base.console import console, set_up_logging
+from pipeline.base.console import console, say, set_up_logging
 from pipeline.cli.options import configure, planned_shape, setting, stage_options, writable
 
 
@@ -21,7 +21,7 @@ def extract(**options: Any) -> None:
     planned_shape(config)
     manifest = stage(config)
     size = f"{manifest['rows']:,} answers, {manifest['bytes'] / 1e6:,.1f} MB"
-    console.print(f"{size}, in {storage.join(out, 'shards')}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{size}, in {storage.join(out, 'shards')}")
 
 
 @click.command()
@@ -53,7 +53,7 @@ def score(**options: Any) -> None:
     planned_shape(config)
     manifest = stage(config)
     size = f"{manifest['rows']:,} answers scored, {manifest['bytes'] / 1e6:,.1f} MB"
-    console.print(f"{size}, in {storage.join(out, 'shards')}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{size}, in {storage.join(out, 'shards')}")
 
 
 @click.command()

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.base import storage
-from pipeline.base.console import console
+from pipeline.base.console import console, say
 
 if TYPE_CHECKING:
     from tune.compare.page import Comparison
@@ -21,9 +21,8 @@ def show_comparison(comparison: Comparison, folder: str) -> None:
 
     if comparison.groups:
         console.print(table(comparison))
-    for line in notes(comparison):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"page     {storage.join(folder, PAGE)}", markup=False, highlight=False, soft_wrap=True)
+    say(*notes(comparison))
+    say(f"page     {storage.join(folder, PAGE)}")
 
 
 def show_report(figures: dict[str, Any], shards: str, student: str, report: str, mlflow: str | None = None) -> None:
@@ -46,12 +45,10 @@ def show_report(figures: dict[str, Any], shards: str, student: str, report: str,
     ratio = "" if speed["ratio"] is None else f", {speed['ratio']:.1f} × the teacher"
     steps = "" if kl is None else f"; KL {kl:.4f} nats a choice step"
     console.print(f"{speed['student_answers_per_second']:,.0f} answers/s{ratio}{steps}")
-    console.print(*sample_size_notes(figures), markup=False, highlight=False, soft_wrap=True)
+    say(*sample_size_notes(figures))
     page, file = storage.join(report, "fidelity.html"), storage.join(report, "fidelity.json")
     for what, where in {"report": page, "figures": file, "student": student, "shards": shards}.items():
-        console.print(f"{what:8} {where}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{what:8} {where}")
     if mlflow:
         command = f"mlflow server --backend-store-uri {shlex.quote(mlflow)} --host 127.0.0.1 --port 5000"
-        console.print(
-            f"MLflow   {command}\n         then open http://127.0.0.1:5000", markup=False, highlight=False, soft_wrap=True
-        )
+        say(f"MLflow   {command}\n         then open http://127.0.0.1:5000")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pipeline.base import storage
-from pipeline.base.console import console
+from pipeline.base.console import console, say
 from pipeline.cli.options import configure, folder_of, setting, stage_options
 from pipeline.cli.output import show_comparison
 
@@ -116,6 +116,5 @@ def scale(shards: str | None, **options: Any) -> None:
     result = measure_scaling(config, folder_of(shards, out, "shards"), folder)
     for table in tables(result):
         console.print(table)
-    for line in notes(result):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"page     {storage.join(folder, PAGE)}", markup=False, highlight=False, soft_wrap=True)
+    say(*notes(result))
+    say(f"page     {storage.join(folder, PAGE)}")

@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from pipeline.base import storage
-from pipeline.base.console import console
+from pipeline.base.console import console, say
 from pipeline.base.errors import UserError
 from pipeline.cli.options import configure, folder_of, planned_shape, read_settings, setting, stage_options
 from pipeline.cli.output import show_comparison, show_report
@@ -122,7 +122,7 @@ def prune(shards: str | None, **options: Any) -> None:
     stage(config.prune, config.train, config.student, folder, pruned)
     console.print(f"student  {pruned}\nwhat matters in its source   {storage.join(pruned, 'importance.html')}", highlight=False)
     place = f"{out}-pruned" if storage.exists(storage.join(out, "student", "train.json")) else out  # never over another student
-    console.print(f"train it retort train --init {pruned} --shards {folder} --out {place}", highlight=False, soft_wrap=True)
+    say(f"train it retort train --init {pruned} --shards {folder} --out {place}")
 
 
 @click.command()
@@ -153,11 +153,7 @@ def predict(student: str | None, **options: Any) -> None:
     config, out = configure(**options)
     folder = folder_of(None, out, "predict")
     done = stage(config, folder_of(student, out, "student"), folder)
-    console.print(
-        f"{done['answers']:,} answers in {storage.join(folder, ANSWERS)}, {done['set_aside']:,} rows set aside",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"{done['answers']:,} answers in {storage.join(folder, ANSWERS)}, {done['set_aside']:,} rows set aside")
 
 
 @click.command()
@@ -228,4 +224,4 @@ def export(student: str | None, shards: str | None, **options: Any) -> None:
         shares = (f"{100 * form[other]['whole']:.2f} %" for other in ("teacher", "student"))
         table.add_row(form["name"], f"{form['bytes'] / 1e6:,.1f} MB", *shares)
     console.print(table)
-    console.print(f"export   {folder}", markup=False, highlight=False, soft_wrap=True)
+    say(f"export   {folder}")

@@ -16,7 +16,7 @@ import torch
 import uvicorn
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 
-from pipeline.base.console import console
+from pipeline.base.console import say
 from pipeline.base.errors import UserError
 from pipeline.base.signals import STOPPED
 from student.config import ServeConfig, StudentSettings
@@ -72,7 +72,7 @@ def _announce(settings: ServeConfig, port: int, service: Service) -> None:
         f"""try it   curl {url}/classify -H 'Content-Type: application/json' -d '{{"text": "I love it"}}'""",
         "Ctrl-C finishes the requests in flight and ends; twice ends at once",
     ]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    say("\n".join(lines))
 
 
 class DrainingServer(uvicorn.Server):
