@@ -20,18 +20,7 @@ CHECKPOINTS = 2  # kept of a training: the best and the last
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage as the run is configured.
-
-    Attributes:
-        name, source, rate: see `Timing`.
-        machine: the kind.
-        machines: how many.
-        workers: that take part.
-        wall_hours: of all its trainings one after another.
-        worker_hours: GPU-hours where a worker is a GPU.
-        dollars: on demand, whole machines.
-        spot_dollars: None where there is no spot price.
-    """
+    """A stage, or all of them, as the run is configured; dollars are on demand, for whole machines, None without a price."""
 
     name: str
     source: str
@@ -47,14 +36,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Point:
-    """The whole run with some number of workers in each stage. A machine is paid for while its stage runs, as a whole.
-
-    Attributes:
-        workers: of each stage, by its name.
-        stage_hours: wall time by stage.
-        efficiency: by stage.
-        wall_hours, worker_hours, dollars, spot_dollars: in all, see `Stage`.
-    """
+    """The whole run with some number of workers in each stage, by the stage's name."""
 
     workers: dict[str, int]
     stage_hours: dict[str, float]
@@ -66,17 +48,6 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Elsewhere:
-    """The same job on one machine of a kind, by published peaks, each stage with as many workers as make it quickest.
-
-    `point` is None where the teacher does not fit.
-    """
-
-    machine: str
-    point: Point | None
-
-
-@dataclass(frozen=True)
 class Estimate:
     """All that `retort plan` says.
 
@@ -85,7 +56,8 @@ class Estimate:
         stages: as the run is configured.
         points: with other numbers of workers.
         pays: by stage, the workers up to which most of their time is of use.
-        elsewhere: on other machines; empty where a teacher was measured whose size is not known.
+        elsewhere: the same on one whole machine of each kind, by published peaks, each stage with as many workers as make it
+            quickest; None where the teacher does not fit. Empty where a teacher was measured whose size is not known.
         bytes: of storage, by what it holds.
         tokens: training tokens, beside Chinchilla's.
         assumptions: what published peaks are taken times.
@@ -96,7 +68,7 @@ class Estimate:
     stages: tuple[Stage, ...]
     points: tuple[Point, ...]
     pays: dict[str, int]
-    elsewhere: tuple[Elsewhere, ...]
+    elsewhere: dict[str, Point | None]
     bytes: dict[str, float]
     tokens: dict[str, float]
     assumptions: tuple[str, ...]
@@ -105,7 +77,6 @@ class Estimate:
     @property
     def total(self) -> Stage:
         """All stages one after another."""
-        spot = [stage.spot_dollars for stage in self.stages]
         return Stage(
             name="in all",
             source="",
@@ -116,46 +87,12 @@ class Estimate:
             wall_hours=sum(stage.wall_hours for stage in self.stages),
             worker_hours=sum(stage.worker_hours for stage in self.stages),
             dollars=sum(stage.dollars for stage in self.stages),
-            spot_dollars=_sum(spot),
+            spot_dollars=_sum([stage.spot_dollars for stage in self.stages]),
         )
 
     def figures(self) -> dict[str, Any]:
         """For plan.json."""
         return asdict(self) | {"total": asdict(self.total)}
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """A stage's timing on its kind of machine, and how often it runs."""
-
-    timing: Timing
-    name: str
-    machine: Machine
-    times: int = 1
-
-    def hours(self, workers: int) -> float:
-        return self.times * self.timing.hours(workers)
-
-    def worker_hours(self, workers: int) -> float:
-        return self.times * self.timing.worker_hours(workers)
-
-    def dollars(self, workers: int, spot: bool) -> float | None:
-        return self.machine.dollars(self.timing.busy(workers), self.hours(workers), spot)
-
-    def stage(self, workers: int) -> Stage:
-        busy, dollars = self.timing.busy(workers), self.dollars(workers, False)
-        return Stage(
-            name=self.timing.stage if self.times == 1 else f"{self.timing.stage} × {self.times}",
-            source=self.timing.source,
-            rate=self.timing.rate,
-            machine=self.name,
-            machines=self.machine.count(busy),
-            workers=busy,
-            wall_hours=self.hours(workers),
-            worker_hours=self.worker_hours(workers),
-            dollars=dollars or 0.0,
-            spot_dollars=self.dollars(workers, True),
-        )
 
 
 def make_plan(config: ClusterSettings) -> Estimate:
@@ -168,16 +105,24 @@ def make_plan(config: ClusterSettings) -> Estimate:
     config = as_measured(config, measured) if measured else config
     machines, work = read_machines(config.plan.prices), workload_of(config, measured)
     comparable = not (measured and measured.extract) or "teacher_params" in config.plan.model_fields_set
-    placed = _place(config, work, machines, measured)
+    usual = CPU_MACHINE if measured and not measured.gpus else GPU_MACHINE
+    teachers = config.plan.teacher_machine or usual
+    students = config.plan.student_machine or teachers
+    timings = _timings(config, work, measured, machine_named(machines, teachers), machine_named(machines, students))
     counts = [config.plan.workers or config.teacher.actors, *[config.plan.workers or config.train.most_workers] * 2]
+    stages = zip(timings, (teachers, students, students), counts, strict=True)
     return Estimate(
         work=work,
-        stages=tuple(each.stage(workers) for each, workers in zip(placed, counts, strict=True)),
-        points=tuple(_points(placed, set(counts))),
-        pays={each.timing.stage: each.timing.pays(PAYS, FURTHEST) for each in placed},
-        elsewhere=tuple(_elsewhere(config, work, name, machine) for name, machine in machines.items()) if comparable else (),
+        stages=tuple(_stage(timing, name, workers) for timing, name, workers in stages),
+        points=tuple(_points(timings, set(counts))),
+        pays={timing.stage: timing.pays(PAYS, FURTHEST) for timing in timings},
+        elsewhere={name: _elsewhere(config, work, machine) for name, machine in machines.items()} if comparable else {},
         bytes=_bytes(config, work),
-        tokens=_tokens(work),
+        tokens={
+            "trained": work.passes * work.examples * work.sequence,
+            "distinct": float(work.examples * work.sequence),
+            "chinchilla": float(CHINCHILLA * work.body),  # compute-optimal for the student's layers
+        },
         assumptions=tuple(_assumptions(config)),
         warnings=tuple(_warnings(config, measured)),
     )
@@ -200,63 +145,60 @@ def _warnings(config: ClusterSettings, measured: Measured | None) -> Iterator[st
         yield "no task was given: lengths in tokens that plan.* does not say are the thesis'"
 
 
-def _place(config: ClusterSettings, work: Workload, machines: dict[str, Machine], measured: Measured | None) -> list[_Placed]:
-    """Each stage on the kind of machine that the plan names for it."""
-    usual = CPU_MACHINE if measured and not measured.gpus else GPU_MACHINE
-    teachers = config.plan.teacher_machine or usual
-    students = config.plan.student_machine or teachers
-    return _timings(
-        config, work, measured, (teachers, machine_named(machines, teachers)), (students, machine_named(machines, students))
+def _timings(
+    config: ClusterSettings, work: Workload, measured: Measured | None, teachers: Machine, students: Machine
+) -> list[Timing]:
+    train = train_timing(config, work, students, measured)
+    return [extract_timing(config, work, teachers, measured), train, evaluate_timing(train, work)]
+
+
+def _stage(timing: Timing, machine: str, workers: int) -> Stage:
+    busy = timing.busy(workers)
+    return Stage(
+        name=timing.stage if timing.times == 1 else f"{timing.stage} × {timing.times}",
+        source=timing.source,
+        rate=timing.rate,
+        machine=machine,
+        machines=timing.machine.count(busy),
+        workers=busy,
+        wall_hours=timing.hours(workers),
+        worker_hours=timing.worker_hours(workers),
+        dollars=timing.dollars(workers, False) or 0.0,
+        spot_dollars=timing.dollars(workers, True),
     )
 
 
-def _timings(
-    config: ClusterSettings,
-    work: Workload,
-    measured: Measured | None,
-    teachers: tuple[str, Machine],
-    students: tuple[str, Machine],
-) -> list[_Placed]:
-    extract = extract_timing(config, work, teachers[1], measured)
-    train = train_timing(config, work, students[1], measured)
-    return [
-        _Placed(extract, *teachers),
-        _Placed(train, *students, work.trials),
-        _Placed(evaluate_timing(train, work), *students, work.trials),
-    ]
-
-
-def _points(placed: list[_Placed], chosen: set[int]) -> Iterator[Point]:
+def _points(timings: list[Timing], chosen: set[int]) -> Iterator[Point]:
     """With 1, 2, 4, … workers, up to the first count with which the whole run does not pay, and with those chosen."""
-    alone = _point(placed, [1] * len(placed))
+    alone = _point(timings, [1] * len(timings))
     for workers in sorted({2**i for i in range(FURTHEST.bit_length())} | chosen):
-        point = _point(placed, [workers] * len(placed))
+        point = _point(timings, [workers] * len(timings))
         yield point
         if workers >= max(FEWEST, *chosen) and alone.worker_hours < PAYS * point.worker_hours:
             return
 
 
-def _point(placed: list[_Placed], counts: list[int]) -> Point:
-    stages = {each.timing.stage: each.stage(workers) for each, workers in zip(placed, counts, strict=True)}
+def _point(timings: list[Timing], counts: list[int]) -> Point:
+    each = list(zip(timings, counts, strict=True))
     return Point(
-        workers={name: stage.workers for name, stage in stages.items()},
-        stage_hours={name: stage.wall_hours for name, stage in stages.items()},
-        efficiency={each.timing.stage: each.timing.efficiency(workers) for each, workers in zip(placed, counts, strict=True)},
-        wall_hours=sum(stage.wall_hours for stage in stages.values()),
-        worker_hours=sum(stage.worker_hours for stage in stages.values()),
-        dollars=sum(stage.dollars for stage in stages.values()),
-        spot_dollars=_sum([stage.spot_dollars for stage in stages.values()]),
+        workers={timing.stage: timing.busy(workers) for timing, workers in each},
+        stage_hours={timing.stage: timing.hours(workers) for timing, workers in each},
+        efficiency={timing.stage: timing.efficiency(workers) for timing, workers in each},
+        wall_hours=sum(timing.hours(workers) for timing, workers in each),
+        worker_hours=sum(timing.worker_hours(workers) for timing, workers in each),
+        dollars=sum(timing.dollars(workers, False) or 0.0 for timing, workers in each),
+        spot_dollars=_sum([timing.dollars(workers, True) for timing, workers in each]),
     )
 
 
-def _elsewhere(config: ClusterSettings, work: Workload, name: str, machine: Machine) -> Elsewhere:
+def _elsewhere(config: ClusterSettings, work: Workload, machine: Machine) -> Point | None:
     """Retort on one whole machine of a kind, whatever was given or measured on another."""
     plan = config.plan.model_copy(update={"seconds_per_answer": None, "seconds_per_example": None})
     config = config.model_copy(update={"plan": plan})
     if not fits(config, machine):
-        return Elsewhere(name, None)
-    placed = _timings(config, work, None, (name, machine), (name, machine))
-    return Elsewhere(name, _point(placed, [each.timing.quickest(machine.workers) for each in placed]))
+        return None
+    timings = _timings(config, work, None, machine, machine)
+    return _point(timings, [timing.quickest(machine.workers) for timing in timings])
 
 
 def _sum(parts: list[float | None]) -> float | None:
@@ -273,13 +215,4 @@ def _bytes(config: ClusterSettings, work: Workload) -> dict[str, float]:
         "unpacked for training": shards,
         "checkpoints": float(work.trials * CHECKPOINTS * STATE_BYTES * work.params),
         "students": float(work.trials * WEIGHT_BYTES * work.params),
-    }
-
-
-def _tokens(work: Workload) -> dict[str, float]:
-    """What one training reads, how much of it is new, and how much would be compute-optimal for its layers."""
-    return {
-        "trained": work.passes * work.examples * work.sequence,
-        "distinct": float(work.examples * work.sequence),
-        "chinchilla": float(CHINCHILLA * work.body),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
@@ -18,33 +19,35 @@ MARGIN = 1.6  # around the hours, so that a 1, 2 or 5 is always among them
 
 def wall_plot(plan: Estimate) -> str:
     """Wall time of extraction, of training and in all against workers, all in powers."""
+    lines = {name: [point.stage_hours[name] for point in plan.points] for name in COLOURS}
+    lines["in all"] = [point.wall_hours for point in plan.points]
+    hours = [each for line in lines.values() for each in line]
     with svg(1, WIDTH, HEIGHT) as (drawing, (axes,)):
-        workers = [max(point.workers.values()) for point in plan.points]
-        for name, colour in COLOURS.items():
-            axes.plot(workers, [point.stage_hours[name] for point in plan.points], "o-", ms=4, color=colour, label=name)
-        axes.plot(workers, [point.wall_hours for point in plan.points], "o-", ms=4, color=INK, label="in all")
-        hours = [each for point in plan.points for each in (*(point.stage_hours[name] for name in COLOURS), point.wall_hours)]
+        for name, line in lines.items():
+            axes.plot(_workers(plan), line, "o-", ms=4, color=COLOURS.get(name, INK), label=name)
         axes.set_yscale("log")
         axes.set_ylim(min(hours) / MARGIN, max(hours) * MARGIN)
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylabel("wall time, hours (log scale)")
-        _axes(axes, workers)
+        _axes(axes, _workers(plan))
     return drawing.uri
 
 
 def cost_plot(plan: Estimate) -> str:
     """Money in all against workers, on demand and spot, from zero."""
+    spot = [point.spot_dollars for point in plan.points]
     with svg(1, WIDTH, HEIGHT) as (drawing, (axes,)):
-        workers = [max(point.workers.values()) for point in plan.points]
-        axes.plot(workers, [point.dollars for point in plan.points], "o-", ms=4, color=STUDENT, label="on demand")
-        spot = [(count, point.spot_dollars) for count, point in zip(workers, plan.points, strict=True) if point.spot_dollars]
-        if spot:
-            axes.plot(*zip(*spot, strict=True), "o-", ms=4, color=SPOT, label="spot")
+        axes.plot(_workers(plan), [point.dollars for point in plan.points], "o-", ms=4, color=STUDENT, label="on demand")
+        axes.plot(_workers(plan), [np.nan if each is None else each for each in spot], "o-", ms=4, color=SPOT, label="spot")
         axes.set_ylim(bottom=0)
         axes.set_ylabel("cost, US dollars")
-        _axes(axes, workers)
+        _axes(axes, _workers(plan))
     return drawing.uri
+
+
+def _workers(plan: Estimate) -> list[int]:
+    return [max(point.workers.values()) for point in plan.points]
 
 
 def _axes(axes: Axes, workers: list[int]) -> None:

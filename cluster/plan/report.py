@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.table import Table
 
 from cluster.plan.estimate import Estimate, Point, Stage
@@ -36,20 +35,12 @@ def render(plan: Estimate) -> str:
 
 def tables(plan: Estimate) -> list[Table]:
     """For the terminal."""
-    found = []
-    for title, rows in sections(plan):
-        table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for column, heading in enumerate(rows[0]):
-            table.add_column(escape(heading), justify="right" if column else "left")
-        for row in rows:
-            table.add_row(*map(escape, row.values()))
-        found.append(table)
-    return found
+    return [page.table(title, rows) for title, rows in sections(plan)]
 
 
 def sections(plan: Estimate) -> list[tuple[str, list[dict[str, str]]]]:
     """Titles and rows, cells by heading."""
-    elsewhere = [{"machine": each.machine} | _elsewhere(each.point) for each in plan.elsewhere]
+    elsewhere = [{"machine": name} | _elsewhere(point) for name, point in plan.elsewhere.items()]
     return [
         ("The run as configured", [_stage(stage) for stage in [*plan.stages, plan.total]]),
         ("With other numbers of workers", [_point(point) for point in plan.points]),

@@ -38,33 +38,41 @@ MEASURED, GIVEN, PUBLISHED = "measured", "given", "published peak × share"
 
 @dataclass(frozen=True)
 class Timing:
-    """A stage's wall time.
+    """A stage on a kind of machine, by its number of workers.
 
     Attributes:
         stage: its name.
         source: what its rate is from: `MEASURED`, `GIVEN` or `PUBLISHED`.
         rate: of one worker without start-up, in answers or examples a second.
         seconds: wall time by workers, start included.
-        most: workers that can take part; None for any number.
+        machine: the kind.
+        most: workers that can take part; None for any number. More change nothing.
+        times: how often it runs, one after another.
     """
 
     stage: str
     source: str
     rate: float
     seconds: Callable[[int], float]
+    machine: Machine
     most: int | None = None
-
-    def hours(self, workers: int) -> float:
-        """Wall time; workers beyond `most` change nothing."""
-        return self.seconds(self.busy(workers)) / 3600
+    times: int = 1
 
     def busy(self, workers: int) -> int:
         """How many of them take part."""
         return min(workers, self.most or workers)
 
+    def hours(self, workers: int) -> float:
+        """Wall time of all times."""
+        return self.times * self.seconds(self.busy(workers)) / 3600
+
     def worker_hours(self, workers: int) -> float:
         """Of all that take part together: GPU-hours where a worker is a GPU."""
         return self.busy(workers) * self.hours(workers)
+
+    def dollars(self, workers: int, spot: bool) -> float | None:
+        """A machine is paid for as a whole while the stage runs; None where there is no spot price."""
+        return self.machine.dollars(self.busy(workers), self.hours(workers), spot)
 
     def efficiency(self, workers: int) -> float:
         """The share of the worker-hours that one worker alone would take too."""
@@ -109,9 +117,12 @@ def extract_timing(config: ClusterSettings, work: Workload, machine: Machine, me
     calibration = [min(rows, work.answers) for rows in samples]
 
     def seconds(workers: int) -> float:
-        return command + extraction_seconds(model, starts, work.answers, calibration, workers)
+        """An engine for each calibration, then the actors."""
+        before = sum(starts.get(1, model.start) + rows * model.row for rows in calibration)
+        job = replace(model, start=starts.get(workers, model.start)).job(work.answers)
+        return command + before + sum(job.terms(workers).values())
 
-    return Timing("extract", source, 1 / model.row, seconds)
+    return Timing("extract", source, 1 / model.row, seconds, machine)
 
 
 def train_timing(config: ClusterSettings, work: Workload, machine: Machine, measured: Measured | None) -> Timing:
@@ -125,15 +136,20 @@ def train_timing(config: ClusterSettings, work: Workload, machine: Machine, meas
         model, starts = _assumed_training(config, work, machine), {1: START_SECONDS}
 
     def seconds(workers: int) -> float:
-        return command + training_seconds(model, starts, work, workers)
+        """The batch is shared out; the validation split is read after each epoch."""
+        step = sum(model.strong(work.batch).terms(workers).values())
+        each = model.example + model.sharing * (min(workers, model.per_node) - 1)
+        validation = work.epochs * -(-work.validation // workers) * FORWARD_SHARE * each
+        return command + starts.get(workers, max(starts.values())) + work.steps * step + validation
 
-    return Timing("train", source, 1 / (model.example + model.fixed / work.batch), seconds, work.batch)
+    rate = 1 / (model.example + model.fixed / work.batch)
+    return Timing("train", source, rate, seconds, machine, work.batch, work.trials)
 
 
 def evaluate_timing(train: Timing, work: Workload) -> Timing:
     """The test split, read by one worker: a forward pass is a third of a training example's arithmetic."""
     rate = train.rate / FORWARD_SHARE
-    return Timing("evaluate", train.source, rate, lambda _: work.test / rate, 1)
+    return Timing("evaluate", train.source, rate, lambda _: work.test / rate, train.machine, 1, work.trials)
 
 
 def answer_seconds(config: ClusterSettings, work: Workload, machine: Machine) -> float:
@@ -166,33 +182,6 @@ def fits(config: ClusterSettings, machine: Machine) -> bool:
     """Whether the teacher's weights leave room in what an engine takes of a worker's memory."""
     room = machine.memory_bytes * config.teacher.gpu_memory_utilization
     return config.plan.teacher_params * TEACHER_BYTES < room
-
-
-def extraction_seconds(
-    model: ExtractModel, starts: dict[int, float], answers: int, calibration: list[int], workers: int
-) -> float:
-    """Wall time of an extraction: an engine for each calibration, then the actors.
-
-    Args:
-        starts: seconds of start-up, by the counts it was measured with; the model's for others.
-    """
-    alone = starts.get(1, model.start)
-    before = sum(alone + rows * model.row for rows in calibration)
-    job = replace(model, start=starts.get(workers, model.start)).job(answers)
-    return before + sum(job.terms(workers).values())
-
-
-def training_seconds(model: TrainModel, starts: dict[int, float], work: Workload, workers: int) -> float:
-    """Wall time of one training with its batch shared out, and of reading the validation split after each epoch.
-
-    Args:
-        starts: seconds of start-up, by the counts it was measured with; the longest for others.
-    """
-    step = sum(model.strong(work.batch).terms(workers).values())
-    each = model.example + model.sharing * (min(workers, model.per_node) - 1)
-    validation = work.epochs * -(-work.validation // workers) * FORWARD_SHARE * each
-    start = starts.get(workers, max(starts.values()))
-    return start + work.steps * step + validation
 
 
 def _assumed_training(config: ClusterSettings, work: Workload, machine: Machine) -> TrainModel:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from rich.markup import escape
+from rich.table import Table
 
 from pipeline.base.errors import printable
 
@@ -52,3 +54,13 @@ def render(module: str, template: str, **values: Any) -> str:
     """A template that lies beside a module, filled in; HTML is escaped."""
     folder = Path(module).resolve().parent.relative_to(ROOT)
     return ENVIRONMENT.get_template(f"{folder}/{template}").render(values)
+
+
+def table(title: str, rows: list[dict[str, str]]) -> Table:
+    """Rows of cells by heading, for the terminal: the first column to the left, figures to the right."""
+    made = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column, heading in enumerate(rows[0]):
+        made.add_column(escape(heading), justify="right" if column else "left")
+    for row in rows:
+        made.add_row(*map(escape, row.values()))
+    return made

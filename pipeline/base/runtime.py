@@ -43,9 +43,11 @@ def start_ray() -> None:
         return
     for name, value in (RAY_TRAIN | RAY_HEAD).items():
         os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS", "local")  # not whatever cluster happens to run on this machine
     with _own_process_groups():
         ray.init(
-            address=os.environ.get("RAY_ADDRESS", "local"),  # not whatever cluster happens to run on this machine
+            address=address,
+            include_dashboard=False if address == "local" else None,  # eleven processes and 1 GB that nobody looks at
             runtime_env={"env_vars": _worker_environment()},
             logging_level=logging.ERROR,
             log_to_driver=log.isEnabledFor(logging.DEBUG),  # engines are talkative; what fails reaches the driver anyway

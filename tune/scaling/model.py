@@ -39,12 +39,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from statistics import NormalDist, fmean, median
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from tune.scaling.rows import ExtractRow, TrainRow
 
@@ -306,25 +306,9 @@ def _overlap_and_waiting(rows: Sequence[TrainRow]) -> tuple[float, float]:
 
 
 def nonnegative_least_squares(columns: NDArray[np.float64], values: NDArray[np.float64]) -> list[float]:
-    """The coefficients, none below zero, with the least sum of squared relative errors.
-
-    Tries every set of coefficients that are not zero, which for a handful is exact. Of equal fits the one with fewer
-    coefficients wins, so what the rows do not tell apart goes to the first.
-
-    Args:
-        columns: float64 [rows, coefficients].
-        values: float64 [rows], above zero.
-    """
-    scaled, count = columns / values[:, None], columns.shape[1]
-    best, error = np.zeros(count), float(len(values))
-    for size in range(1, count + 1):
-        for chosen in map(list, combinations(range(count), size)):
-            found = np.linalg.lstsq(scaled[:, chosen], np.ones(len(values)), rcond=None)[0]
-            residual = float(((scaled[:, chosen] @ found - 1) ** 2).sum())
-            if (found >= 0).all() and residual < error * (1 - 1e-9) - 1e-18:
-                best, error = np.zeros(count), residual
-                best[chosen] = found
-    return [float(value) for value in best]
+    """The coefficients, none below zero, with the least sum of squared relative errors; values are above zero."""
+    found, _ = nnls(columns / values[:, None], np.ones(len(values)))
+    return [float(value) for value in found]
 
 
 def bootstrap(rows: Sequence[Row], fit: Callable[[Sequence[Row]], Model]) -> list[Model]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.table import Table
 
 from pipeline.base import page
+from pipeline.base.page import percent
 from tune.scaling.plots import TERMS, drawings
 from tune.scaling.results import Line, Measured, Parameter, Predicted, Result, Stage
 
@@ -26,11 +26,6 @@ def render(result: Result) -> str:
 def number(figure: float) -> str:
     """Three digits, or all before the point."""
     return f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:.3g}"
-
-
-def percent(share: float | None) -> str:
-    """A share, or a dash."""
-    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def value(parameter: Parameter) -> str:
@@ -87,24 +82,14 @@ def _cost(cost: dict[str, float], items: str) -> dict[str, str]:
 
 def tables(result: Result) -> list[Table]:
     """Measured and extrapolated rows for the terminal."""
-    found = []
-    for stage in result.stages:
-        for line in stage.lines:
-            found += [_table(f"{line.name}: {what}", rows) for what, rows in _both(stage, line) if rows]
-    return found
-
-
-def _both(stage: Stage, line: Line) -> list[tuple[str, list[dict[str, str]]]]:
-    return [("measured", measured(stage, line)), ("extrapolated", predicted(stage, line))]
-
-
-def _table(title: str, rows: list[dict[str, str]]) -> Table:
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for heading in rows[0]:
-        table.add_column(escape(heading), justify="right")
-    for row in rows:
-        table.add_row(*map(escape, row.values()))
-    return table
+    both = (("measured", measured), ("extrapolated", predicted))
+    return [
+        page.table(f"{line.name}: {what}", rows)
+        for stage in result.stages
+        for line in stage.lines
+        for what, rows_of in both
+        if (rows := rows_of(stage, line))
+    ]
 
 
 def notes(result: Result) -> list[str]:

@@ -29,20 +29,7 @@ WHY = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One row of the table.
-
-    Attributes:
-        line: the name of the line it belongs to.
-        workers: how many.
-        nodes: machines they were on.
-        items_per_second: by all of them together.
-        efficiency: of one worker's throughput, times as many.
-        startup: seconds.
-        busy: share of the machine that other work took before.
-        communication_share: of a training step; None in extraction.
-        bytes_sent: by one worker in a step, of a ring all-reduce; None in extraction.
-        cost: of 1,000 items.
-    """
+    """A measured count of one line; costs are of 1,000 items, bytes one worker's in a step of a ring all-reduce."""
 
     line: str
     workers: int
@@ -72,14 +59,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Line:
-    """One way to scale.
-
-    Attributes:
-        name: for people.
-        curve: the model.
-        predicted: at `TARGETS`, as far as the curve goes.
-        falls: where the efficiency falls under each of `LEVELS`, and the term that loses most there.
-    """
+    """One way to scale: its model, what that says at `TARGETS`, and where and why the efficiency falls under `LEVELS`."""
 
     name: str
     curve: Curve
@@ -88,30 +68,19 @@ class Line:
 
     def sentence(self) -> str:
         """Where it stops being linear, and why."""
+        name = self.name[0].upper() + self.name[1:]
         found = [(level, workers, limit) for level, workers, limit in self.falls if workers]
         most = f" to its limit of {self.curve.most:,} workers" if self.curve.most else " as far as was looked, 4,096 workers"
         if not found:
-            return f"{_capital(self.name)}: above {100 * LEVELS[0]:.0f} % efficiency{most}."
+            return f"{name}: above {100 * LEVELS[0]:.0f} % efficiency{most}."
         parts = [f"under {100 * level:.0f} % with {workers:,} workers" for level, workers, _ in found]
         reasons = list(dict.fromkeys(WHY[limit] for _, _, limit in found if limit))
-        return f"{_capital(self.name)}: first {', first '.join(parts)}: {'; then '.join(reasons)}."
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
+        return f"{name}: first {', first '.join(parts)}: {'; then '.join(reasons)}."
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number of the model.
-
-    Attributes:
-        name: for people.
-        value: in `unit`.
-        unit: of the value.
-        source: `measured`, `assumed`, or `not seen` where no measurement could tell it from zero.
-        interval: of a measured one.
-    """
+    """A number of the model: `measured` with its interval, `assumed`, or `not seen` where nothing told it from zero."""
 
     name: str
     value: float
@@ -122,15 +91,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Stage:
-    """Extraction or training.
-
-    Attributes:
-        name: `extract` or `train`.
-        items: what it counts.
-        measured: at each count, by line.
-        lines: ways to scale.
-        parameters: of the model.
-    """
+    """`extract` or `train`: what was measured at each count, the ways to scale, and the model's parameters."""
 
     name: str
     items: str
@@ -199,11 +160,13 @@ def extract_stage(rows: Sequence[ExtractRow], job: int, gpus: float, price: floa
     )
     measured = _measured(STEADY, rows, cost)
     shared = "measured" if model.per_node > 1 else "not seen"
-    parameters = (
-        _parameter("start-up", 1, "s", "measured", "start", model, draws),
-        _parameter("a comment", 1e3, "ms", "measured", "row", model, draws),
-        _parameter("a comment, for each other actor on the machine", 1e3, "ms", shared, "sharing", model, draws),
-        _parameter("a unit's line in the manifest", 1e3, "ms", "measured", "manifest", model, draws),
+    parameters = _parameters(
+        model,
+        draws,
+        ("start-up", 1, "s", "measured", "start"),
+        ("a comment", 1e3, "ms", "measured", "row"),
+        ("a comment, for each other actor on the machine", 1e3, "ms", shared, "sharing"),
+        ("a unit's line in the manifest", 1e3, "ms", "measured", "manifest"),
     )
     return Stage("extract", "rows", measured, lines, parameters)
 
@@ -234,24 +197,31 @@ def _train_parameters(rows: Sequence[TrainRow], model: TrainModel, draws: list[T
     several = "measured" if any(row.workers > 1 for row in rows) else "not seen"
     local = "measured" if any(row.workers > 1 and row.nodes == 1 for row in rows) else "assumed"
     between = "measured" if any(row.nodes > 1 for row in rows) else "assumed"
-    return (
-        _parameter("a step, whatever its examples", 1e3, "ms", "measured", "fixed", model, draws),
-        _parameter("an example", 1e3, "ms", "measured", "example", model, draws),
-        _parameter("an example, for each other worker on the machine", 1e3, "ms", shared, "sharing", model, draws),
-        _parameter("exchange hidden by the backward pass", 100, "%", several, "overlap", model, draws),
-        _parameter("waiting, in standard deviations of a step", 100, "%", several, "waiting", model, draws),
-        _parameter("gradients of a step", 1e-6, "MB", "measured", "bytes", model, draws),
-        _parameter("bandwidth within a machine", 1e-9, "GB/s", local, "local.bandwidth", model, draws),
-        _parameter("latency of a hop within a machine", 1e6, "µs", local, "local.latency", model, draws),
-        _parameter("bandwidth between machines", 1e-9, "GB/s", between, "link.bandwidth", model, draws),
-        _parameter("latency of a hop between machines", 1e6, "µs", between, "link.latency", model, draws),
+    return _parameters(
+        model,
+        draws,
+        ("a step, whatever its examples", 1e3, "ms", "measured", "fixed"),
+        ("an example", 1e3, "ms", "measured", "example"),
+        ("an example, for each other worker on the machine", 1e3, "ms", shared, "sharing"),
+        ("exchange hidden by the backward pass", 100, "%", several, "overlap"),
+        ("waiting, in standard deviations of a step", 100, "%", several, "waiting"),
+        ("gradients of a step", 1e-6, "MB", "measured", "bytes"),
+        ("bandwidth within a machine", 1e-9, "GB/s", local, "local.bandwidth"),
+        ("latency of a hop within a machine", 1e6, "µs", local, "local.latency"),
+        ("bandwidth between machines", 1e-9, "GB/s", between, "link.bandwidth"),
+        ("latency of a hop between machines", 1e6, "µs", between, "link.latency"),
     )
 
 
-def _parameter(name: str, factor: float, unit: str, source: str, key: str, model: Any, draws: Sequence[Any]) -> Parameter:
-    value = attrgetter(key)
-    low, high = interval(factor * value(each) for each in draws)
-    return Parameter(name, factor * value(model), unit, source, (low, high) if source == "measured" and high > low else None)
+def _parameters(model: Any, draws: Sequence[Any], *rows: tuple[str, float, str, str, str]) -> tuple[Parameter, ...]:
+    """Names, factors to their units, units, sources, and where the model has them."""
+    found = []
+    for name, factor, unit, source, key in rows:
+        value = attrgetter(key)
+        low, high = interval(factor * value(each) for each in draws)
+        known = (low, high) if source == "measured" and high > low else None
+        found.append(Parameter(name, factor * value(model), unit, source, known))
+    return tuple(found)
 
 
 def _measured(name: str, found: Sequence[ExtractRow | TrainRow], cost: Any) -> tuple[Measured, ...]:

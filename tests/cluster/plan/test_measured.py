@@ -64,7 +64,7 @@ def test_machines_without_a_gpu_are_planned_for(tmp_path: Path) -> None:
     path = scale_json(tmp_path)
     plan = make_plan(planned(scale=path, workers=4))
     assert [(stage.machine, stage.machines, stage.workers) for stage in plan.stages[:2]] == [("cpu-2", 2, 4)] * 2
-    assert plan.elsewhere == ()  # the measured teacher's size is not known
+    assert plan.elsewhere == {}  # the measured teacher's size is not known
     assert make_plan(planned(scale=path, teacher_params=8e6)).elsewhere
 
 
