@@ -40,7 +40,7 @@ test: setup  ## the tests, some minutes
 	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: setup  ## the longer proofs
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 lint: setup  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.base.tracking import MetricsRow
+if TYPE_CHECKING:
+    from pipeline.base.tracking import MetricsRow  # with MLflow, which a worker has no use for
 
 SEND_EVERY = 0.5  # seconds between two parcels
 
