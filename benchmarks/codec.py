@@ -249,7 +249,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main(folder: str, out: str, calibration: int, measured: int) -> None:
     """Measures every way to store logits on real shards."""
     shards = open_shards(folder)
-    units = min(shards.manifest["units"], 1 + measured)
+    units = min(shards.manifest.units, 1 + measured)
     if units < 2:
         raise click.UsageError("one shard is fitted on and others are measured: there have to be at least two")
     forced = shards.compiled.automaton.forced

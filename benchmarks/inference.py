@@ -45,7 +45,7 @@ def load_question(shards: str, student: str, teacher: str | None, export: str | 
 
     opened = open_shards(shards)
     test = open_examples(opened, TEST, "choices").first(WARM_UP + singles + count)
-    texts, model = [test.text(i) for i in range(len(test))], teacher or opened.manifest["teacher"]["model"]
+    texts, model = [test.text(i) for i in range(len(test))], teacher or opened.manifest.teacher.model
     return Question(student, model, export, opened.compiled, texts, teacher_answers(test))
 
 
@@ -160,7 +160,7 @@ def sizes_of(shards: str, student: str) -> dict[str, int]:
     from student.model.checkpoint import load_student
 
     counts = load_student(student)[0].parameter_counts()
-    return {"student": sum(counts.values()), "teacher": open_shards(shards).manifest["teacher"]["parameters"]}
+    return {"student": sum(counts.values()), "teacher": open_shards(shards).manifest.teacher.parameters}
 
 
 def write(out: str, content: dict[str, Any]) -> None:

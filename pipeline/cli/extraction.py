@@ -20,7 +20,7 @@ def extract(**options: Any) -> None:
     config, out = configure(**options)
     planned_shape(config)
     manifest = stage(config)
-    size = f"{manifest['rows']:,} answers, {manifest['bytes'] / 1e6:,.1f} MB"
+    size = f"{manifest.rows:,} answers, {manifest.bytes / 1e6:,.1f} MB"
     say(f"{size}, in {storage.join(out, 'shards')}")
 
 
@@ -52,7 +52,7 @@ def score(**options: Any) -> None:
     config, out = configure(**options)
     planned_shape(config)
     manifest = stage(config)
-    size = f"{manifest['rows']:,} answers scored, {manifest['bytes'] / 1e6:,.1f} MB"
+    size = f"{manifest.rows:,} answers scored, {manifest.bytes / 1e6:,.1f} MB"
     say(f"{size}, in {storage.join(out, 'shards')}")
 
 
@@ -93,4 +93,4 @@ def import_jsonl(folder: str, shards: str) -> None:
     from pipeline.shards.jsonl import import_
 
     set_up_logging(verbose=False)
-    console.print(f"{import_(folder, writable(shards))['rows']:,} examples in {shards}", highlight=False)
+    console.print(f"{import_(folder, writable(shards)).rows:,} examples in {shards}", highlight=False)

@@ -34,7 +34,7 @@ def run(**options: Any) -> None:
     shards, student, report = (folder_of(None, out, name) for name in ("shards", "student", "report"))
     trained = train(config, shards, student)
     figures = evaluate(shards, student, report)
-    show_report(figures, shards, student, report, trained["mlflow"]["uri"])
+    show_report(figures, shards, student, report, trained.mlflow.uri)
 
 
 @click.command()

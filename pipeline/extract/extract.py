@@ -27,7 +27,7 @@ from pipeline.extract.monitor import Commit, open_monitor
 from pipeline.extract.prepare import prepare, resources
 from pipeline.extract.progress import Watch
 from pipeline.shards.files import committed_units
-from pipeline.shards.manifest import write_manifest
+from pipeline.shards.manifest import Manifest, write_manifest
 from pipeline.task.compiled import CompiledTask, cached_automaton, context_of, require_same
 from pipeline.task.task import load_task
 from pipeline.task.tokenization import load_teacher_tokenizer
@@ -38,11 +38,11 @@ log = logging.getLogger(__name__)
 MAX_BLOCKS = 4096  # of Ray Data: units beyond this number share blocks
 
 
-def extract(config: PipelineSettings) -> dict[str, Any]:
+def extract(config: PipelineSettings) -> Manifest:
     """Runs the whole stage in `config.out` and returns the manifest. What is already there is not done again.
 
     Raises:
-        UserError: see `settle`.
+        UserError: anything the user can mend, see `prepare_run`.
         Stopped: a signal ended it early.
     """
     extraction, plan, compiled = prepare_run(config)
@@ -198,7 +198,7 @@ def run_units(
     return ray.get(monitor.commits.remote())
 
 
-def finish(extraction: Extraction, compiled: CompiledTask, plan: Plan) -> dict[str, Any]:
+def finish(extraction: Extraction, compiled: CompiledTask, plan: Plan) -> Manifest:
     """Writes the manifest over the committed shards."""
     about = {
         "task_name": compiled.task.name,
@@ -212,8 +212,8 @@ def finish(extraction: Extraction, compiled: CompiledTask, plan: Plan) -> dict[s
     }
     manifest = write_manifest(extraction.shards, plan.units, about)
     storage.sweep(extraction.shards)  # what killed writes have left
-    if manifest["set_aside"]:
-        log.warning("%s rows were set aside: see %s/set_aside.jsonl", f"{manifest['set_aside']:,}", extraction.shards)
+    if manifest.set_aside:
+        log.warning("%s rows were set aside: see %s/set_aside.jsonl", f"{manifest.set_aside:,}", extraction.shards)
     return manifest
 
 

@@ -19,12 +19,11 @@ import pyarrow as pa
 from pipeline.base import storage
 from pipeline.base.errors import UserError
 from pipeline.shards.files import ROW_COLUMNS, ShardTable, write_shard
-from pipeline.shards.manifest import FORMAT_VERSION, open_shards, write_manifest
+from pipeline.shards.manifest import Manifest, Totals, open_shards, write_manifest
 from pipeline.task.compiled import CompiledTask
 from pipeline.teacher.capture import TEMPERATURES, Captured
 
 EXAMPLES = 128  # a file
-DERIVED = {"format_version", "units", "rows", "set_aside", "steps", "kept_steps", "bytes", "teacher_seconds", "codec", "digest"}
 
 
 def export(shards_folder: str, folder: str) -> int:
@@ -35,18 +34,18 @@ def export(shards_folder: str, folder: str) -> int:
     """
     shards = open_shards(shards_folder)
     shards.compiled.save(folder)
-    about = {name: value for name, value in shards.manifest.items() if name not in DERIVED}
+    about = shards.manifest.model_dump(mode="json", exclude=set(Totals.model_fields))
     examples = (example for table in shards.tables() for example in _examples(table, shards.compiled))
     files = 0
     while batch := list(itertools.islice(examples, EXAMPLES)):
         lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in batch)
         storage.write_text(_path(folder, files), lines)
         files += 1
-    storage.write_json(storage.join(folder, "export.json"), about | {"files_written": files, "format_version": FORMAT_VERSION})
+    storage.write_json(storage.join(folder, "export.json"), about | {"files_written": files})
     return files
 
 
-def import_(folder: str, shards_folder: str) -> dict[str, Any]:
+def import_(folder: str, shards_folder: str) -> Manifest:
     """Writes what `export` wrote as shards, a file each, and returns their manifest.
 
     Raises:

@@ -7,10 +7,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pyarrow.parquet as pq
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.base import storage
 from pipeline.base.errors import UserError
@@ -20,43 +20,73 @@ from pipeline.shards.payload import Compact
 from pipeline.task.compiled import CompiledTask, require_same
 from pipeline.teacher.capture import TEMPERATURES
 
-FORMAT_VERSION = 3
+FORMAT_VERSION: Literal[3] = 3
 
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Teacher(BaseModel):
+class _Facts(BaseModel):
+    """Facts of an extraction that Retort reads; others stay as they were written."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class TeacherFacts(_Facts):
+    """Who answered."""
+
     model: str
-    parameters: int | None
+    parameters: int | None = None
 
 
-class _Source(BaseModel):
+class _Source(_Facts):
     answer: str | None
 
 
-class _Comments(BaseModel):
+class CommentsFacts(_Facts):
+    """The plan of the units."""
+
     source: _Source
 
 
-class _Codecs(BaseModel):
+class CodecFacts(_Facts):
+    """How the logits are stored: shards by codec, and the codec's error."""
+
     shards: dict[str, Count]
 
 
-class _Manifest(BaseModel):
-    """What a manifest holds, at least."""
+class Totals(_Facts):
+    """What is derived from the shards; `kept_steps` are those with their logits, `bytes` those of the files."""
 
     units: Count
     rows: Count
+    set_aside: Count = 0
     steps: Count
     kept_steps: Count
+    bytes: Count = 0
     teacher_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     digest: str
-    hashes: dict[str, str]
-    files: list[str]
+    codec: CodecFacts
+
+
+class About(_Facts):
+    """What an extraction says of itself: the compiled task's hashes, the teacher, the files of comments and their plan."""
+
     task_name: str
-    teacher: _Teacher
-    comments: _Comments
-    codec: _Codecs
+    hashes: dict[str, str]
+    teacher: TeacherFacts
+    files: list[str]
+    comments: CommentsFacts
+
+
+class Manifest(About, Totals):
+    """What manifest.json holds."""
+
+    format_version: Literal[3] = FORMAT_VERSION
+
+    @property
+    def answers(self) -> Literal["teacher", "given"]:
+        """Whose the answers are: the teacher's own, or those `retort score` was given."""
+        return "teacher" if self.comments.source.answer is None else "given"
 
 
 @dataclass(frozen=True)
@@ -95,7 +125,7 @@ class Shards:
     """A folder of shards that belong together."""
 
     folder: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     compiled: CompiledTask
 
     def tables(self) -> Iterator[ShardTable]:
@@ -105,11 +135,11 @@ class Shards:
             UserError: one is missing, damaged, or none of those that the manifest was derived from.
         """
         compact, digest = Compact.load(self.folder, self.compiled.automaton), _digest()
-        for unit in range(self.manifest["units"]):
+        for unit in range(self.manifest.units):
             path = shard_path(self.folder, unit)
             table = read_shard(path, compact)
             _require_unit(path, table.facts, unit)
-            require_same(table.facts["hashes"], self.manifest["hashes"], path, "the manifest")
+            require_same(table.facts["hashes"], self.manifest.hashes, path, "the manifest")
             if table.stored.width != self.compiled.watched.size:
                 raise UserError(
                     f"{path} holds {table.stored.width} logits a step, the task watches {self.compiled.watched.size}"
@@ -117,13 +147,13 @@ class Shards:
             digest.update(table.facts["digest"].encode())
             if len(table.keys):
                 yield table
-        if digest.hexdigest() != self.manifest["digest"]:
+        if digest.hexdigest() != self.manifest.digest:
             raise UserError(
                 f"a shard in {self.folder} is not the one that manifest.json was derived from: run `retort extract` again"
             )
 
 
-def write_manifest(folder: str, units: int, about: dict[str, Any]) -> dict[str, Any]:
+def write_manifest(folder: str, units: int, about: dict[str, Any]) -> Manifest:
     """Derives the manifest, and set_aside.jsonl beside it, from the committed shards.
 
     Args:
@@ -143,8 +173,8 @@ def write_manifest(folder: str, units: int, about: dict[str, Any]) -> dict[str, 
             totals.add(footer)
             for record in footer.facts["set_aside"]:
                 lines.write(json.dumps(_place(record, about["files"]), ensure_ascii=False).encode() + b"\n")
-    manifest = {"format_version": FORMAT_VERSION} | about | {"units": units} | totals.facts()
-    storage.write_json(storage.join(folder, "manifest.json"), manifest)
+    manifest = Manifest.model_validate(about | {"units": units} | totals.facts())
+    storage.write_json(storage.join(folder, "manifest.json"), manifest.model_dump(mode="json"))
     return manifest
 
 
@@ -201,10 +231,10 @@ def open_shards(folder: str) -> Shards:
     path = storage.join(folder, "manifest.json")
     if not storage.exists(path):
         raise UserError(f"no manifest.json in {folder}: it holds no finished extraction. Run `retort extract` first")
-    manifest = storage.read_form(path, dict[str, Any])
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path} has format {manifest.get('format_version')}, this Retort reads {FORMAT_VERSION}")
-    storage.in_form(path, manifest, _Manifest)
+    content = storage.read_form(path, dict[str, Any])
+    if content.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path} has format {content.get('format_version')}, this Retort reads {FORMAT_VERSION}")
+    manifest = storage.in_form(path, content, Manifest)
     compiled = CompiledTask.load(folder)
-    require_same(manifest["hashes"], compiled.hashes, path, "the compiled task beside it")
+    require_same(manifest.hashes, compiled.hashes, path, "the compiled task beside it")
     return Shards(folder, manifest, compiled)

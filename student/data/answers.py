@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.base.errors import UserError
 from pipeline.task.compiled import CompiledTask
@@ -24,15 +23,10 @@ class Reference:
     own: str
 
 
-REFERENCES = {
+REFERENCES = {  # by `Manifest.answers`
     "teacher": Reference("the teacher", "the teacher's"),
     "given": Reference("the given answers", "the given ones"),
 }
-
-
-def answers_of(manifest: dict[str, Any]) -> str:
-    """Whose the answers in shards are, a key of `REFERENCES`: the teacher's own, or those `retort score` was given."""
-    return "teacher" if manifest["comments"]["source"]["answer"] is None else "given"
 
 
 def teacher_answers(examples: Examples) -> list[Values]:

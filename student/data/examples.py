@@ -155,7 +155,7 @@ def open_examples(shards: Shards, split: str, sequence: str, separator: tuple[in
     Raises:
         UserError: the split is empty, or whole answers are wanted of shards with the logits of choice steps alone.
     """
-    if sequence == "full" and shards.manifest["kept_steps"] < shards.manifest["steps"]:
+    if sequence == "full" and shards.manifest.kept_steps < shards.manifest.steps:
         raise UserError(
             f"{shards.folder} holds the logits of choice steps alone: train with student.sequence=choices, or extract with "
             "extract.capture=all"
@@ -164,7 +164,7 @@ def open_examples(shards: Shards, split: str, sequence: str, separator: tuple[in
         raise UserError("the task has one answer alone: there is no choice to train a student on")
     columns = unpack(shards)[split]
     if not columns or len(columns["choice_starts"]) == 1:
-        raise UserError(f"no example falls in the {split} split: {shards.manifest['rows']} examples are too few")
+        raise UserError(f"no example falls in the {split} split: {shards.manifest.rows} examples are too few")
     compact = Compact.load(shards.folder, shards.compiled.automaton) if columns["values"].dtype == np.int8 else None
     stored = Stored(columns["values"], columns["lse"], compact.codec if compact else None)
     between = np.array(shards.compiled.separator if separator is None else separator, np.int32)

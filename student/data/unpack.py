@@ -67,7 +67,7 @@ def unpack(shards: Shards) -> dict[str, Columns]:
 
 def cache_of(shards: Shards) -> Path:
     """This machine's folder for what can be made again from the shards."""
-    identity = json.dumps([LAYOUT, shards.manifest["digest"], shards.compiled.hashes])
+    identity = json.dumps([LAYOUT, shards.manifest.digest, shards.compiled.hashes])
     return Path(cache_folder(), "shards", hashlib.sha256(identity.encode()).hexdigest()[:16])
 
 
@@ -86,7 +86,7 @@ def _unpack(shards: Shards, folder: Path) -> None:
         shutil.rmtree(unfinished)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        with ExitStack() as stack, progress("unpacking shards", shards.manifest["units"]) as (bar, task):
+        with ExitStack() as stack, progress("unpacking shards", shards.manifest.units) as (bar, task):
             writers = {split: stack.enter_context(_Writer(temporary / split)) for split in SPLIT_TENTHS}
             for table in shards.tables():
                 groups, splits = _groups(shards, table), np.array([split_of(text) for text in table.texts])
@@ -97,7 +97,7 @@ def _unpack(shards: Shards, folder: Path) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     size = sum(file.stat().st_size for file in folder.rglob("*"))
-    log.info("unpacked %s examples to %s (%.0f MB)", f"{shards.manifest['rows']:,}", folder, size / 1e6)
+    log.info("unpacked %s examples to %s (%.0f MB)", f"{shards.manifest.rows:,}", folder, size / 1e6)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _groups(shards: Shards, table: ShardTable) -> dict[str, _Group]:
     except ValueError as error:
         raise UserError(f"{table.path} holds an answer that is none of the task: {error}") from error
     choices = np.bincount(example, ~automaton.forced[states], minlength=len(texts)).astype(np.int64)
-    all_compact = set(shards.manifest["codec"]["shards"]) == {"compact"}
+    all_compact = set(shards.manifest.codec.shards) == {"compact"}
     values = table.stored.values if all_compact else table.logprobs
     steps = {"answer": table.answers, "state": states.astype(np.int32), "kept": table.kept}
     return {

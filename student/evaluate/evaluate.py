@@ -18,7 +18,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.tracking import Tracking, field_metric
 from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.compiled import require_same
-from student.data.answers import answers_of, parse_all, teacher_answers
+from student.data.answers import parse_all, teacher_answers
 from student.data.examples import Batch, Examples, open_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION
 from student.decode.decode import Decoded, Decoder, Prefixes
@@ -27,7 +27,7 @@ from student.evaluate.fidelity import agreement, matches, step_measures, trust
 from student.evaluate.floors import floors
 from student.evaluate.report import render
 from student.evaluate.speed import latency_ms
-from student.model.checkpoint import load_student, load_training, require_student, save_temperatures
+from student.model.checkpoint import Trained, load_student, load_training, require_student, save_temperatures
 from student.model.model import Student
 from student.registry.mlflow_model import log_report, log_student
 
@@ -72,11 +72,11 @@ def measure(shards_folder: str, student_folder: str, report_folder: str) -> dict
     task, train = compiled.task, open_examples(shards, TRAIN, model.shape.sequence, model.shape.separator)
     answers = parse_all(compiled, constrained.tokens)
     steps = step_measures(model, _batches(test, BATCH_SIZE))
-    if answers_of(shards.manifest) == "given":
+    if shards.manifest.answers == "given":
         steps |= {"kl": None, "choice_kl": None}  # of a teacher that did not give these answers
     figures = {
         "task": task.name,
-        "answers": answers_of(shards.manifest),
+        "answers": shards.manifest.answers,
         "examples": {"test": len(test), "train": len(train)},
         "student": agreement(task, truth, answers),
         "unconstrained": agreement(task, truth, parse_all(compiled, free.tokens)),
@@ -85,7 +85,7 @@ def measure(shards_folder: str, student_folder: str, report_folder: str) -> dict
         "steps": steps,
         "sizes": _sizes(model, shards),
         "speed": _speed(shards, len(test), seconds, constrained.calls) | {"latency_ms": latency_ms(model, compiled, test)},
-        "training": training,
+        "training": training.model_dump(mode="json", exclude_unset=True),
     }
     storage.write_json(storage.join(report_folder, "fidelity.json"), figures)
     storage.write_text(storage.join(report_folder, "fidelity.html"), render(figures))
@@ -99,7 +99,7 @@ def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> s
         MlflowException: the run cannot be reached.
         UserError: its artifacts cannot.
     """
-    training, student, speed = figures["training"], figures["student"], figures["speed"]
+    training, student, speed = Trained.model_validate(figures["training"]), figures["student"], figures["speed"]
     parameters = figures["sizes"]["student_parts"]
     rows = {
         "parameters": sum(parameters.values()),
@@ -114,9 +114,9 @@ def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> s
         **{f"floor/{name}": floor["whole"] for name, floor in figures["floors"].items()},
         "speed/answers_per_second": speed["student_answers_per_second"],
         "speed/latency_ms": speed["latency_ms"],
-        **{f"cost/{name}": seconds for name, seconds in training["cost"].items()},
+        **{f"cost/{name}": seconds for name, seconds in training.cost.items()},
     }
-    uri, run_id = training["mlflow"]["uri"], training["mlflow"]["run"]
+    uri, run_id = training.mlflow.uri, training.mlflow.run
     Tracking(uri, run_id).log([(0, {name: float(value) for name, value in rows.items() if value is not None})])
     log_report(uri, run_id, report_folder)
     return log_student(uri, run_id, student_folder)
@@ -142,7 +142,7 @@ def _batches(examples: Examples, size: int) -> Iterator[Batch]:
 
 def _sizes(model: Student, shards: Shards) -> dict[str, Any]:
     counts = model.parameter_counts()
-    return {"student": sum(counts.values()), "student_parts": counts, "teacher": shards.manifest["teacher"]["parameters"]}
+    return {"student": sum(counts.values()), "student_parts": counts, "teacher": shards.manifest.teacher.parameters}
 
 
 def _speed(shards: Shards, examples: int, seconds: float, calls: int) -> dict[str, Any]:
@@ -150,8 +150,8 @@ def _speed(shards: Shards, examples: int, seconds: float, calls: int) -> dict[st
 
     The teacher's is None where it gave no answers, only scored them, or where the shards do not say: they came from JSON lines.
     """
-    rows, took = shards.manifest["rows"], shards.manifest["teacher_seconds"]
-    teacher = rows / took if took and answers_of(shards.manifest) == "teacher" else None
+    rows, took = shards.manifest.rows, shards.manifest.teacher_seconds
+    teacher = rows / took if took and shards.manifest.answers == "teacher" else None
     student = examples / seconds
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() or "CPU"
     return {

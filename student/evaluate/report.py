@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.base import page
-from student.config import TrainConfig
 from student.data.answers import REFERENCES
 from student.data.sample_size import sample_size_notes
 from student.evaluate import plots
+from student.model.checkpoint import Trained
 
 
 def render(figures: dict[str, Any]) -> str:
@@ -26,16 +26,10 @@ def render(figures: dict[str, Any]) -> str:
         "report.html.jinja",
         f=figures,
         reference=reference,
-        rate=learning_rate(figures["training"]),
+        rate=Trained.model_validate(figures["training"]).learning_rate,
         plots=drawings,
         verdict=[verdict(figures), *sample_size_notes(figures)],
     )
-
-
-def learning_rate(training: dict[str, Any]) -> float:
-    """The peak rate a training took, which its configuration may have left open."""
-    config = TrainConfig.model_validate(training["train"] | {"init": training.get("init")})
-    return config.peak_rate(training["student"]["width"])
 
 
 def verdict(figures: dict[str, Any]) -> str:

@@ -6,23 +6,24 @@ import os
 from typing import Any
 
 from pipeline.base import page, storage
+from pipeline.shards.manifest import Manifest
 from pipeline.task.task import Task
 from student.data.answers import REFERENCES
-from student.evaluate.report import learning_rate
 from student.export.folder import LISTED
+from student.model.checkpoint import Trained
 
 CARD = "README.md"
 
 
 def render_card(
-    task: Task, manifest: dict[str, Any], training: dict[str, Any], fidelity: dict[str, Any] | None, figures: dict[str, Any]
+    task: Task, manifest: Manifest, training: Trained, fidelity: dict[str, Any] | None, figures: dict[str, Any]
 ) -> str:
     """The card as Markdown, in the layout of Hugging Face's model cards. It names no folder of this machine.
 
     Args:
         fidelity: what its report's fidelity.json holds; None without a report.
     """
-    teacher = manifest["teacher"]["model"]
+    teacher = manifest.teacher.model
     return page.render(
         __file__,
         "README.md.jinja",
@@ -31,9 +32,9 @@ def render_card(
         on_hub=teacher_name(teacher) == teacher,
         reference=REFERENCES[figures["answers"]],
         manifest=manifest,
-        files=[os.path.basename(file) for file in manifest["files"]],
+        files=[os.path.basename(file) for file in manifest.files],
         training=training,
-        rate=learning_rate(training),
+        rate=training.learning_rate,
         fidelity=fidelity,
         figures=figures,
         listed=LISTED,

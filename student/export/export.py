@@ -11,7 +11,7 @@ from pipeline.base import storage
 from pipeline.comments.reading import filter_rows, text_row
 from pipeline.shards.manifest import open_shards
 from pipeline.task.compiled import require_same
-from student.data.answers import answers_of, teacher_answers
+from student.data.answers import teacher_answers
 from student.data.examples import Examples, open_examples
 from student.data.unpack import TEST
 from student.evaluate.evaluate import BATCH_SIZE
@@ -20,7 +20,7 @@ from student.export.card import CARD, render_card
 from student.export.folder import ExportedStudent, write_folder
 from student.export.measure import by_folder, by_mlflow, by_onnx, by_pytorch, verify
 from student.export.onnx import quantize, require_onnx, write_onnx
-from student.model.checkpoint import load_training, require_student
+from student.model.checkpoint import Trained, load_training, require_student
 from student.registry.mlflow_model import save_pyfunc
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def export(shards_folder: str, student_folder: str, report_folder: str, folder: 
     with tempfile.TemporaryDirectory() as scratch:
         forms = _make(source, Path(scratch))
         log.info("answering %s test comments in each form", f"{len(test):,}")
-        figures = {"answers": answers_of(shards.manifest)} | _measure(forms, source, test, BATCH_SIZE)
+        figures = {"answers": shards.manifest.answers} | _measure(forms, source, test, BATCH_SIZE)
         card = render_card(source.compiled.task, shards.manifest, training, _report(report_folder, training), figures)
         for made in (forms["folder"], forms["onnx"].parent):
             _copy(made, folder)
@@ -101,13 +101,13 @@ def _bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 
-def _report(folder: str, training: dict[str, Any]) -> dict[str, Any] | None:
+def _report(folder: str, training: Trained) -> dict[str, Any] | None:
     """The figures of a student's report; None where there is none, or it is another student's."""
     path = storage.join(folder, "fidelity.json")
     if not storage.exists(path):
         return None
     figures: dict[str, Any] = storage.read_json(path)
-    if figures["training"] != training:
+    if Trained.model_validate(figures["training"]) != training:
         log.warning("the report in %s is about another student: the card says nothing of it", folder)
         return None
     return figures

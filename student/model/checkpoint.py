@@ -6,13 +6,14 @@ import math
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, Field, with_config
+from pydantic import BaseModel, ConfigDict, Field, with_config
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 
 from pipeline.base import storage
 from pipeline.base.config import Strict
 from pipeline.base.errors import UserError, clip
+from pipeline.shards.manifest import TeacherFacts
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.task import Task
 from student.config import TrainConfig
@@ -36,42 +37,56 @@ class _Calibration(Strict):
     temperatures: dict[str, Annotated[float, Field(ge=1e-3, le=1e3)]]
 
 
-class _Sizes(BaseModel):
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class TrainedSizes(_Facts):
+    """The sizes in a trained student's shape."""
+
     layers: int
     width: int
     heads: int
     mlp: int
 
 
-class _Parameters(BaseModel):
+class ParameterCounts(_Facts):
+    """Parameters of the embedding, and all others."""
+
     embedding: int
     rest: int
 
 
-class _Run(BaseModel):
+class MlflowRun(_Facts):
+    """Where a training's metrics are."""
+
     uri: str
     run: str
 
 
-class _Teacher(BaseModel):
-    model: str
+class TrainedOn(_Facts):
+    """The extraction a student was trained on."""
+
+    teacher: TeacherFacts
 
 
-class _Shards(BaseModel):
-    teacher: _Teacher
+class Trained(_Facts):
+    """What train.json holds: `epochs` are rows of metrics, `cost` is in seconds, `init` names the weights it began from."""
 
-
-class _Training(BaseModel):
-    """What a train.json holds, at least."""
-
-    shards: _Shards
-    student: _Sizes
+    shards: TrainedOn
+    student: TrainedSizes
     train: TrainConfig
-    parameters: _Parameters
+    parameters: ParameterCounts
     best_epoch: int
     epochs: list[dict[str, Any]] = Field(min_length=1)
     cost: dict[str, float]
-    mlflow: _Run
+    mlflow: MlflowRun
+    init: str | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate it took, which its configuration may have left open."""
+        return self.train.model_copy(update={"init": self.init}).peak_rate(self.student.width)
 
 
 def save_student(folder: str, model: Student, compiled: CompiledTask) -> None:
@@ -166,7 +181,7 @@ def save_temperatures(folder: str, temperatures: dict[str, float]) -> None:
     storage.write_json(storage.join(folder, CALIBRATION), {"temperatures": temperatures})
 
 
-def load_training(folder: str) -> dict[str, Any]:
+def load_training(folder: str) -> Trained:
     """What a student's train.json says of its training.
 
     Raises:
@@ -175,9 +190,7 @@ def load_training(folder: str) -> dict[str, Any]:
     path = storage.join(folder, TRAINED)
     if not storage.exists(path):
         raise UserError(f"the student in {folder} was not trained: `retort train --init {folder}` does")
-    training = storage.read_form(path, dict[str, Any])
-    storage.in_form(path, training, _Training)
-    return training
+    return storage.read_form(path, Trained)
 
 
 def load_temperatures(folder: str, task: Task) -> dict[str, float] | None:

@@ -59,7 +59,7 @@ def prune(
     sizes = target_sizes(config, source.shape, whole)
     identity = {
         "source": source.identity,
-        "shards": {key: shards.manifest[key] for key in ("hashes", "digest")},
+        "shards": shards.manifest.model_dump(mode="json", include={"hashes", "digest"}),
         "prune": config.recipe() | {"sequence": source.shape.sequence},
         "sizes": vars(sizes),
     }

@@ -50,7 +50,7 @@ class PruneSource:
         """Of a trained student, its run in MLflow."""
         if self.rows_V is not None or not storage.exists(storage.join(self.place, TRAINED)):
             return None
-        return str(load_training(self.place)["mlflow"]["run"])
+        return load_training(self.place).mlflow.run
 
     def load(self, watched_W: NDArray[np.int32]) -> Student:
         """Its weights too, in float32 and evaluation mode."""

@@ -27,11 +27,10 @@ from pipeline.base.tracking import MetricsRow, Tracking, Writer, tracking_uri
 from pipeline.base.version import VARIABLE, code_version
 from pipeline.shards.manifest import Shards, open_shards
 from student.config import StudentSettings, TrainConfig, student_shape
-from student.data.answers import answers_of
 from student.data.examples import open_examples
 from student.data.sample_size import few_examples
 from student.data.unpack import TRAIN
-from student.model.checkpoint import PRUNED, TRAINED, WEIGHTS, load_student, load_training, save_student
+from student.model.checkpoint import PRUNED, TRAINED, WEIGHTS, Trained, load_student, load_training, save_student
 from student.model.model import Student
 from student.train.channel import open_channel
 from student.train.checkpoint import POSITION
@@ -76,7 +75,7 @@ class Watcher:
 
 def train(
     config: StudentSettings, shards_folder: str, student_folder: str, child: Child | None = None, watcher: Watcher | None = None
-) -> dict[str, Any]:
+) -> Trained:
     """Trains the configured student and writes the best epoch's to `student_folder`; returns what train.json holds.
 
     A folder that already holds this very training is left as it is; one that holds a part of it is gone on with.
@@ -99,7 +98,7 @@ def train(
     examples = open_examples(shards, TRAIN, training.shape.sequence, training.shape.separator)
     steps = Order(examples.lengths, config.train).steps
     _announce(training, len(examples), steps)
-    if answers_of(shards.manifest) == "given" and config.train.objective != "hard-label":
+    if shards.manifest.answers == "given" and config.train.objective != "hard-label":
         log.warning("the answers were given: train.objective=hard-label leaves the teacher's own probabilities out")
     start_ray()
     require_room("training", config.train.fewest_workers, config.train.resources)
@@ -125,7 +124,7 @@ def _announce(training: Training, examples: int, steps: int) -> None:
 
 def _identity(training: Training, shards: Shards) -> dict[str, Any]:
     """What makes a training this one and no other."""
-    made_of = {key: shards.manifest[key] for key in ("task_name", "hashes", "teacher", "rows", "steps", "digest")}
+    made_of = shards.manifest.model_dump(mode="json", include={"task_name", "hashes", "teacher", "rows", "steps", "digest"})
     init = training.config.init
     begun_from = {"init": storage.fingerprint(storage.join(init, WEIGHTS))} if init else {}
     return {"student": training.shape.as_dict(), "train": training.config.recipe(), "shards": made_of} | begun_from
@@ -274,7 +273,7 @@ def _cost(config: TrainConfig, seconds: float) -> dict[str, float]:
 
 def _keep_best(
     config: TrainConfig, result: ray.train.Result, folder: str, identity: dict[str, Any], tracking: Tracking
-) -> dict[str, Any]:
+) -> Trained:
     """Copies the best checkpoint's student to the folder; train.json, written last, says it is whole."""
     best = result.get_best_checkpoint(SCORE, "min")
     _delete_strays(storage.join(folder, CHECKPOINTS), {Path(kept.path).name for kept in (best, result.checkpoint)})
@@ -294,4 +293,4 @@ def _keep_best(
     }
     storage.write_json(storage.join(folder, TRAINED), about)
     log.info("student of epoch %s in %s", best_epoch, folder)
-    return about
+    return Trained.model_validate(about)

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.shards.files import METADATA
-from pipeline.shards.manifest import write_manifest
+from pipeline.shards.manifest import About, write_manifest
 from pipeline.shards.payload import CODEC_FILE
 from pipeline.task.compiled import CompiledTask
 from tests.hostile import damage
@@ -186,7 +186,7 @@ def test_a_manifest_is_not_derived_from_a_damaged_shard(shards: Path, case: str)
     manifest = json.loads((shards / MANIFEST).read_text())
     CASES[case][1](shards / SHARD)
     with pytest.raises(UserError, match=r"units have no shard" if case == "missing" else SHARD):
-        write_manifest(str(shards), 2, {name: manifest[name] for name in ("hashes", "files")})
+        write_manifest(str(shards), 2, {name: manifest[name] for name in About.model_fields})
 
 
 def test_any_byte_may_change(whole: dict[str, Path], tmp_path: Path) -> None:

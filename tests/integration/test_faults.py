@@ -16,7 +16,6 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipeline.shards.manifest import open_shards
-from student.data.answers import answers_of
 from tests.integration.conftest import Retort
 from tests.integration.test_chaos import TASK
 from tests.tiny import ROOT, save_teacher
@@ -142,7 +141,7 @@ def test_answers_are_scored_sampled_and_stored_compactly(retort: Retort, place: 
     tokenizer, task = shards.compiled.tokenizer, shards.compiled.task
     texts = [tokenizer.decode(row) for t in shards.tables() for row in np.split(t.answers, np.cumsum(t.lengths)[:-1])]
     assert [task.parse(text) for text in texts] == [("bad", bool(i % 2)) for i in range(30) if i != 7]
-    assert (shards.manifest["kept_steps"], answers_of(shards.manifest)) == (2 * 29, "given")
+    assert (shards.manifest.kept_steps, shards.manifest.answers) == (2 * 29, "given")
     assert "does not fit the task" in (scored / "comments/set_aside.jsonl").read_text()
     assert "holds the logits of choice steps alone" in retort.refuses("train", f"--out={scored}")
 
@@ -157,9 +156,9 @@ def test_answers_are_scored_sampled_and_stored_compactly(retort: Retort, place: 
     retort("extract", *arguments(place, sampled), *SMALL, *several, "--set=teacher.temperature=2")
     shards = open_shards(str(sampled / "shards"))
     keys = [tuple(key) for table in shards.tables() for key in table.keys.tolist()]
-    assert answers_of(shards.manifest) == "teacher"
+    assert shards.manifest.answers == "teacher"
     assert sorted(keys) == [(0, row, sample) for row in range(60) for sample in range(3)]
-    facts = shards.manifest["codec"]
+    facts = shards.manifest.codec
     assert facts["shards"] == {"compact": 2}
     assert facts["kl"]["choice_steps"]["T=1"]["mean"] < 1e-3
     run = MlflowClient(f"sqlite:///{sampled}/mlflow.db").search_runs(["1"])[0]

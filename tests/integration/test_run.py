@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,13 +41,13 @@ def out(arguments: list[str], output: str) -> Path:
 
 def test_every_row_is_accounted_for(out: Path) -> None:
     shards = open_shards(str(out / "shards"))
-    plan = shards.manifest["comments"]
-    assert shards.manifest["rows"] == plan["kept"] == 1200
-    assert plan["read"] == plan["kept"] + plan["malformed"] + sum(plan["dropped"].values())
+    plan: Any = shards.manifest.comments
+    assert shards.manifest.rows == plan.kept == 1200
+    assert plan.read == plan.kept + plan.malformed + sum(plan.dropped.values())
     keys = [tuple(key) for table in shards.tables() for key in table.keys]
     assert len(keys) == len(set(keys)) == 1200
     set_aside = [json.loads(line) for line in (out / "comments/set_aside.jsonl").read_text().splitlines()]
-    assert len(set_aside) == plan["malformed"] > 0
+    assert len(set_aside) == plan.malformed > 0
     assert all(record["file"] and record["line"] and record["reason"] for record in set_aside)
 
 

@@ -125,7 +125,7 @@ def _identity(stage: Stage, config: TuneSettings, shards: Shards | None) -> dict
     return machine | {
         "student": student_shape(shards.compiled.task, config.student).model_dump(mode="json"),
         "train": config.train.recipe() | how,
-        "shards": {name: shards.manifest[name] for name in ("task_name", "rows", "digest")},
+        "shards": shards.manifest.model_dump(mode="json", include={"task_name", "rows", "digest"}),
         "steps": config.scale.steps,
     }
 

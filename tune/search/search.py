@@ -142,7 +142,7 @@ def _identity(config: TuneSettings, shards: Shards, space: Space) -> dict[str, A
         "tune": settings,
         "student": student_shape(shards.compiled.task, config.student).model_dump(mode="json"),
         "train": config.train.recipe() | ({"init": config.train.init} if config.train.init else {}),
-        "shards": {name: shards.manifest[name] for name in ("task_name", "rows", "digest")},
+        "shards": shards.manifest.model_dump(mode="json", include={"task_name", "rows", "digest"}),
     }
 
 

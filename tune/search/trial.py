@@ -109,7 +109,7 @@ class _Job:
         trained = train(self._config, self._search.shards, student, child, watcher)
         figures = self._on_worker(measure, self._search.shards, student, report)
         model = track(figures, student, report)
-        return self._put(epoch_result(trained["epochs"][-1]) | {"state": "finished", "model": model, "done": True})
+        return self._put(epoch_result(trained.epochs[-1]) | {"state": "finished", "model": model, "done": True})
 
     def _epoch_ended(self, row: dict[str, Any]) -> None:
         """The last epoch's measures wait for the evaluation, so that a trial is not stopped before it."""

@@ -141,7 +141,7 @@ def test_committed_units_are_those_with_a_shard(tmp_path: Path) -> None:
 def test_the_manifest_adds_up_the_shards(tmp_path: Path) -> None:
     sizes = [write(tmp_path, unit, lengths) for unit, lengths in enumerate([(3, 1), (2,), (1, 1, 1)])]
     manifest = write_manifest(str(tmp_path), 3, MANIFEST)
-    assert manifest == MANIFEST | {
+    assert manifest.model_dump() == MANIFEST | {
         "format_version": 3,
         "units": 3,
         "rows": 6,
@@ -149,11 +149,11 @@ def test_the_manifest_adds_up_the_shards(tmp_path: Path) -> None:
         "steps": 9,
         "kept_steps": 9,
         "bytes": sum(sizes),
-        "digest": manifest["digest"],
+        "digest": manifest.digest,
         "teacher_seconds": 1.5,
         "codec": {"shards": {"float16": 3}, "kl": {}},
     }
-    assert storage.read_json(str(tmp_path / "manifest.json")) == manifest
+    assert storage.read_json(str(tmp_path / "manifest.json")) == manifest.model_dump()
 
 
 def test_the_manifest_tells_extractions_of_equal_sizes_apart(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_the_manifest_tells_extractions_of_equal_sizes_apart(tmp_path: Path) -> 
         for place, seed in enumerate(units):
             rng = np.random.default_rng(seed)
             write_shard(str(tmp_path / name), place, make_comments(2, rng), make_captured([3, 1], 5, rng), ABOUT)
-        digests.append(write_manifest(str(tmp_path / name), 2, MANIFEST)["digest"])
+        digests.append(write_manifest(str(tmp_path / name), 2, MANIFEST).digest)
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -197,7 +197,7 @@ def test_a_finished_extraction_opens(finished: tuple[Path, CompiledTask]) -> Non
     shards = open_shards(str(folder))
     assert shards.compiled.hashes == compiled.hashes
     assert [table.lengths.tolist() for table in shards.tables()] == [[3, 1], [2]]
-    assert shards.manifest["rows"] == 3
+    assert shards.manifest.rows == 3
 
 
 def test_without_a_manifest_nothing_opens(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_set_aside_rows_are_committed_with_the_shard_and_listed_beside_the_manif
     nothing = make_captured([1], 5, rng).select(np.array([False]))
     write_shard(str(tmp_path), 1, make_comments(1, rng)[:0], nothing, ABOUT, [poison | {"row": 42}])
     manifest = write_manifest(str(tmp_path), 2, MANIFEST)
-    assert (manifest["rows"], manifest["set_aside"]) == (2, 2)
+    assert (manifest.rows, manifest.set_aside) == (2, 2)
     lines = [json.loads(line) for line in (tmp_path / "set_aside.jsonl").read_text().splitlines()]
     assert lines == [{"file": "b.jsonl", "line": n, "id": "é", "reason": "the engine died"} for n in (42, 43)]
     empty = read_shard(shard_path(str(tmp_path), 1))

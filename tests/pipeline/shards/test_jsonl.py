@@ -19,7 +19,7 @@ def test_shards_come_back_as_they_were(tmp_path: Path, compiled: CompiledTask) -
     files = sorted((tmp_path / "jsonl").glob("examples-*.jsonl"))
     assert [len(path.read_text().splitlines()) for path in files] == [128, 128, 44]
     manifest = import_(str(tmp_path / "jsonl"), str(tmp_path / "again"))
-    assert (manifest["rows"], manifest["steps"]) == (300, shards.manifest["steps"])
+    assert (manifest.rows, manifest.steps) == (300, shards.manifest.steps)
     again = list(open_shards(str(tmp_path / "again")).tables())
     (table,) = shards.tables()
     for name in ("keys", "answers", "lengths", "kept", "logprobs", "lse"):

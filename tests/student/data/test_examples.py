@@ -139,7 +139,7 @@ def test_the_first_are_the_first(every_step: Shards) -> None:
 def test_compact_shards_give_what_their_codec_decodes(compiled: CompiledTask, tmp_path: Path) -> None:
     said = make_up(compiled, [f"comment {i}" for i in range(80)], 1, scale=0.01)
     shards = write_extraction(tmp_path, compiled, [said[:40], said[40:]], compact=True)
-    assert shards.manifest["codec"]["shards"] == {"compact": 2}
+    assert shards.manifest.codec.shards == {"compact": 2}
     mine = of_split(said, TRAIN)
     tables = list(shards.tables())
     trained = np.concatenate([np.repeat([split_of(text) == TRAIN for text in t.texts], t.lengths) for t in tables])

@@ -56,9 +56,9 @@ def extraction(compiled: CompiledTask, tmp_path: Path) -> Shards:
 def test_splits_share_nothing_and_cover_everything(shards: Shards) -> None:
     splits = {split: texts_of(columns) for split, columns in unpack(shards).items()}
     assert set(splits) == {TRAIN, VALIDATION, TEST}
-    assert sum(map(len, splits.values())) == shards.manifest["rows"]
+    assert sum(map(len, splits.values())) == shards.manifest.rows
     assert len(set().union(*splits.values())) == sum(len(set(texts)) for texts in splits.values())
-    assert len(splits[TRAIN]) > 0.7 * shards.manifest["rows"]
+    assert len(splits[TRAIN]) > 0.7 * shards.manifest.rows
     for split, texts in splits.items():
         assert {split_of(text) for text in texts} == {split}
 
@@ -124,7 +124,7 @@ def test_columns_hold_what_the_shards_do(
 def test_values_stay_packed_where_every_shard_is_compact(compiled: CompiledTask, tmp_path: Path) -> None:
     said = [make_up(compiled, [f"{unit} {i}" for i in range(40)], unit, scale=0.01) for unit in range(2)]
     shards = write_extraction(tmp_path, compiled, said, compact=True)
-    assert shards.manifest["codec"]["shards"] == {"compact": 2}
+    assert shards.manifest.codec.shards == {"compact": 2}
     tables = list(shards.tables())
     codes = np.concatenate([table.stored.values for table in tables])
     owners = np.concatenate([np.repeat(table.texts, table.lengths) for table in tables])

@@ -20,7 +20,8 @@ from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.compiled import CompiledTask
 from student.config import TrainConfig
 from student.evaluate.evaluate import measure
-from student.evaluate.report import learning_rate, render
+from student.evaluate.report import render
+from student.model.checkpoint import Trained, TrainedSizes
 from tests.names import drawn, left_open
 from tests.student.conftest import DEBUG, made_up_shards
 from tests.student.decode.test_decode import recompiled
@@ -36,7 +37,7 @@ FIELDS = {
 def relabelled(shards: Shards, folder: Path, **changes: Any) -> Shards:
     """The same shards with another manifest."""
     shutil.copytree(shards.folder, folder)
-    storage.write_json(str(folder / "manifest.json"), shards.manifest | changes)
+    storage.write_json(str(folder / "manifest.json"), shards.manifest.model_dump(mode="json") | changes)
     return open_shards(str(folder))
 
 
@@ -156,10 +157,10 @@ def test_the_page_with_every_setting_left_open(taught: tuple[str, str, dict[str,
 
 
 def test_the_learning_rate_that_a_training_took() -> None:
-    training: dict[str, Any] = {"train": {"learning_rate": None}, "student": {"width": 50}}
-    assert learning_rate(training) == 0.005
-    assert learning_rate(training | {"init": "the content of a student"}) == 0.002
-    assert learning_rate(training | {"train": {"learning_rate": 0.01}}) == 0.01
+    training = Trained.model_construct(train=TrainConfig(), student=TrainedSizes(layers=2, width=50, heads=1, mlp=64))
+    assert training.learning_rate == 0.005
+    assert training.model_copy(update={"init": "the content of a student"}).learning_rate == 0.002
+    assert training.model_copy(update={"train": TrainConfig(learning_rate=0.01)}).learning_rate == 0.01
 
 
 def test_a_field_keeps_its_name_in_mlflow() -> None:

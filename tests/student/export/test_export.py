@@ -5,7 +5,6 @@ import json
 import os
 import re
 from contextlib import redirect_stdout
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ from click.testing import CliRunner
 from pipeline.base import storage
 from pipeline.base.errors import UserError
 from pipeline.cli.main import main
-from pipeline.shards.manifest import Shards
+from pipeline.shards.manifest import Manifest, Shards, TeacherFacts
 from student.config import TrainConfig
 from student.evaluate.fidelity import THRESHOLDS
 from student.export.answer import load
 from student.export.card import render_card, teacher_name
 from student.export.export import export
 from student.export.folder import ExportedStudent
+from student.model.checkpoint import Trained
 from tests.names import NAMES, left_open
 from tests.student.export.conftest import source_of
 from tests.tiny import tiny_task
@@ -37,6 +37,7 @@ TRAINING = {
     "mlflow": {"uri": "sqlite:///mlflow.db", "run": "1"},
     "shards": {"teacher": {"model": "made up"}},
 }
+TRAINED = Trained.model_validate(TRAINING)
 FLOOR = {"valid": 1.0, "whole": 0.321, "fields": {"mood": 0.432, "loud": 0.543}}
 FIDELITY = {
     "examples": {"test": 77},
@@ -72,8 +73,12 @@ def figures(run: Path) -> dict[str, Any]:
 
 
 def card_of(run: Path, shards: Shards, figures: dict[str, Any], **changes: Any) -> str:
-    given = {"task": shards.compiled.task, "manifest": shards.manifest, "training": TRAINING, "fidelity": FIDELITY} | changes
+    given = {"task": shards.compiled.task, "manifest": shards.manifest, "training": TRAINED, "fidelity": FIDELITY} | changes
     return render_card(given["task"], given["manifest"], given["training"], given["fidelity"], figures)
+
+
+def taught_by(model: str, shards: Shards) -> Manifest:
+    return shards.manifest.model_copy(update={"teacher": TeacherFacts(model=model, parameters=None)})
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -131,22 +136,21 @@ def test_the_card_with_a_report(run: Path, shards: Shards, figures: dict[str, An
 
 
 def test_the_card_names_no_folder_of_this_machine(run: Path, shards: Shards, figures: dict[str, Any]) -> None:
-    manifest = deepcopy(shards.manifest) | {"files": ["/home/me/private/a.jsonl.gz", "s3://secret/b.parquet"]}
-    manifest["teacher"]["model"] = "/home/me/private/teacher/"
+    files = ["/home/me/private/a.jsonl.gz", "s3://secret/b.parquet"]
+    manifest = taught_by("/home/me/private/teacher/", shards).model_copy(update={"files": files})
     card = card_of(run, shards, figures, manifest=manifest)
     assert "private" not in card
     assert "secret" not in card
     assert "a.jsonl.gz, b.parquet" in card
     assert "a language model, teacher," in card
     assert "base_model" not in front_matter(card)
-    manifest["teacher"]["model"] = "google/gemma-3-4b-it"
+    manifest = taught_by("google/gemma-3-4b-it", shards)
     assert front_matter(card_of(run, shards, figures, manifest=manifest))["base_model"] == "google/gemma-3-4b-it"
     assert teacher_name("s3://bucket/models/mine") == "mine"
 
 
 def test_the_card_of_a_student_of_labels(run: Path, shards: Shards, figures: dict[str, Any]) -> None:
-    manifest = deepcopy(shards.manifest)
-    manifest["teacher"]["model"] = "google/gemma-3-4b-it"
+    manifest = taught_by("google/gemma-3-4b-it", shards)
     speed = FIDELITY["speed"] | {"teacher_answers_per_second": None}
     about = {"manifest": manifest, "fidelity": FIDELITY | {"speed": speed}}
     own = card_of(run, shards, figures, **about)
@@ -166,8 +170,8 @@ def test_the_card_of_a_student_of_labels(run: Path, shards: Shards, figures: dic
 
 
 def test_the_card_with_every_setting_left_open(run: Path, shards: Shards, figures: dict[str, Any]) -> None:
-    training = TRAINING | {"train": TrainConfig.model_validate(left_open(TrainConfig)).recipe()}
-    manifest = shards.manifest | {"teacher": {"model": "some/model", "revision": None, "parameters": None}}
+    training = TRAINED.model_copy(update={"train": TrainConfig.model_validate(left_open(TrainConfig))})
+    manifest = taught_by("some/model", shards)
     for fidelity in (FIDELITY, None):
         assert "0.00781" in card_of(run, shards, figures, training=training, manifest=manifest, fidelity=fidelity)
 
@@ -201,10 +205,10 @@ def test_the_report_of_another_student_is_left_out(run: Path, caplog: pytest.Log
     from student.export.export import _report
 
     folder = str(run / "another")
-    assert _report(folder, TRAINING) is None
+    assert _report(folder, TRAINED) is None
     storage.write_json(f"{folder}/fidelity.json", FIDELITY)
-    assert _report(folder, TRAINING) == json.loads(json.dumps(FIDELITY))
-    assert _report(folder, TRAINING | {"best_epoch": 1}) is None
+    assert _report(folder, TRAINED) == json.loads(json.dumps(FIDELITY))
+    assert _report(folder, TRAINED.model_copy(update={"best_epoch": 1})) is None
     assert "another student" in caplog.text
 
 
