@@ -57,12 +57,12 @@ class Question:
         return self.compiled.task.parse(self.compiled.tokenizer.decode(tokens))
 
 
-def ours(question: Question, shares: bool = False) -> Run:
+def ours(question: Question, value_probabilities: bool = False) -> Run:
     """The student as `retort predict` runs it."""
     from student.decode.answerer import Answerer
 
     answerer = Answerer.load(question.student)
-    return lambda texts: [tuple(found.values.values()) for found in answerer.answer(question.rows(texts), shares)]
+    return lambda texts: [tuple(found.values.values()) for found in answerer.answer(question.rows(texts), value_probabilities)]
 
 
 def onnx(question: Question, file: str) -> Run:
@@ -248,7 +248,7 @@ class Contender:
 
 CONTENDERS = {
     "ours": Contender("student, ours", ours),
-    "shares": Contender("student, ours, with shares", lambda q: ours(q, shares=True)),
+    "probabilities": Contender("student, ours, with probabilities", lambda q: ours(q, value_probabilities=True)),
     "onnx": Contender("student, ONNX Runtime", lambda q: onnx(q, "student.onnx")),
     "onnx-int8": Contender("student, ONNX Runtime, int8", lambda q: onnx(q, "student.int8.onnx")),
     "same-size": Contender("transformers generate, student's size", same_size, rows=1024, singles=100),

@@ -24,8 +24,7 @@ class PlanConfig(Strict):
     scale: str | None = Field(None, description="scale.json of `retort scale`: its measurements come before all else")
     seconds_per_answer: float | None = Field(None, gt=0, description="of one teacher worker: 1 / its answers a second")
     seconds_per_example: float | None = Field(None, gt=0, description="of one training worker: 1 / its examples a second")
-    prefill_mfu: float = Field(0.4, gt=0, le=1, description="share of the peak FLOP/s that reading prompts reaches")
-    train_mfu: float = Field(0.4, gt=0, le=1, description="share of the peak FLOP/s that training with one worker reaches")
+    mfu: float = Field(0.4, gt=0, le=1, description="share of the peak FLOP/s that the teacher and a training worker reach")
 
     prices: str | None = Field(None, description="YAML file of machines and prices; null takes cluster/plan/prices.yaml")
     teacher_machine: str | None = Field(

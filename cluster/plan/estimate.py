@@ -131,8 +131,8 @@ def make_plan(config: ClusterSettings) -> Estimate:
 def _assumptions(config: ClusterSettings) -> Iterator[str]:
     plan = config.plan
     yield (
-        f"Published peaks count as reached to {100 * plan.prefill_mfu:g} % of FLOP/s in the teacher, "
-        f"{100 * plan.train_mfu:g} % in training, and {100 * BANDWIDTH_SHARE:g} % of the memory bandwidth; "
+        f"Published peaks count as reached to {100 * plan.mfu:g} % of FLOP/s and "
+        f"{100 * BANDWIDTH_SHARE:g} % of the memory bandwidth; "
         f"{config.teacher.max_num_seqs} answers share a reading of the weights of {plan.teacher_params:.3g} parameters; "
         f"a stage takes {START_SECONDS:g} s to start."
     )

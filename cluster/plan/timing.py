@@ -165,7 +165,7 @@ def answer_seconds(config: ClusterSettings, work: Workload, machine: Machine) ->
             f"{machine.memory_gib:g}: choose another plan.teacher_machine"
         )
     peak = machine.flops_per_second
-    reading = prefill_seconds(plan.teacher_params, work.lengths.prompt, peak, plan.prefill_mfu)
+    reading = prefill_seconds(plan.teacher_params, work.lengths.prompt, peak, plan.mfu)
     return reading + decode_seconds(
         plan.teacher_params,
         work.lengths.answer,
@@ -173,7 +173,7 @@ def answer_seconds(config: ClusterSettings, work: Workload, machine: Machine) ->
         config.teacher.max_num_seqs,
         weight_bytes,
         peak,
-        plan.prefill_mfu,
+        plan.mfu,
         machine.bytes_per_second * BANDWIDTH_SHARE,
     )
 
@@ -192,7 +192,7 @@ def _assumed_training(config: ClusterSettings, work: Workload, machine: Machine)
     plan, fixed = config.plan, 0.0
     example = plan.seconds_per_example
     if example is None:
-        example = example_seconds(work.body, work.sequence, machine.flops_per_second, plan.train_mfu)
+        example = example_seconds(work.body, work.sequence, machine.flops_per_second, plan.mfu)
         update = update_seconds(work.params, machine.bytes_per_second * BANDWIDTH_SHARE)
         fixed = min(update, example * work.batch / 2)
     return TrainModel(

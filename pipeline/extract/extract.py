@@ -142,7 +142,7 @@ def check_same_teacher(extraction: Extraction) -> None:
     Raises:
         UserError: naming what differs.
     """
-    path = storage.join(extraction.shards, "calibration.json")
+    path = storage.join(extraction.shards, "format_mass.json")
     if storage.exists(path):
         require_same(storage.read_json(path)["teacher"], extraction.identity, extraction.shards, "this extraction")
 

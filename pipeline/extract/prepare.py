@@ -59,7 +59,7 @@ def prepare(
     log.info("watching %s tokens, %s of them required", watched.size, watched.required)
     compiled = CompiledTask(task, tokenizer, automaton, watched)
     content = {"teacher": extraction.identity} | calibration.report(states, len(sample))
-    storage.write_json(storage.join(extraction.shards, "calibration.json"), content)
+    storage.write_json(storage.join(extraction.shards, "format_mass.json"), content)
     if config.codec == "compact":
         fit_codec(extraction, compiled, plan).save(storage.join(extraction.shards, CODEC_FILE))
     compiled.save(extraction.shards)

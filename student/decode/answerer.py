@@ -24,20 +24,22 @@ class Answer:
     Attributes:
         values: by field.
         confidence: product of the probabilities of the choices made, to six digits.
-        shares: by field, how likely each allowed value is to the student, in the task's order and to four digits, given
-            the fields before it as answered; None where they were not asked for.
+        value_probabilities: by field, of each allowed value in the task's order, to four digits, given the fields before it as
+            answered; None where they were not asked for.
     """
 
     values: dict[str, Scalar]
     confidence: float
-    shares: dict[str, list[float]] | None = None
+    value_probabilities: dict[str, list[float]] | None = None
 
     def probabilities(self, fields: dict[str, list[Scalar]]) -> dict[str, list[dict[str, Scalar]]] | None:
-        """The shares beside their values: a list for each field, as JSON's keys could not tell true from "true"."""
-        if self.shares is None:
+        """The probabilities beside their values: a list for each field, as JSON's keys could not tell true from "true"."""
+        if self.value_probabilities is None:
             return None
         return {
-            name: [{"value": value, "share": share} for value, share in zip(values, self.shares[name], strict=True)]
+            name: [
+                {"value": value, "share": share} for value, share in zip(values, self.value_probabilities[name], strict=True)
+            ]
             for name, values in fields.items()
         }
 
@@ -68,22 +70,24 @@ class Answerer:
         model, compiled = load_student(folder, "cuda" if torch.cuda.is_available() else "cpu")
         return Answerer(model.halved() if weights == "bf16" else model, compiled, load_temperatures(folder, compiled.task))
 
-    def answer(self, rows: list[Comment], shares: bool = False) -> list[Answer]:
+    def answer(self, rows: list[Comment], value_probabilities: bool = False) -> list[Answer]:
         """The answers to rows that `filter_rows` kept, in their order."""
         answers: dict[int, Answer] = {}
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))  # alike in length, they need little padding
         for start in range(0, len(rows), BATCH):
             part = order[start : start + BATCH]
-            answers |= zip(part, self._answer([rows[i] for i in part], shares), strict=True)
+            answers |= zip(part, self._answer([rows[i] for i in part], value_probabilities), strict=True)
         return [answers[i] for i in range(len(rows))]
 
-    def _answer(self, rows: list[Comment], shares: bool) -> list[Answer]:
-        decoded = self._decoder.constrained([np.array(row.tokens + self._separator, np.int32) for row in rows], shares)
+    def _answer(self, rows: list[Comment], value_probabilities: bool) -> list[Answer]:
+        decoded = self._decoder.constrained(
+            [np.array(row.tokens + self._separator, np.int32) for row in rows], value_probabilities
+        )
         values = [dict(zip(self.compiled.task.fields, self._read(tokens), strict=True)) for tokens in decoded.tokens]
         confidence = decoded.confidence.round(6).tolist()
-        if decoded.shares is None:
+        if decoded.value_probabilities is None:
             return [Answer(*both) for both in zip(values, confidence, strict=True)]
-        by_field = {name: share.round(4).tolist() for name, share in decoded.shares.items()}
+        by_field = {name: share.round(4).tolist() for name, share in decoded.value_probabilities.items()}
         each = [{name: share[i] for name, share in by_field.items()} for i in range(len(rows))]
         return [Answer(*parts) for parts in zip(values, confidence, each, strict=True)]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.task.compiled import CompiledTask
 from student.decode.choices import LEFT, NONE, Choices, Chunks, padded
 from student.decode.fields import Fields
-from student.decode.value_probabilities import Sharer, Shares
+from student.decode.value_probabilities import ValueProbabilities, ValueProbabilityWalk
 from student.model.cache import KeyValueCache
 from student.model.model import Student
 
@@ -34,13 +34,13 @@ class Decoded:
         tokens: each answer's ids, end token last where it was reached; equal answers may be one and the same list.
         confidence: float64 [N], product of the probabilities of the choices made, over what was allowed.
         calls: how often the model was run.
-        shares: of the values of each field, where they were asked for.
+        value_probabilities: of the values of each field, where they were asked for.
     """
 
     tokens: list[list[int]]
     confidence: NDArray[np.float64]
     calls: int
-    shares: Shares | None = None
+    value_probabilities: ValueProbabilities | None = None
 
 
 class Decoder:
@@ -48,7 +48,7 @@ class Decoder:
 
     Args:
         model: in evaluation mode.
-        temperatures: what the logits of each field's choices are divided by, for shares and confidence; 1 by default.
+        temperatures: what the logits of each field's choices are divided by, for probabilities and confidence; 1 by default.
     """
 
     def __init__(self, model: Student, compiled: CompiledTask, temperatures: dict[str, float] | None = None) -> None:
@@ -63,13 +63,13 @@ class Decoder:
         self._allowed_SR = torch.as_tensor(compiled.automaton.allowed, device=self._device)
         self._temperature_S = torch.as_tensor(self._fields.temperatures(temperatures), device=self._device)
 
-    def constrained(self, prefixes: Prefixes, shares: bool = False) -> Decoded:
+    def constrained(self, prefixes: Prefixes, value_probabilities: bool = False) -> Decoded:
         """The likeliest allowed token at every choice.
 
         Args:
-            shares: whether to tell the share of every value of every field too.
+            value_probabilities: whether to tell the share of every value of every field too.
         """
-        return self._walk(prefixes, masked=True, shares=shares)
+        return self._walk(prefixes, masked=True, value_probabilities=value_probabilities)
 
     def free(self, prefixes: Prefixes) -> Decoded:
         """The likeliest watched token wherever the student is asked, allowed or not: what it has learned of the format.
@@ -80,18 +80,18 @@ class Decoder:
         return self._walk(prefixes, masked=False) if self._choices_only else self._every_step(prefixes)
 
     @torch.inference_mode()
-    def _walk(self, prefixes: Prefixes, masked: bool, shares: bool = False) -> Decoded:
+    def _walk(self, prefixes: Prefixes, masked: bool, value_probabilities: bool = False) -> Decoded:
         """Follows the automaton; an answer that leaves it, where nothing is masked, breaks off."""
         choices, calls = self._choices, 0
         trails = np.full((len(prefixes), choices.most), NONE, np.int32)
         confidence, rows = np.ones(len(prefixes)), np.arange(len(prefixes))
         states = np.full(len(prefixes), choices.first)
-        sharer = Sharer(self._task, self._fields, len(prefixes), self._ask) if shares else None
+        walk = ValueProbabilityWalk(self._task, self._fields, len(prefixes), self._ask) if value_probabilities else None
         cache, chunks = self._cache(prefixes), padded([np.concatenate([prefix, choices.opening]) for prefix in prefixes])
         for step in range(choices.most):
             probability_BW = self._probability(self._read(chunks, cache), states if masked else None)
-            if sharer:
-                sharer.note(rows, states, probability_BW.double().cpu().numpy(), cache)
+            if walk:
+                walk.note(rows, states, probability_BW.double().cpu().numpy(), cache)
             chosen, columns = (found.cpu().numpy() for found in probability_BW.max(-1))
             trails[rows, step] = columns
             confidence[rows] *= chosen
@@ -105,8 +105,10 @@ class Decoder:
                 rows, states, columns, targets = rows[going], states[going], columns[going], targets[going]
                 cache = cache.select(going)
             chunks = choices.chunks(columns, targets)
-        calls += sharer.calls if sharer else 0
-        return Decoded([choices.spell(trail) for trail in trails], confidence, calls, sharer.shares if sharer else None)
+        calls += walk.calls if walk else 0
+        return Decoded(
+            [choices.spell(trail) for trail in trails], confidence, calls, walk.value_probabilities if walk else None
+        )
 
     def _probability(self, logits_BC: torch.Tensor, states: NDArray[np.int64] | None) -> torch.Tensor:
         """Of every watched token; with states, of the required ones that they allow: float32 [B, W or R]."""

@@ -18,18 +18,20 @@ from student.model.cache import KeyValueCache
 
 SEEN = 0.5e-4  # a share of less is 0 to four digits
 
-Shares = dict[str, NDArray[np.float64]]  # by field: [N, values], in the task's order
+ValueProbabilities = dict[str, NDArray[np.float64]]  # by field: [N, values], in the task's order
 Ask = Callable[[Chunks, KeyValueCache, NDArray[np.int64]], NDArray[np.float64]]  # probabilities [B, W] at states [B]
 
 
-class Sharer:
-    """Gathers the shares of N comments as they are decoded."""
+class ValueProbabilityWalk:
+    """Gathers the value probabilities of N comments as they are decoded."""
 
     def __init__(self, task: Task, fields: Fields, rows: int, ask: Ask) -> None:
         self._fields, self._ask = fields, ask
         self.calls = 0
-        self.shares: Shares = {name: np.zeros((rows, len(values))) for name, values in task.fields.items()}
-        for values in self.shares.values():
+        self.value_probabilities: ValueProbabilities = {
+            name: np.zeros((rows, len(values))) for name, values in task.fields.items()
+        }
+        for values in self.value_probabilities.values():
             if values.shape[1] == 1:
                 values[:] = 1.0
         self._field_N = np.full(rows, -1)
@@ -37,7 +39,7 @@ class Sharer:
     def note(
         self, rows: NDArray[np.int64], states: NDArray[np.int64], probability_BW: NDArray[np.float64], cache: KeyValueCache
     ) -> None:
-        """Takes the shares of the fields that begin here.
+        """Takes the value probabilities of the fields that begin here.
 
         Args:
             rows: [B], which comments.
@@ -49,7 +51,7 @@ class Sharer:
         self._field_N[rows] = fields
         for state in np.unique(states[begins]):
             tree, here = self._fields.tree(int(state)), np.flatnonzero(begins & (states == state))
-            self.shares[tree.field][rows[here]] = self._measure(tree, here, probability_BW, cache)
+            self.value_probabilities[tree.field][rows[here]] = self._measure(tree, here, probability_BW, cache)
 
     def _measure(
         self, tree: Tree, here: NDArray[np.int64], probability_BW: NDArray[np.float64], cache: KeyValueCache
@@ -65,7 +67,7 @@ class Sharer:
             states = np.array([tree.nodes[k].state for k in number])
             nodes_KBW[number, which] = self._ask(chunks, cache.select(here[which]), states)
             self.calls += 1
-        shares = np.zeros((len(here), self.shares[tree.field].shape[1]))
+        value_probabilities = np.zeros((len(here), self.value_probabilities[tree.field].shape[1]))
         for value, path in tree.leaves:
-            shares[:, value] += np.prod([nodes_KBW[node, :, column] for node, column in path], 0)
-        return shares
+            value_probabilities[:, value] += np.prod([nodes_KBW[node, :, column] for node, column in path], 0)
+        return value_probabilities

@@ -67,4 +67,4 @@ def _record(source: CommentSource, row: dict[str, Any], sourced: Sourced, task: 
     place = {"file": source.files[row["file"]][0], "line": row["row"] + 1, "id": row["id"], source.text: row["text"]}
     answer = sourced.answer
     record = place | {"answer": sourced.values, "confidence": answer.confidence, "source": sourced.source}
-    return record | ({"probabilities": answer.probabilities(task.fields)} if answer.shares else {})
+    return record | ({"probabilities": answer.probabilities(task.fields)} if answer.value_probabilities else {})

@@ -182,7 +182,7 @@ class Predictor:
     def unit(self, unit: int) -> int:
         """Answers one unit and writes its file; returns its comments. Again, it writes the same."""
         comments = read_unit(storage.join(self._job.folder, PLAN), unit)
-        answers = self._answerer.answer(_rows(comments), shares=self._job.config.probabilities)
+        answers = self._answerer.answer(_rows(comments), value_probabilities=self._job.config.probabilities)
         sourced = self._fall_back(answers, comments["text"].to_pylist())
         part = encode_part(self._job.config.format, self._job.source, comments, sourced, self._answerer.compiled.task)
         storage.write_bytes(self._job.part(unit), part)

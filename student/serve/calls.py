@@ -14,7 +14,7 @@ from student.serve.service import Result, Service
 
 
 async def results(
-    request: Request, service: Service, texts: list[Any], shares: bool = False, ask: bool = False
+    request: Request, service: Service, texts: list[Any], value_probabilities: bool = False, ask: bool = False
 ) -> list[Result]:
     """See `Service.classify`. What still waits is forgotten when the client hangs up.
 
@@ -26,7 +26,7 @@ async def results(
         raise Refused(413, f"{len(texts):,} texts at once: send at most {config.max_texts:,} (serve.max_texts)", "too_many")
     if ask and service.teacher is None:
         raise Refused(400, "there is no teacher here: start the service with --teacher MODEL", "no_teacher")
-    working = asyncio.create_task(service.classify(texts, shares, ask))
+    working = asyncio.create_task(service.classify(texts, value_probabilities, ask))
     leaving = asyncio.create_task(_hung_up(request.receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)

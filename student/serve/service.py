@@ -75,7 +75,7 @@ class Service:
         self.metrics.watch_queue(lambda: self._student.waiting)
         self._teacher = Batcher(teacher.answer, BATCH, QUEUE, _unobserved) if teacher else None
 
-    async def classify(self, texts: list[Any], shares: bool = False, ask: bool = False) -> list[Result]:
+    async def classify(self, texts: list[Any], value_probabilities: bool = False, ask: bool = False) -> list[Result]:
         """The results of texts, in order.
 
         Args:
@@ -88,7 +88,7 @@ class Service:
         deadline = time.monotonic() + self.config.timeout_seconds
         async with asyncio.timeout(self.config.timeout_seconds):
             rows = await asyncio.to_thread(self._read, texts)
-            answers = iter(await self._student.answer([(row, shares) for row in rows if row.status == KEPT]))
+            answers = iter(await self._student.answer([(row, value_probabilities) for row in rows if row.status == KEPT]))
         results = [self._result(row, next(answers)) if row.status == KEPT else Result(row) for row in rows]
         for result in results:
             self.metrics.comments.labels("answered" if result.answer else result.row.status).inc()
@@ -105,7 +105,9 @@ class Service:
         return filter_rows(rows, self.task.comments, self.compiled.tokenizer)
 
     def _decode(self, items: list[tuple[Comment, bool]]) -> list[Answer]:
-        return self._answerer.answer([row for row, _ in items], shares=any(shares for _, shares in items))
+        return self._answerer.answer(
+            [row for row, _ in items], value_probabilities=any(value_probabilities for _, value_probabilities in items)
+        )
 
     def _result(self, row: Comment, answer: Answer) -> Result:
         threshold = self.fallback

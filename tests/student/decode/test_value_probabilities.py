@@ -1,4 +1,4 @@
-"""Fields, their trees and the shares of their values, against a plain walk through every answer."""
+"""Fields, their trees and the value_probabilities of their values, against a plain walk through every answer."""
 
 from __future__ import annotations
 
@@ -104,16 +104,16 @@ def test_shares_are_the_conditional_probabilities_of_all_values(
     branchy: CompiledTask, sequence: str, seed: int, scale: float
 ) -> None:
     model, given = make_student(branchy, seed, scale, sequence=sequence), prefixes(branchy, 3)
-    plain, decoded = (Decoder(model, branchy).constrained(given, shares=asked) for asked in (False, True))
+    plain, decoded = (Decoder(model, branchy).constrained(given, value_probabilities=asked) for asked in (False, True))
     assert decoded.tokens == plain.tokens
     assert decoded.confidence == pytest.approx(plain.confidence)
-    assert decoded.shares is not None
+    assert decoded.value_probabilities is not None
     for row, (prefix, tokens) in enumerate(zip(given, decoded.tokens, strict=True)):
         chosen = tuple(map(repr, branchy.task.parse(branchy.tokenizer.decode(tokens)) or ()))
         reference = shares_reference(model, branchy, prefix, chosen)
         product = 1.0
         for (name, values), expected, value in zip(branchy.task.fields.items(), reference, chosen, strict=True):
-            found = dict(zip(map(repr, values), decoded.shares[name][row], strict=True))
+            found = dict(zip(map(repr, values), decoded.value_probabilities[name][row], strict=True))
             assert found == pytest.approx(expected, abs=2e-4)
             product *= found[value]
         assert product == pytest.approx(decoded.confidence[row], rel=1e-3)
@@ -121,17 +121,20 @@ def test_shares_are_the_conditional_probabilities_of_all_values(
 
 def test_a_temperature_flattens_its_field_alone_and_changes_no_answer(branchy: CompiledTask) -> None:
     model, given = make_student(branchy, 5, 6.0, sequence="choices"), prefixes(branchy, 5)
-    plain = Decoder(model, branchy).constrained(given, shares=True)
-    flat = Decoder(model, branchy, {"count": 50.0}).constrained(given, shares=True)
+    plain = Decoder(model, branchy).constrained(given, value_probabilities=True)
+    flat = Decoder(model, branchy, {"count": 50.0}).constrained(given, value_probabilities=True)
     assert flat.tokens == plain.tokens
-    assert plain.shares is not None
-    assert flat.shares is not None
-    np.testing.assert_allclose(flat.shares["kind"], plain.shares["kind"])
-    assert flat.shares["count"].max() < plain.shares["count"].max()
+    assert plain.value_probabilities is not None
+    assert flat.value_probabilities is not None
+    np.testing.assert_allclose(flat.value_probabilities["kind"], plain.value_probabilities["kind"])
+    assert flat.value_probabilities["count"].max() < plain.value_probabilities["count"].max()
     assert (flat.confidence < plain.confidence).all()
 
 
 def test_shares_cost_few_calls_more(branchy: CompiledTask) -> None:
     model, given = make_student(branchy, 1, sequence="choices"), prefixes(branchy, 6)
-    plain, asked = (Decoder(model, branchy).constrained(given, shares=shares).calls for shares in (False, True))
+    plain, asked = (
+        Decoder(model, branchy).constrained(given, value_probabilities=value_probabilities).calls
+        for value_probabilities in (False, True)
+    )
     assert plain < asked <= plain + len(BRANCHY) * 2

@@ -123,9 +123,9 @@ def test_parquet_holds_the_same(compiled: CompiledTask, student: str, tmp_path: 
     rows = [row for path in sorted((tmp_path / "out/answers").iterdir()) for row in pq.read_table(path).to_pylist()]
     assert [row["line"] for row in rows] == KEPT[:10]
     for row in rows:
-        answer, shares = json.loads(row["answer"]), json.loads(row["probabilities"])
-        assert list(shares) == list(compiled.task.fields) == list(answer)
-        for name, ranked in shares.items():
+        answer, value_probabilities = json.loads(row["answer"]), json.loads(row["probabilities"])
+        assert list(value_probabilities) == list(compiled.task.fields) == list(answer)
+        for name, ranked in value_probabilities.items():
             assert sum(pair["share"] for pair in ranked) == pytest.approx(1, abs=1e-3)
             assert [repr(pair["value"]) for pair in ranked] == list(map(repr, compiled.task.fields[name]))
         assert row["confidence"] > 0

@@ -32,17 +32,17 @@ class FakeAnswerer:
         self.gate.set()
         self.batches: list[list[str]] = []
 
-    def answer(self, rows: list[Comment], shares: bool = False) -> list[Answer]:
+    def answer(self, rows: list[Comment], value_probabilities: bool = False) -> list[Answer]:
         self.batches.append([row.text for row in rows])
         self.gate.wait(20)
         if any(row.text == "poison" for row in rows):
             raise RuntimeError("the model broke")
-        return [self._answer(row.text, shares) for row in rows]
+        return [self._answer(row.text, value_probabilities) for row in rows]
 
-    def _answer(self, text: str, shares: bool) -> Answer:
+    def _answer(self, text: str, value_probabilities: bool) -> Answer:
         bad = text.startswith("bad")
         each = {"mood": [0.0, 1.0, 0.0] if bad else [1.0, 0.0, 0.0], "loud": [1.0, 0.0]}
-        return Answer({"mood": "bad" if bad else "good", "loud": True}, self._confidence, each if shares else None)
+        return Answer({"mood": "bad" if bad else "good", "loud": True}, self._confidence, each if value_probabilities else None)
 
 
 @pytest.fixture

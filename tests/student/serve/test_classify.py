@@ -15,17 +15,19 @@ def test_answers_are_those_of_the_student(client: httpx.Client, answerer: Answer
     texts = [f"comment {'very ' * (i % 5)}{i}" for i in range(20)]
     compiled = answerer.compiled
     rows = filter_rows([text_row(i, text) for i, text in enumerate(texts)], compiled.task.comments, compiled.tokenizer)
-    expected = answerer.answer(rows, shares=True)
+    expected = answerer.answer(rows, value_probabilities=True)
     results = client.post("/classify", json={"texts": texts}).json()["results"]
     assert [result["answer"] for result in results] == [answer.values for answer in expected]
     assert len({str(answer.values) for answer in expected}) > 1
     for result, answer in zip(results, expected, strict=True):
         assert result["confidence"] == pytest.approx(answer.confidence, abs=1e-5)
         assert (result["source"], result["reason"]) == ("student", None)
-        assert answer.shares is not None
+        assert answer.value_probabilities is not None
         for name, values in compiled.task.fields.items():
             assert [entry["value"] for entry in result["probabilities"][name]] == values
-            assert [entry["share"] for entry in result["probabilities"][name]] == pytest.approx(answer.shares[name], abs=2e-4)
+            assert [entry["share"] for entry in result["probabilities"][name]] == pytest.approx(
+                answer.value_probabilities[name], abs=2e-4
+            )
 
 
 def test_one_text_is_a_list_of_one(client: httpx.Client):

@@ -81,7 +81,7 @@ def test_the_students_answer_stands_when_the_teacher(serve: Serve, compiled: Com
     if trouble == "is not there yet":
         teacher.state = "starting"
     student = FakeAnswerer(compiled, confidence=0.1)
-    student.answer = lambda rows, shares=False: [student._answer(row.text, shares) for row in rows]  # type: ignore[method-assign]
+    student.answer = lambda rows, value_probabilities=False: [student._answer(row.text, value_probabilities) for row in rows]  # type: ignore[method-assign]
     with serve(student, teacher, fallback=0.6, timeout_seconds=0.5) as client:
         (result,) = client.post("/classify", json={"text": text}).json()["results"]
         assert (result["source"], result["answer"]["mood"]) == ("student", "good")
