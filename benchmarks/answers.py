@@ -13,18 +13,14 @@ import numpy as np
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.pipeline import make_pipeline, make_union
-from sklearn.svm import LinearSVC
 
 from benchmarks.objectives import best_student, fidelity
 from pipeline.shards.manifest import Shards, open_shards
-from pipeline.task.task import Values
 from student.config import StudentConfig, TrainConfig
 from student.data.answers import teacher_answers
 from student.data.examples import open_examples
-from student.data.unpack import TEST, TRAIN
-from student.evaluate.floors import tfidf_regression
+from student.data.unpack import TEST, TRAIN, VALIDATION
+from student.evaluate.floors import Labelled, linear_svm
 from student.train.loop import Loop, Training
 
 
@@ -33,16 +29,6 @@ def student(shards: Shards, shape: StudentConfig, share: float, settings: dict[s
     config = TrainConfig.model_validate(settings | {"growth": [share]})
     training = Training.of(shape, config, shards)
     return float(fidelity(best_student(training, Loop(training, shards)), shards.folder)["whole"])
-
-
-def linear_svm(texts: list[str], known: list[Values], test: list[str]) -> list[Values]:
-    """A linear SVM over whole answers, on words and characters."""
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
-    answers = list(dict.fromkeys(known))
-    model = make_pipeline(make_union(words, characters), LinearSVC())
-    model.fit(texts, [answers.index(answer) for answer in known])
-    return [answers[i] for i in model.predict(test)]
 
 
 @click.command()
@@ -62,14 +48,12 @@ def main(folder: str, answers: tuple[int, ...], layers: int, width: int, steps: 
     settings = {"epochs": max(1, round(steps / (len(train) // batch))), "batch_size": batch, "objective": objective}
     order = np.random.default_rng([0]).permutation(len(train))  # as a training of seed 0 draws its share
     unseen = [test.text(i) for i in range(len(test))]
-    table = Table("answers to learn from", "student", "linear SVM", "TF-IDF + logistic regression", box=MARKDOWN)
+    held = Labelled.of(open_examples(shards, VALIDATION, "choices"))
+    table = Table("answers to learn from", "student", "linear SVM", box=MARKDOWN)
     for count in [n for n in answers if n <= len(train)]:
-        texts, given = [train.text(i) for i in order[:count]], [known[i] for i in order[:count]]
-        shares = [student(shards, shape, count / len(train), settings)]
-        shares += [
-            np.mean([a == b for a, b in zip(fit(texts, given, unseen), truth, strict=True)])
-            for fit in (linear_svm, tfidf_regression)
-        ]
+        given = Labelled([train.text(i) for i in order[:count]], [known[i] for i in order[:count]])
+        floor = np.mean([a == b for a, b in zip(linear_svm(given, held, unseen), truth, strict=True)])
+        shares = [student(shards, shape, count / len(train), settings), floor]
         table.add_row(f"{count:,}", *(f"{100 * share:.1f} %" for share in shares))
         Console().print(f"{count:,}: {shares}")
     Console(width=120).print(table)

@@ -225,6 +225,17 @@ class AnswerConfig(Strict):
         return self
 
 
+class FloorsConfig(Strict):
+    """What a student's report holds it against: a linear SVM, the majority answer, and an encoder's frozen embeddings."""
+
+    examples: int = Field(
+        50_000, ge=0, description="training examples the floors learn from, which bounds their time; 0 fits none"
+    )
+    embedder: str | None = Field(
+        None, description="folder of a sentence encoder that transformers reads: adds the floor of its frozen embeddings"
+    )
+
+
 class PredictConfig(Strict):
     """The answers of a student to comments."""
 
@@ -327,6 +338,7 @@ class StudentSettings(PipelineSettings):
     student: StudentChanges = StudentChanges()
     prune: PruneConfig = PruneConfig()
     train: TrainConfig = TrainConfig()
+    floors: FloorsConfig = FloorsConfig()
     answer: AnswerConfig = AnswerConfig()
     predict: PredictConfig = PredictConfig()
     serve: ServeConfig = ServeConfig()

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter
 
 from pipeline.base.errors import printable
 
-STUDENT, TRAIN, FLOOR, MAJORITY, INK = "#1f5fa8", "#9db8d6", "#c9a45c", "#cfcfcf", "#333333"
+STUDENT, TRAIN, INK, PALE = "#1f5fa8", "#9db8d6", "#333333", "#cfcfcf"
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10,

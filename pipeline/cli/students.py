@@ -33,7 +33,7 @@ def run(**options: Any) -> None:
     extract(config)
     shards, student, report = (folder_of(None, out, name) for name in ("shards", "student", "report"))
     trained = train(config, shards, student)
-    figures = evaluate(shards, student, report)
+    figures = evaluate(config.floors, shards, student, report)
     show_report(figures, shards, student, report, trained.mlflow.uri)
 
 
@@ -71,9 +71,9 @@ def evaluate(shards: str | None, student: str | None, **options: Any) -> None:
     """The student's fidelity on test comments, in OUT/report."""
     from student.evaluate.evaluate import evaluate as stage
 
-    _, out = configure(**options)
+    config, out = configure(**options)
     folders = (folder_of(shards, out, "shards"), folder_of(student, out, "student"), folder_of(None, out, "report"))
-    show_report(stage(*folders), *folders)
+    show_report(stage(config.floors, *folders), *folders)
 
 
 @click.command()

@@ -18,13 +18,14 @@ from pipeline.base.errors import UserError
 from pipeline.base.tracking import Tracking, field_metric
 from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.compiled import require_same
+from student.config import FloorsConfig
 from student.data.answers import parse_all, teacher_answers
 from student.data.examples import Batch, Examples, open_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION
 from student.decode.decode import Decoded, Decoder, Prefixes
 from student.evaluate.calibrate import fit_temperatures
 from student.evaluate.fidelity import agreement, matches, step_measures, trust
-from student.evaluate.floors import floors
+from student.evaluate.floors import fit_floors
 from student.evaluate.report import render
 from student.evaluate.speed import latency_ms
 from student.model.checkpoint import Trained, load_student, load_training, require_student, save_temperatures
@@ -36,13 +37,13 @@ log = logging.getLogger(__name__)
 BATCH_SIZE = 128  # answers the student decodes together
 
 
-def evaluate(shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
+def evaluate(floors: FloorsConfig, shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
     """Measures a student against its teacher, writes the report, and tells MLflow; returns what fidelity.json holds.
 
     Raises:
         UserError: student and shards do not fit, or the test split is empty.
     """
-    figures = measure(shards_folder, student_folder, report_folder)
+    figures = measure(floors, shards_folder, student_folder, report_folder)
     try:
         track(figures, student_folder, report_folder)
     except (MlflowException, UserError) as error:
@@ -51,7 +52,7 @@ def evaluate(shards_folder: str, student_folder: str, report_folder: str) -> dic
     return figures
 
 
-def measure(shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
+def measure(floors: FloorsConfig, shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
     """Measures a student against its teacher and writes the report.
 
     Raises:
@@ -77,10 +78,10 @@ def measure(shards_folder: str, student_folder: str, report_folder: str) -> dict
     figures = {
         "task": task.name,
         "answers": shards.manifest.answers,
-        "examples": {"test": len(test), "train": len(train)},
+        "examples": {"test": len(test), "train": len(train), "floors": min(floors.examples, len(train))},
         "student": agreement(task, truth, answers),
         "unconstrained": agreement(task, truth, parse_all(compiled, free.tokens)),
-        "floors": floors(shards, train, test),
+        "floors": fit_floors(floors, shards, {TRAIN: train, VALIDATION: held_out, TEST: test}),
         "confidence": {"temperatures": temperatures} | trust(constrained.confidence, matches(truth, answers)),
         "steps": steps,
         "sizes": _sizes(model, shards),

@@ -1,48 +1,102 @@
-"""Two floors a student must clear, fitted on the same teacher answers: the majority, and TF-IDF + logistic regression."""
+"""The floors a student must clear: what a good engineer would have in five minutes, fitted on the same answers.
+
+The majority answer; a linear SVM on words and characters; and, where an encoder is named, logistic regression on its frozen
+embeddings.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
 from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_union
+from sklearn.svm import LinearSVC
 
 from pipeline.base import storage
 from pipeline.shards.manifest import Shards
 from pipeline.task.task import Values
+from student.config import FloorsConfig
 from student.data.answers import teacher_answers
 from student.data.examples import Examples
-from student.data.unpack import cache_of
+from student.data.unpack import TEST, TRAIN, VALIDATION, cache_of
+from student.evaluate.embeddings import embed, encoder_identity
 from student.evaluate.fidelity import agreement
+from student.evaluate.verdict import EMBEDDINGS, HALF, MAJORITY, SVM
 
 log = logging.getLogger(__name__)
 
+WHOLE_ANSWERS = 300  # distinct whole answers up to which a classifier chooses among them; beyond, field by field
 
-def floors(shards: Shards, train: Examples, test: Examples) -> dict[str, Any]:
-    """How far each floor agrees with the answers of the test examples.
+Features = Any  # a matrix of N rows, sparse or float32
+Predict = Callable[[Features], list[Values]]
 
-    They are fitted once and kept with the unpacked shards. `tfidf_regression_half` is fitted on every second training example:
-    what it lacks is what twice the answers were worth.
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier by its inverse regularisation C, and those to try: the first decides what it chooses among."""
+
+    make: Callable[[float], Any]
+    strengths: tuple[float, ...]
+
+
+LINEAR_SVM = Classifier(lambda strength: LinearSVC(C=strength), (0.3, 0.1, 1.0, 3.0))
+REGRESSION = Classifier(lambda strength: LogisticRegression(C=strength, max_iter=300), (10.0, 3.0, 30.0, 100.0))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """N texts, or what stands for them, and their answers."""
+
+    rows: Any
+    answers: list[Values]
+
+    @staticmethod
+    def of(examples: Examples) -> Labelled:
+        """The texts of a split."""
+        return Labelled([examples.text(i) for i in range(len(examples))], teacher_answers(examples))
+
+
+def fit_floors(config: FloorsConfig, shards: Shards, splits: dict[str, Examples]) -> dict[str, Any]:
+    """How far each floor agrees with the answers of the test examples; fitted once and kept with the unpacked shards.
+
+    They learn from the first `config.examples` of training alone, which bounds their time and memory; 0 fits none.
+
+    Raises:
+        UserError: `config.embedder` is no folder with an encoder.
     """
-    path = str(cache_of(shards) / f"floors-{len(test)}-{len(train)}.json")
+    if not config.examples:
+        return {}
+    encoder = encoder_identity(config.embedder) if config.embedder else None
+    identity = json.dumps([{name: len(examples) for name, examples in splits.items()}, config.examples, encoder])
+    path = str(cache_of(shards) / f"floors-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json")
     if not storage.exists(path):
-        log.info("fitting the floors on %s training comments", f"{len(train):,}")
-        storage.write_json(path, _floors(train, test))
-    found: dict[str, Any] = storage.read_json(path)
-    return found
+        texts = {name: Labelled.of(examples.first(config.examples)) for name, examples in splits.items()}
+        found = _fit(config, texts[TRAIN], texts[VALIDATION], texts[TEST].rows)
+        task, truth = splits[TEST].compiled.task, texts[TEST].answers
+        storage.write_json(path, {name: agreement(task, truth, list(answers)) for name, answers in found.items()})
+    floors: dict[str, Any] = storage.read_json(path)
+    return floors
 
 
-def _floors(train: Examples, test: Examples) -> dict[str, Any]:
-    task, known, truth = test.compiled.task, teacher_answers(train), teacher_answers(test)
-    texts, unseen = ([examples.text(i) for i in range(len(examples))] for examples in (train, test))
-    answers = {
-        "majority": majority(known, len(test)),
-        "tfidf_regression": tfidf_regression(texts, known, unseen),
-        "tfidf_regression_half": tfidf_regression(texts[::2], known[::2], unseen),
-    }
-    return {name: agreement(task, truth, list(found)) for name, found in answers.items()}
+def _fit(config: FloorsConfig, train: Labelled, held: Labelled, unseen: list[str]) -> dict[str, list[Values]]:
+    """Each floor's answers to unseen texts."""
+    log.info("fitting the floors on %s training comments", f"{len(train.answers):,}")
+    found = {MAJORITY: majority(train.answers, len(unseen))}
+    if config.embedder:
+        train_ND, held_ND, unseen_ND = (embed(config.embedder, texts) for texts in (train.rows, held.rows, unseen))
+        known = Labelled(train_ND, train.answers)
+        found[EMBEDDINGS] = best_fit(REGRESSION, known, Labelled(held_ND, held.answers))(unseen_ND)
+    half = Labelled(train.rows[::2], train.answers[::2])
+    return found | {SVM: linear_svm(train, held, unseen), HALF: linear_svm(half, held, unseen)}
 
 
 def majority(train: list[Values], count: int) -> list[Values]:
@@ -50,25 +104,50 @@ def majority(train: list[Values], count: int) -> list[Values]:
     return [Counter(train).most_common(1)[0][0]] * count
 
 
-def majority_by_field(train: list[Values]) -> Values:
-    """The teacher's most frequent value of each field, which is never worse by field than the whole majority answer."""
-    return tuple(Counter(column).most_common(1)[0][0] for column in zip(*train, strict=True))
-
-
-def tfidf_regression(texts: list[str], train: list[Values], test: list[str]) -> list[Values]:
-    """One logistic regression a field over TF-IDF of words and word pairs."""
-    features = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    try:
-        known = features.fit_transform(texts)
-    except ValueError:  # no word occurs twice: nothing to regress on
-        return [majority_by_field(train)] * len(test)
-    unknown = features.transform(test)
-    fields = []
-    for column in zip(*train, strict=True):
-        values = list(dict.fromkeys(column))  # values of mixed type have no order scikit-learn could use
-        if len(values) == 1:
-            fields.append(values * len(test))
+def linear_svm(train: Labelled, held: Labelled, unseen: list[str]) -> list[Values]:
+    """Answers of a linear SVM on TF-IDF of words, word pairs, and the characters within words."""
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True)
+    for features in (make_union(words, characters), characters):
+        try:
+            known = Labelled(features.fit_transform(train.rows), train.answers)
+        except ValueError:  # no word, or nothing at all, occurs twice
             continue
-        model = LogisticRegression(C=10.0, max_iter=300).fit(known, [values.index(value) for value in column])
-        fields.append([values[i] for i in model.predict(unknown)])
-    return list(zip(*fields, strict=True))
+        held = Labelled(features.transform(held.rows), held.answers)
+        return best_fit(LINEAR_SVM, known, held)(features.transform(unseen))
+    return majority(train.answers, len(unseen))
+
+
+def best_fit(classifier: Classifier, train: Labelled, held: Labelled) -> Predict:
+    """The classifier, over whole answers or field by field, that is right about most whole answers held out."""
+    first, *others = classifier.strengths
+    forms = [_by_whole, _by_field] if len(set(train.answers)) <= WHOLE_ANSWERS else [_by_field]
+
+    def fit(form: Callable[..., Predict], strength: float) -> tuple[int, Predict]:
+        predict = form(lambda: classifier.make(strength), train)
+        return sum(a == b for a, b in zip(predict(held.rows), held.answers, strict=True)), predict
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        tried = list(threads.map(lambda form: fit(form, first), forms))
+        form = forms[max(range(len(forms)), key=lambda i: tried[i][0])]
+        tried += threads.map(lambda strength: fit(form, strength), others)
+    return max(tried, key=lambda found: found[0])[1]
+
+
+def _by_whole(make: Callable[[], Any], train: Labelled) -> Predict:
+    return _column(make, train.rows, train.answers)
+
+
+def _by_field(make: Callable[[], Any], train: Labelled) -> Predict:
+    columns = [_column(make, train.rows, values) for values in zip(*train.answers, strict=True)]
+    return lambda rows: list(zip(*(column(rows) for column in columns), strict=True))
+
+
+def _column(make: Callable[[], Any], rows: Features, values: Sequence[Any]) -> Callable[[Features], list[Any]]:
+    """What chooses among values, which may be of mixed type and so have no order scikit-learn could use."""
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    kinds = list(numbers)
+    if len(kinds) == 1:
+        return lambda rows: kinds * rows.shape[0]
+    model = make().fit(rows, [numbers[value] for value in values])
+    return lambda rows: [kinds[number] for number in model.predict(rows)]

@@ -7,8 +7,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from pipeline.base.plots import FLOOR, MAJORITY, PLAIN, STUDENT, TRAIN, WIDTH, fitted, svg
+from pipeline.base.plots import PALE, PLAIN, STUDENT, TRAIN, WIDTH, fitted, svg
 from student.data.answers import Reference
+from student.evaluate.verdict import LABELS, named
+
+FLOORS = dict(zip(LABELS.values(), ("#c9a45c", "#a98bb5", "#bdbdbd"), strict=True))  # colours
 
 
 def agreement_bars(figures: dict[str, Any], reference: Reference) -> str:
@@ -16,19 +19,20 @@ def agreement_bars(figures: dict[str, Any], reference: Reference) -> str:
     names = ["whole answer", *figures["student"]["fields"]]
     series = [
         ("student", figures["student"], STUDENT),
-        ("TF-IDF + logistic regression", figures["floors"]["tfidf_regression"], FLOOR),
-        ("majority answer", figures["floors"]["majority"], MAJORITY),
+        *((label, floor, FLOORS[label]) for label, floor in named(figures["floors"]).items()),
     ]
+    thick = 0.81 / len(series)
     with svg(1, 8.4, 3.2) as (drawing, (axes,)):
         for i, (label, result, colour) in enumerate(series):
             heights = [result["whole"], *result["fields"].values()]
-            bars = axes.bar([x + (i - 1) * 0.27 for x in range(len(names))], heights, 0.25, label=label, color=colour)
+            places = [x + (i - (len(series) - 1) / 2) * thick for x in range(len(names))]
+            bars = axes.bar(places, heights, 0.93 * thick, label=label, color=colour)
             axes.bar_label(bars, [f"{100 * height:.0f}" for height in heights], fontsize=8, padding=1)
         axes.set_xticks(range(len(names)), [fitted(name, max(6, WIDTH // len(names))) for name in names])
         axes.set_ylim(0, 1.16)
         axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
         axes.set_title(f"Agreement with {reference.name} on unseen comments")
-        axes.legend(ncols=3, fontsize=8, loc="upper right")
+        axes.legend(ncols=len(series), fontsize=8, loc="upper right")
     return drawing.uri
 
 
@@ -80,7 +84,7 @@ def _calibrated(axes: Axes, calibration: dict[str, Any], reference: Reference) -
     """Accuracy by confidence, beside the diagonal of a calibrated student; dots grow with their count."""
     bins = calibration["bins"]
     total = sum(b["count"] for b in bins) or 1
-    axes.plot([0, 1], [0, 1], "--", lw=1, color=MAJORITY)
+    axes.plot([0, 1], [0, 1], "--", lw=1, color=PALE)
     axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "-", lw=1.2, color=STUDENT)
     sizes = [20 + 300 * b["count"] / total for b in bins]
     axes.scatter([b["confidence"] for b in bins], [b["accuracy"] for b in bins], sizes, color=STUDENT, alpha=0.7)

@@ -9,6 +9,7 @@ from pipeline.base import page, storage
 from pipeline.shards.manifest import Manifest
 from pipeline.task.task import Task
 from student.data.answers import REFERENCES
+from student.evaluate.verdict import named
 from student.export.folder import LISTED
 from student.model.checkpoint import Trained
 
@@ -36,6 +37,7 @@ def render_card(
         training=training,
         rate=training.learning_rate,
         fidelity=fidelity,
+        floors=named(fidelity["floors"]) if fidelity else {},
         figures=figures,
         listed=LISTED,
     )

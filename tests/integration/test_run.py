@@ -88,7 +88,7 @@ def test_mlflow_has_the_steps(out: Path, output: str) -> None:
     steps = client.get_metric_history(run.info.run_id, "loss")
     names = {"loss", "kl", "ce", "kl_weight", "ce_weight", "learning_rate", "step_accuracy", "choice_accuracy"}
     names |= {"kl_gradient", "ce_gradient", "examples_per_second", "seconds_per_example", "validation_loss", "train_loss"}
-    names |= {"test/whole", "test/field/topic", "floor/tfidf_regression", "test/ece", "speed/latency_ms", "cost/worker_seconds"}
+    names |= {"test/whole", "test/field/topic", "floor/linear_svm", "test/ece", "speed/latency_ms", "cost/worker_seconds"}
     assert run.info.status == "FINISHED"
     assert names <= run.data.metrics.keys()
     total = steps[-1].step

@@ -29,7 +29,7 @@ def measures(whole: float, layers: int, width: int, gpu: float = 0.0) -> dict[st
         "test/ece": 0.1 * (1 - whole),
         "test/choice_kl": 0.8 * (1 - whole),
         "floor/majority": 0.413,
-        "floor/tfidf_regression": 0.635,
+        "floor/linear_svm": 0.635,
         "speed/answers_per_second": 4e9 / size,
         "speed/latency_ms": 0.5 + size / 2e6,
         "cost/worker_seconds": 0.0 if gpu else size / 2e4,

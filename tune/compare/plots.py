@@ -11,16 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from pipeline.base.plots import FLOOR, INK, MAJORITY, STUDENT, TRAIN, fitted, svg
+from pipeline.base.plots import INK, PALE, STUDENT, TRAIN, fitted, svg
+from student.evaluate.plots import FLOORS
+from student.evaluate.verdict import LABELS
 from tune.compare.grouping import PARAMETERS, WHOLE, Group, Spread, Unfinished, fields_of
 from tune.compare.pareto import Direction, front
 
 STOPPED, BROKEN, QUIET, GRID = "#c07a2c", "#a8451f", "#8a8a8a", "#e6e6e6"
 SERIES = (STUDENT, "#2a7d3f", "#8b4a9c", "#3b9b9b", "#c0508a", "#6b6b6b", "#a8892c", "#4a4a9c")
-FLOORS = {
-    "floor/tfidf_regression": ("floor: TF-IDF + regression", FLOOR),
-    "floor/majority": ("floor: majority answer", "#9a9a9a"),
-}
+FLOOR_LINES = {f"floor/{name}": (f"floor: {label}", FLOORS[label]) for name, label in LABELS.items()}
 NUMBERED = 40  # students up to which those off the front bear their numbers in a scatter
 AGREEMENT = "whole-answer agreement, test split, %"
 LINE, FIELD_LINE = 30, 18  # characters of a line in a plot, of a student's label and of a field's name
@@ -100,7 +99,7 @@ def _agreement_axis(axes: Axes, lowest: np.ndarray, highest: np.ndarray) -> None
 
 def _floors(axes: Axes, groups: Sequence[Group], low: float, high: float) -> None:
     """Dashed lines; one so far down that the students could not be told apart above it is named in the legend alone."""
-    for metric, (name, colour) in FLOORS.items():
+    for metric, (name, colour) in FLOOR_LINES.items():
         known = [share for group in groups if (share := group.mean(metric)) is not None]
         if not known:
             continue
@@ -184,7 +183,7 @@ def learning_curves(groups: Sequence[Group], unfinished: Sequence[Unfinished]) -
             axes.plot(*_percent(run.curve), ls="--", lw=1, marker=".", ms=3, color=colour, alpha=0.8, zorder=2)
             axes.plot(*_percent(run.curve[-1:]), "x", ms=6, mew=1.4, color=colour, zorder=2)
         for group, run in reversed(finished):
-            colour = coloured.get(group.number, MAJORITY)
+            colour = coloured.get(group.number, PALE)
             axes.plot(*_percent(run.curve), "o-", ms=2.5, lw=1.4 if group.number in coloured else 0.9, color=colour, zorder=3)
         axes.set_xlabel("epoch")
         axes.set_ylabel("whole-answer agreement, validation, %")
@@ -202,7 +201,7 @@ def _keys(finished: list[Any], coloured: dict[int, str], others: list[Any]) -> l
     named = {group.number: short(group) for group, _ in finished}
     keys = [Line2D([], [], color=colour, marker="o", ms=3, label=named[number]) for number, colour in coloured.items()]
     if len(named) > len(coloured):
-        keys.append(Line2D([], [], color=MAJORITY, marker="o", ms=3, label="other finished students"))
+        keys.append(Line2D([], [], color=PALE, marker="o", ms=3, label="other finished students"))
     for name, colour, mine in (("stopped early", STOPPED, True), ("failed, interrupted or running", BROKEN, False)):
         if any((run.state == "stopped") is mine for run in others):
             keys.append(Line2D([], [], color=colour, ls="--", marker="x", ms=5, label=name))

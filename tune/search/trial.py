@@ -107,7 +107,7 @@ class _Job:
         student, report = storage.join(self._folder, "student"), storage.join(self._folder, "report")
         child, watcher = Child(self._trial.name, self._search.run_id), Watcher(self.stop, self._epoch_ended)
         trained = train(self._config, self._search.shards, student, child, watcher)
-        figures = self._on_worker(measure, self._search.shards, student, report)
+        figures = self._on_worker(measure, self._config.floors, self._search.shards, student, report)
         model = track(figures, student, report)
         return self._put(epoch_result(trained.epochs[-1]) | {"state": "finished", "model": model, "done": True})
 

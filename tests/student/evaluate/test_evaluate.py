@@ -18,7 +18,7 @@ from pipeline.cli.main import main
 from pipeline.config import TrackingConfig
 from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.compiled import CompiledTask
-from student.config import TrainConfig
+from student.config import FloorsConfig, TrainConfig
 from student.evaluate.evaluate import measure
 from student.evaluate.report import render
 from student.model.checkpoint import Trained, TrainedSizes
@@ -141,7 +141,7 @@ def test_shards_that_do_not_say_how_fast_the_teacher_was(
 ) -> None:
     """As those that came from JSON lines."""
     unknown = relabelled(shards, tmp_path / "shards", teacher_seconds=0.0)
-    figures = measure(unknown.folder, str(runs.folder / "taught/student"), str(tmp_path / "report"))
+    figures = measure(FloorsConfig(examples=0), unknown.folder, str(runs.folder / "taught/student"), str(tmp_path / "report"))
     assert figures["speed"]["ratio"] is None
     assert figures["steps"]["kl"] > 0
     assert "the teacher's answers a second" not in (tmp_path / "report/fidelity.html").read_text()

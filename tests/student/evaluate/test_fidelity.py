@@ -10,7 +10,6 @@ from pipeline.shards.manifest import Shards
 from student.data.examples import open_examples
 from student.data.unpack import TRAIN
 from student.evaluate.fidelity import agreement, calibration, step_measures
-from student.evaluate.floors import majority, majority_by_field, tfidf_regression
 from student.model.model import Student
 from tests.tiny import tiny_task
 
@@ -64,16 +63,3 @@ def test_the_tail_is_left_out_of_step_measures(model: Student, shards: Shards) -
     assert found["kl"] == pytest.approx(expected["kl"], rel=1e-5)
     assert found["choice_accuracy"] == expected["choice_accuracy"]
     assert found["calibration"]["ece"] == pytest.approx(expected["calibration"]["ece"], rel=1e-4)
-
-
-def test_floors() -> None:
-    train = [("good", True)] * 3 + [("bad", False)] * 2 + [("good", False)] * 2
-    assert majority(train, 2) == [("good", True)] * 2
-    assert majority_by_field(train) == ("good", False)
-    texts = ["nice day"] * 3 + ["awful rain"] * 2 + ["nice rain"] * 2
-    assert tfidf_regression(texts, train, ["nice day", "awful rain"]) == [("good", True), ("bad", False)]
-
-
-def test_tfidf_floor_where_there_is_nothing_to_regress_on() -> None:
-    assert tfidf_regression(["a", "b"], [("good", 1), ("good", 1)], ["c"]) == [("good", 1)]
-    assert tfidf_regression(["one two", "one three"], [("good", 1), ("good", None)], ["one two"])[0][0] == "good"

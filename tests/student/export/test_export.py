@@ -41,7 +41,7 @@ TRAINED = Trained.model_validate(TRAINING)
 FLOOR = {"valid": 1.0, "whole": 0.321, "fields": {"mood": 0.432, "loud": 0.543}}
 FIDELITY = {
     "examples": {"test": 77},
-    "floors": {"majority": FLOOR, "tfidf_regression": FLOOR | {"whole": 0.654}},
+    "floors": {"majority": FLOOR, "linear_svm": FLOOR | {"whole": 0.654}},
     "confidence": {
         "ece": 0.0123,
         "thresholds": [{"confidence": at, "share": 1 - at, "whole": 0.765 if at < 0.9 else None} for at in THRESHOLDS],
@@ -119,7 +119,7 @@ def test_the_card_without_a_report(run: Path, figures: dict[str, Any]) -> None:
 def test_the_card_with_a_report(run: Path, shards: Shards, figures: dict[str, Any]) -> None:
     card = card_of(run, shards, figures)
     for text in (
-        "| TF-IDF + logistic regression | 100.0 % | 65.4 % | 43.2 % | 54.3 % |",
+        "| linear SVM | 100.0 % | 65.4 % | 43.2 % | 54.3 % |",
         "| majority answer | 100.0 % | 32.1 % |",
     ):
         assert text in card

@@ -95,7 +95,7 @@ def test_the_page_holds_every_plot_and_escapes_what_it_shows(page: str) -> None:
     plots = drawings(page)
     assert list(plots) == ["Agreement by size", "Agreement by speed", "Agreement by field", "Learning curves"]
     for title, words in {
-        "Agreement by size": ["parameters, embedding included", "floor: TF-IDF + regression, 63.5 %", "on the front:"],
+        "Agreement by size": ["parameters, embedding included", "floor: linear SVM, 63.5 %", "on the front:"],
         "Agreement by speed": ["answers a second"],
         "Agreement by field": ["sentiment", "agreement, test split"],
         "Learning curves": ["epoch", "stopped early"],

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from student.data.sample_size import FEW, few_examples, sample_size_notes
+from student.data.sample_size import FEW, few_examples
+from student.evaluate.verdict import sample_size_notes, verdict
 
 
 def figures(student: float, floor: float, half: float, test: int) -> dict[str, Any]:
-    floors = {"majority": {"whole": 0.1}, "tfidf_regression": {"whole": floor}, "tfidf_regression_half": {"whole": half}}
+    floors = {"majority": {"whole": 0.1}, "linear_svm": {"whole": floor}, "linear_svm_half": {"whole": half}}
     return {"student": {"whole": student}, "floors": floors, "examples": {"test": test, "train": 8 * test}}
 
 
@@ -41,3 +42,33 @@ def test_more_answers_are_advised_where_the_second_half_of_them_helped_the_floor
 
 def test_few_comments_all_answered_rightly_prove_little() -> None:
     assert "± 13.9 points" in sample_size_notes(figures(1.0, 0.5, 0.5, 10))[0]
+
+
+def report(student: float, floor: float, validation_ce: tuple[float, ...] = (0.3, 0.2)) -> dict[str, Any]:
+    epochs = [{"validation_ce": loss} for loss in validation_ce]
+    return figures(student, floor, floor, 10_000) | {"training": {"epochs": epochs}}
+
+
+def test_a_student_above_every_floor_is_said_to_be() -> None:
+    told = verdict(report(0.9, 0.8))[0]
+    assert told == "The student (90.0 %) is above every floor: linear SVM (80.0 %), majority answer (10.0 %)."
+
+
+@pytest.mark.parametrize("student", [0.79, 0.8])
+def test_a_floor_as_good_as_the_student_is_named_with_what_to_try(student: float) -> None:
+    told = verdict(report(student, 0.8))[0]
+    assert told.startswith(
+        f"A floor is as good as this student: linear SVM agrees on 80.0 %, the student on {100 * student:.1f} %."
+    )
+    commands = [told.index(command) for command in ("retort prune", "retort extract", "train.epochs=4", "retort tune")]
+    assert commands == sorted(commands)
+
+
+def test_more_epochs_are_not_advised_to_a_student_that_overfits() -> None:
+    assert "train.epochs" not in verdict(report(0.7, 0.8, (0.2, 0.3)))[0]
+
+
+def test_floors_that_were_not_fitted_are_no_proof() -> None:
+    told = verdict(report(0.9, 0.8) | {"floors": {}})
+    assert "No floor was fitted" in told[0]
+    assert "A floor" not in " ".join(told)
