@@ -35,6 +35,7 @@ from student.evaluate.fidelity import agreement, step_measures
 from student.model.checkpoint import assembled
 from student.model.model import Student
 from student.train.loop import Loop, Training
+from student.train.worker import disagreement
 
 BATCH = 128
 
@@ -66,7 +67,7 @@ CONTENDERS = {
 
 
 def train(name: str, seed: int, folder: str, student: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """One training and what it came to on the test split, by the epoch with the best validation CE."""
+    """One training and what it came to on the test split, by its best epoch."""
     torch.set_num_threads(1)
     contender, shards, started = CONTENDERS[name], open_shards(folder), time.perf_counter()
     shape = StudentConfig.model_validate({"sequence": "choices"} | student | contender.student)
@@ -81,11 +82,11 @@ def train(name: str, seed: int, folder: str, student: dict[str, Any], config: di
 
 
 def best_student(training: Training, loop: Loop) -> Student:
-    """Runs a training to its end; the student of the epoch with the best validation CE."""
+    """Runs a training to its end; the student of its best epoch."""
     best, weights = float("inf"), {}
     for report in loop.run():
-        if report.epoch_ended and report.row["validation_ce"] < best:
-            best = report.row["validation_ce"]
+        if report.epoch_ended and disagreement(report.row) < best:
+            best = disagreement(report.row)
             weights = {key: tensor.clone() for key, tensor in loop.state().weights.items()}
     return assembled(training.shape, weights | {"rows": torch.from_numpy(training.rows)})
 

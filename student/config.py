@@ -25,7 +25,9 @@ class StudentConfig(Strict):
     width: int = Field(256, ge=1, le=1 << 16)
     heads: int = Field(8, ge=1)
     mlp: int = Field(1024, ge=1, le=1 << 20, description="width of the feed-forward layer")
-    sequence: Literal["full", "choices"] = Field("full", description="read whole answers, or only the tokens that were choices")
+    sequence: Literal["full", "choices"] = Field(
+        "choices", description="read and write only the tokens that were choices, or whole answers"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of each layer's output left out in training")
 
     @model_validator(mode="after")
@@ -35,7 +37,7 @@ class StudentConfig(Strict):
         return self
 
 
-THESIS = StudentConfig(layers=16, width=1024, heads=16, mlp=4096)  # 200 M parameters: for GPUs
+THESIS = StudentConfig(layers=16, width=1024, heads=16, mlp=4096, sequence="full")  # 200 M parameters: for GPUs
 
 
 class StudentChanges(Strict):

@@ -13,7 +13,7 @@ import click
 from pipeline.base import storage
 from pipeline.base.console import set_up_logging
 from pipeline.base.errors import UserError, clip
-from pipeline.cli.settings import load_config
+from pipeline.cli.settings import PRESETS, load_config
 from pipeline.task.task import load_task
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ def stage_options(*names: str) -> Callable[[Command], Command]:
         ),
         "out": setting("out", "--out", metavar="DIR", help="The run's folder; each stage has its own folder inside."),
         "config": click.option("--config", metavar="YAML", help="A file with any of the configuration's keys."),
+        "preset": click.option(
+            "--preset",
+            type=click.Choice(sorted(path.stem for path in PRESETS.glob("*.yaml"))),
+            help="A known recipe to start from; thesis: KL and labels from 0.8 : 0.2 to 0.2 : 0.8, on whole answers.",
+        ),
         "set": click.option(
             "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key: --set student.layers=4."
         ),
@@ -60,7 +65,7 @@ def stage_options(*names: str) -> Callable[[Command], Command]:
     }
 
     def decorate(command: Command) -> Command:
-        for name in reversed([*names, "out", "config", "set", "verbose"]):
+        for name in reversed([*names, "out", "preset", "config", "set", "verbose"]):
             command = known[name](command)
         return command
 
@@ -68,7 +73,7 @@ def stage_options(*names: str) -> Callable[[Command], Command]:
 
 
 def read_settings(
-    overrides: tuple[str, ...], config: str | None = None, verbose: bool = False, **given: Any
+    overrides: tuple[str, ...], config: str | None = None, preset: str | None = None, verbose: bool = False, **given: Any
 ) -> ClusterSettings:
     """The configuration; sets up logging."""
     set_up_logging(verbose)
@@ -77,7 +82,7 @@ def read_settings(
         for name, value in given.items()
         if _says(value)
     }
-    return load_config(config, list(overrides), keys)
+    return load_config(config, list(overrides), keys, preset)
 
 
 def run_folder(settings: ClusterSettings) -> str:

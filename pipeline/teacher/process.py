@@ -59,7 +59,7 @@ class EngineProcess:
         return self._process.pid
 
     def record(self, requests: list[Request]) -> Captured:
-        """See `pipeline.teacher.engines.Teacher`.
+        """See `pipeline.teacher.engines.TeacherEngine`.
 
         Raises:
             EngineError: the engine is gone.
@@ -67,7 +67,7 @@ class EngineProcess:
         return self._call(("record", requests))
 
     def census(self, prompts: list[list[int]]) -> CensusResult:
-        """See `pipeline.teacher.engines.Teacher`.
+        """See `pipeline.teacher.engines.TeacherEngine`.
 
         Raises:
             EngineError: the engine is gone.

@@ -15,7 +15,7 @@ from pipeline.teacher.engines import Job, Request
 
 
 class TransformersTeacher:
-    """See `pipeline.teacher.engines.Teacher`."""
+    """See `pipeline.teacher.engines.TeacherEngine`."""
 
     def __init__(self, model: str, config: TeacherConfig, job: Job) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,12 +27,12 @@ class TransformersTeacher:
         self._observer: Recorder | Census = job.observer(self._device)
 
     def record(self, requests: list[Request]) -> Captured:
-        """See `Teacher`."""
+        """See `TeacherEngine`."""
         answers = self._answer(requests)
         return self._drain(answers, self._job.wanted(answers))
 
     def census(self, prompts: list[list[int]]) -> CensusResult:
-        """See `Teacher`."""
+        """See `TeacherEngine`."""
         self._answer([Request(prompt) for prompt in prompts])
         return self._drain()
 

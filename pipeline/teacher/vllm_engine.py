@@ -190,7 +190,7 @@ def _processor(worker: Any) -> CapturingProcessor:
 
 
 class VllmTeacher:
-    """See `pipeline.teacher.engines.Teacher`."""
+    """See `pipeline.teacher.engines.TeacherEngine`."""
 
     def __init__(self, model: str, config: TeacherConfig, job: Job) -> None:
         self._job = job
@@ -217,7 +217,7 @@ class VllmTeacher:
         self._llm.collective_rpc(lambda worker: _processor(worker).attach(worker.model_runner))
 
     def record(self, requests: list[Request]) -> Captured:
-        """See `Teacher`."""
+        """See `TeacherEngine`."""
         answers = self._answer(requests, range(len(requests)))
         lost = self._observer("missing", self._job.wanted(answers))
         if lost:  # read from the prefix cache, where an equal request had left them: ask again without it
@@ -228,7 +228,7 @@ class VllmTeacher:
         return self._observer("drain", answers, self._job.wanted(answers))
 
     def census(self, prompts: list[list[int]]) -> CensusResult:
-        """See `Teacher`."""
+        """See `TeacherEngine`."""
         self._answer([Request(prompt) for prompt in prompts], range(len(prompts)))
         return self._observer("drain")
 

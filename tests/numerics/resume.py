@@ -22,7 +22,7 @@ from student.model.checkpoint import assembled, save_student
 from student.train.checkpoint import load_position, save_position
 from student.train.loop import Loop, Position, Training
 
-STUDENT = StudentConfig(layers=1, width=16, heads=2, mlp=32, dropout=0.1)
+STUDENT = StudentConfig(layers=1, width=16, heads=2, mlp=32, dropout=0.1, sequence="full")
 CONFIG = TrainConfig(epochs=5, batch_size=10, learning_rate=3e-3, log_every=3)  # no divisor of an epoch's steps
 
 

@@ -21,7 +21,7 @@ from student.model.model import Student
 from student.model.shape import Shape
 from tests.tiny import tiny_task, tiny_tokenizer
 
-DEBUG = StudentConfig(layers=2, width=32, heads=2, mlp=64)
+DEBUG = StudentConfig(layers=2, width=32, heads=2, mlp=64, sequence="full")
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,7 @@ class _Job:
 
 def epoch_result(row: dict[str, Any]) -> dict[str, Any]:
     """An epoch of a training as a result."""
-    return {"epoch": row["epoch"], "agreement": row["validation_answer_accuracy"], "validation_ce": row["validation_ce"]}
+    return {"epoch": row["epoch"], "agreement": row["validation_answer_accuracy"]}
 
 
 def reason_of(error: Exception) -> str:

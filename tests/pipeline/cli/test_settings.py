@@ -118,3 +118,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_nothing_changes_after_reading() -> None:
     with pytest.raises(ValidationError):
         ClusterSettings().teacher.actors = 2  # type: ignore[misc]
+
+
+def test_a_preset_lies_under_the_file_and_the_overrides(tmp_path: Path) -> None:
+    thesis = load_config(None, [], {}, "thesis")
+    weights = (thesis.train.kl_start, thesis.train.kl_end, thesis.train.ce_start, thesis.train.ce_end)
+    assert (weights, thesis.train.weights, thesis.student.sequence) == ((0.8, 0.2, 0.2, 0.8), "linear", "full")
+    path = write(tmp_path, "train: {kl_start: 0.7, epochs: 3}\n")
+    changed = load_config(path, ["train.epochs=4"], {}, "thesis").train
+    assert (changed.kl_start, changed.kl_end, changed.epochs) == (0.7, 0.2, 4)

@@ -31,8 +31,8 @@ def make(folder: Path, known: list[Trial] | None = None, others: list[Trial] | N
     return Proposals(TuneConfig(seed=3), about.get("space", SPACE), size, str(folder), known or [], others or [], ended.append)
 
 
-def epoch(number: int, agreement: float, ce: float = 1.0) -> dict[str, float]:
-    return {"epoch": number, "agreement": agreement, "validation_ce": ce}
+def epoch(number: int, agreement: float) -> dict[str, float]:
+    return {"epoch": number, "agreement": agreement}
 
 
 def test_a_trial_is_written_down_before_it_starts_and_is_within_the_limits(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_how_a_trial_ends_is_noted_and_learnt_from(tmp_path: Path) -> None:
         proposals.on_trial_result(name, {"latency_ms": 2.0})
     proposals.on_trial_result("a", epoch(1, 0.5))
     assert read_trial(str(tmp_path), 0).epochs == [epoch(1, 0.5)]
-    proposals.on_trial_complete("a", epoch(2, 0.7, 0.5) | {"state": "finished", "done": True})
+    proposals.on_trial_complete("a", epoch(2, 0.7) | {"state": "finished", "done": True})
     proposals.on_trial_complete("b", epoch(1, 0.1))
     proposals.on_trial_complete("c", {"state": "refused", "reason": "9 ms a comment"})
     proposals.on_trial_complete("d", error=True)
@@ -111,7 +111,7 @@ def test_a_warm_start_learns_from_another_search_and_draws_other_points(
 def test_an_epoch_counts_once_and_the_kept_one_decides() -> None:
     trial = Trial(number=0, point={}, parameters=1024)
     assert trial.agreement is None
-    for row in (epoch(1, 0.5, 0.9), epoch(2, 0.6, 0.7), epoch(2, 0.1, 0.1), epoch(3, 0.8, 0.8)):
+    for row in (epoch(1, 0.5), epoch(2, 0.6), epoch(2, 0.9), epoch(3, 0.4)):
         trial.note(row)
     assert [row["epoch"] for row in trial.epochs] == [1, 2, 3]
     assert trial.agreement == 0.6
