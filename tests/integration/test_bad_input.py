@@ -81,7 +81,8 @@ def test_an_impossible_student_is_refused_before_the_extraction(retort: Retort, 
 
 
 def test_a_run_without_the_logits_of_forced_steps_is_refused_before_the_extraction(retort: Retort, place: Path) -> None:
-    output = retort.refuses("run", *arguments(place), "--set=extract.capture=choices", "--set=student.width=64")
+    wanted = ("--set=extract.capture=choices", "--set=student.sequence=full", "--set=student.width=64")
+    output = retort.refuses("run", *arguments(place), *wanted)
     assert "set student.sequence=choices, or extract.capture=all" in output
 
 

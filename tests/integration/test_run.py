@@ -72,7 +72,7 @@ def test_the_student_learns_and_never_derails(out: Path) -> None:
     assert epochs[-1]["train_loss"] < 0.5 * epochs[0]["train_loss"]
     assert figures["student"]["whole"] > 2 * figures["floors"]["majority"]["whole"]
     assert 0.7 * 1200 < figures["examples"]["train"] < 1200 - figures["examples"]["test"]
-    assert figures["steps"]["accuracy"] > figures["steps"]["choice_accuracy"] > 0.5
+    assert figures["steps"]["choice_accuracy"] > 0.5
 
 
 def test_the_page_needs_nothing_beside_it(out: Path) -> None:
