@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -110,7 +111,7 @@ def has_engine(machine: subprocess.Popen[bytes]) -> bool:
 
 
 def test_a_job_is_followed_to_success_and_its_results_are_in_the_bucket(run: str, bucket: Bucket) -> None:
-    assert "extracted 600 answers" in run
+    assert re.search(r"extracted \d+ answers", run), run  # a commit whose news died with the machine is not among them
     assert run.splitlines()[-1].endswith("succeeded")
     files = set(bucket.files())
     assert {"run/report/fidelity.html", "run/student/model.safetensors", "run/shards/manifest.json"} <= files
