@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pipeline.shards.manifest import Shards
 from student.data.examples import Batch, Examples, open_examples
@@ -46,6 +47,23 @@ def test_planted_temperatures_are_found_by_field(model: Student, shards: Shards,
     found = fit_temperatures(Teacher(model, logits * factor[:, None]), compiled, [batch])
     assert found["mood"] == pytest.approx(2.0, rel=0.35)
     assert found["loud"] == pytest.approx(0.5, rel=0.35)
+
+
+def test_no_other_temperature_makes_the_choices_likelier(model: Student, shards: Shards) -> None:
+    """Held against float64 likelihoods at temperatures a little off."""
+    examples, compiled = open_examples(shards, TRAIN, "full"), shards.compiled
+    batch, logits = drawn(examples, seed=1)
+    found = fit_temperatures(Teacher(model, logits), compiled, [batch])
+    allowed_MR = torch.as_tensor(compiled.automaton.allowed)[batch.state]
+    allowed_logits = logits.double()[:, : allowed_MR.shape[1]].masked_fill(~allowed_MR, -torch.inf)
+    fields = torch.as_tensor(Fields(compiled, Choices(compiled, forced_read=True)).by_state)[batch.state]
+    for i, name in enumerate(compiled.task.fields):
+        mine = batch.choice & (fields == i)
+
+        def loss(temperature: float, mine: torch.Tensor = mine) -> float:
+            return float(F.cross_entropy(allowed_logits[mine] / temperature, batch.targets[mine]))
+
+        assert loss(found[name]) < min(loss(0.95 * found[name]), loss(1.05 * found[name]))
 
 
 def test_batches_together_are_fitted_as_one(model: Student, shards: Shards) -> None:

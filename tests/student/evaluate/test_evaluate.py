@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -19,9 +20,15 @@ from pipeline.config import TrackingConfig
 from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.compiled import CompiledTask
 from student.config import FloorsConfig, TrainConfig
+from student.data.answers import parse_all, teacher_answers
+from student.data.examples import open_examples
+from student.data.unpack import TEST, TRAIN, VALIDATION
+from student.decode.decode import Decoder
+from student.evaluate.calibrate import fit_temperatures
 from student.evaluate.evaluate import measure
+from student.evaluate.fidelity import agreement, matches, step_measures, trust
 from student.evaluate.report import render
-from student.model.checkpoint import Trained, TrainedSizes
+from student.model.checkpoint import Trained, TrainedSizes, load_student
 from tests.names import drawn, left_open
 from tests.student.conftest import DEBUG, made_up_shards
 from tests.student.decode.test_decode import recompiled
@@ -99,6 +106,28 @@ def test_a_report_on_a_teachers_answers(taught: tuple[str, str, dict[str, Any]])
         assert words in page
     assert "Agreement with the teacher" in drawings(page)[0]
     assert f"learning rate up to {0.25 / DEBUG.width:.3g}" in page
+
+
+def test_a_report_is_on_test_comments_and_calibrated_on_held_out_ones(
+    runs: Runs, shards: Shards, taught: tuple[str, str, dict[str, Any]]
+) -> None:
+    figures = taught[2]
+    model, compiled = load_student(str(runs.folder / "taught/student"))
+    splits = {split: open_examples(shards, split, model.shape.sequence) for split in (TRAIN, VALIDATION, TEST)}
+    batches = {split: [examples.batch(np.arange(len(examples)))] for split, examples in splits.items()}
+    temperatures = {split: fit_temperatures(model, compiled, some) for split, some in batches.items()}
+    assert figures["confidence"]["temperatures"] == pytest.approx(temperatures[VALIDATION], rel=1e-3)
+    for other in (TRAIN, TEST):
+        assert figures["confidence"]["temperatures"] != pytest.approx(temperatures[other], rel=1e-3)
+    test, truth = splits[TEST], teacher_answers(splits[TEST])
+    assert figures["examples"]["test"] == len(test)
+    assert figures["steps"]["kl"] == pytest.approx(step_measures(model, batches[TEST])["kl"], rel=1e-4)
+    decoder, prefixes = Decoder(model, compiled, temperatures[VALIDATION]), [test.prefix(i) for i in range(len(test))]
+    answered, free = decoder.constrained(prefixes), parse_all(compiled, decoder.free(prefixes).tokens)
+    answers = parse_all(compiled, answered.tokens)
+    assert figures["student"] == agreement(compiled.task, truth, answers)
+    assert figures["unconstrained"] == agreement(compiled.task, truth, free)
+    assert figures["confidence"]["ece"] == pytest.approx(trust(answered.confidence, matches(truth, answers))["ece"], rel=1e-2)
 
 
 def test_a_report_on_labels_speaks_of_no_teacher(

@@ -17,14 +17,18 @@ from pipeline.base.errors import UserError
 from pipeline.cli.main import main
 from pipeline.shards.manifest import Manifest, Shards, TeacherFacts
 from student.config import TrainConfig
-from student.evaluate.fidelity import THRESHOLDS
+from student.data.answers import teacher_answers
+from student.data.examples import open_examples
+from student.data.unpack import TEST, TRAIN, VALIDATION
+from student.decode.answerer import Answerer
+from student.evaluate.fidelity import THRESHOLDS, agreement
 from student.export.answer import load
 from student.export.card import render_card, teacher_name
 from student.export.export import export
 from student.export.folder import ExportedStudent
 from student.model.checkpoint import Trained
 from tests.names import NAMES, left_open
-from tests.student.export.conftest import source_of
+from tests.student.export.conftest import kept, source_of
 from tests.tiny import tiny_task
 
 TRAINING = {
@@ -101,6 +105,18 @@ def test_every_form_answers_as_the_student_does(run: Path, figures: dict[str, An
     later = ("README.md", "export.json", "student.onnx", "student.int8.onnx")
     assert forms["folder"]["bytes"] == sum(size for name, size in sizes.items() if name not in later)
     assert not {"train.json", "__pycache__"} & {file.name for file in folder.rglob("*")}
+
+
+def test_the_figures_are_of_test_comments(run: Path, shards: Shards, figures: dict[str, Any]) -> None:
+    student, compiled = Answerer.load(str(run / "student")), shards.compiled
+    found = {}
+    for split in (TRAIN, VALIDATION, TEST):
+        examples = open_examples(shards, split, "choices")
+        answers = student.answer(kept(source_of("choices", compiled), [examples.text(i) for i in range(len(examples))]))
+        values = [tuple(answer.values.values()) for answer in answers]
+        found[split] = (len(examples), agreement(compiled.task, teacher_answers(examples), values))
+    assert (figures["examples"], figures["student"]) == found[TEST]
+    assert found[TEST][1] not in (found[TRAIN][1], found[VALIDATION][1])
 
 
 def test_the_card_without_a_report(run: Path, figures: dict[str, Any]) -> None:
