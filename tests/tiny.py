@@ -35,9 +35,9 @@ def tiny_task(**changes: Any) -> Task:
     return Task.model_validate(content | changes)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer(size: int = 320) -> PreTrainedTokenizerFast:
     """The demo's kind of tokenizer: byte-level BPE with a Gemma-style chat template."""
-    return train_tokenizer([("a good comment, a bad one", ("good", True))] * 3, tiny_task(), 320)
+    return train_tokenizer([("a good comment, a bad one", ("good", True))] * 3, tiny_task(), size)
 
 
 def text_config(vocabulary: int) -> Gemma3TextConfig:

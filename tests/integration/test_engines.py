@@ -170,6 +170,15 @@ def test_samples_repeat_by_seed_and_spread_as_the_teacher_does(tiny: Case) -> No
     assert (np.abs(counts - expected) < 5 * np.sqrt(2 * expected) + 1).all(), (counts, expected)
 
 
+def test_vllm_draws_each_answer_by_its_own_seed_and_the_jobs_temperature(tiny: Case) -> None:
+    from pipeline.teacher.vllm_engine import VllmTeacher
+
+    teacher = object.__new__(VllmTeacher)  # without its engine
+    teacher._job = Job(tiny.automaton, tiny.end_id, 60, tiny.watched, temperature=0.7)
+    sampling = [teacher._sampling(Request([5], seed=seed), row, [], {}) for row, seed in enumerate((3, 9, None))]
+    assert [(one.seed, one.temperature) for one in sampling] == [(3, 0.7), (9, 0.7), (None, 0.7)]
+
+
 @pytest.mark.slow
 def test_conditional_generation_checkpoint_goes_through_both_engines(tmp_path: Path) -> None:
     save_conditional(tmp_path, seed=1)
