@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.shards.codec import MARGIN, TARGET, Codec, ErrorSummary, divergence, pack_lse, unpack_lse
+from pipeline.shards.payload import COMPACT, FLOAT16, Compact, encode
+from pipeline.task.automaton import Automaton
 
 WATCHED, RANK = 24, 6
 FORCED = np.array([True, False, True, False, True, True])  # the last two states are never in the calibration
@@ -101,6 +106,25 @@ def test_errors_are_at_most_half_a_step_where_unsaturated(seed: int, wide: int, 
     fits = np.abs(above) <= limit
     assert (error[fits] <= step / 2 + 1e-3).all()
     assert (error <= np.maximum(np.abs(above) - limit, step / 2) + 1e-3).all()  # saturation goes to the nearest bound
+
+
+@pytest.mark.parametrize(
+    ("at_choices", "at_forced", "fields"), [(0, 0, COMPACT), (0.15, 0, FLOAT16), (0, 1, FLOAT16), (3, 3, FLOAT16)]
+)
+def test_steps_that_the_codec_errs_on_too_much_are_written_as_float16(
+    codec: Codec, at_choices: float, at_forced: float, fields: list[pa.Field]
+) -> None:
+    """As those of comments unlike all that it was fitted on. A few choices among many forced steps count for themselves."""
+    logprobs, states = made_up(2000, 8)
+    few = FORCED[states] | (np.arange(2000) < 40)
+    logprobs, states = logprobs[few].astype(np.float32), states[few]
+    noise = np.random.default_rng(0).normal(size=logprobs.shape)
+    logprobs += noise * np.where(FORCED[states], at_forced, at_choices)[:, None]
+    counts, automaton = np.array([300, len(states) - 300]), cast(Automaton, SimpleNamespace(forced=FORCED))
+    payload = encode(logprobs, np.zeros((len(states), 3), np.float32), counts, states, Compact(codec, automaton))
+    assert payload.fields == fields
+    if fields == FLOAT16:
+        np.testing.assert_array_equal(payload.columns[0].flatten().to_numpy(), logprobs.astype(np.float16).ravel())
 
 
 def test_every_wide_code_comes_back() -> None:

@@ -93,14 +93,19 @@ def test_the_context_holds_the_longest_example_exactly(tokenizer: TextTokenizer)
         context_of(make_task(context=need - 1), tokenizer, automaton)
 
 
-def test_an_automaton_is_compiled_once(tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_automaton_is_compiled_once_for_a_task_and_a_tokenizer(
+    tokenizers: dict[str, TextTokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RETORT_CACHE", str(tmp_path))
+    tokenizer = tokenizers["gemma"]
     first = cached_automaton(make_task(), tokenizer)
     monkeypatch.setattr(module, "compile_automaton", None)
     again = cached_automaton(make_task(name="renamed"), tokenizer)
     np.testing.assert_array_equal(first.next_state, again.next_state)
     with pytest.raises(TypeError):
         cached_automaton(make_task(fields={"a": ["x"]}), tokenizer)  # another task is compiled anew
+    with pytest.raises(TypeError):
+        cached_automaton(make_task(), tokenizers["byte_level"])  # and so it is for another tokenizer
     assert len(storage.list_files(str(tmp_path / "automata"))) == 1
 
 

@@ -16,7 +16,7 @@ from pipeline.task.task import Scalar
 from pipeline.teacher.process import EngineError
 from student.predict.teacher import FallbackTeacher
 from tests.student.serve.conftest import FakeAnswerer, Serve
-from tests.tiny import save_teacher
+from tests.tiny import save_teacher, tiny_tokenizer
 
 SAD = {"mood": "mixed", "loud": False}
 
@@ -129,4 +129,8 @@ def test_a_real_teacher_answers_and_comes_back_when_it_died(real: FallbackTeache
 
 def test_what_is_no_teacher_of_this_student_is_refused(compiled: CompiledTask, tmp_path: Path):
     with pytest.raises(UserError, match="is not a model"):
+        FallbackTeacher(str(tmp_path), TeacherConfig(), compiled)
+    save_teacher(tmp_path, seed=0)
+    tiny_tokenizer(280).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"^the teacher .* does not fit the student: another tokenizer \("):
         FallbackTeacher(str(tmp_path), TeacherConfig(), compiled)
