@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,28 @@ def test_a_stopped_prediction_says_so_and_goes_on(student: str, tmp_path: Path, 
 def test_another_student_form_or_comments_are_refused(compiled: CompiledTask, student: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     predict(configured(tmp_path), student, out)
-    for override in ("predict.format=parquet", "predict.probabilities=true", "comments.limit=3"):
-        with pytest.raises(UserError, match="another prediction"):
+    for override, name in (
+        ("predict.format=parquet", "form"),
+        ("predict.probabilities=true", "form"),
+        ("comments.limit=3", "comments"),
+    ):
+        with pytest.raises(UserError, match=rf"another prediction \(its {name} differ\)"):
             predict(configured(tmp_path, override), student, out)
+    for seed, refused in ((4, True), (3, False)):  # other weights in the same folder, and the first ones again
+        save_student(student, make_student(compiled, seed, 6.0, sequence="choices"), compiled)
+        with pytest.raises(UserError, match="its student differ") if refused else nullcontext():
+            predict(configured(tmp_path), student, out)
     save_temperatures(student, {"mood": 2.0, "loud": 1.0})
-    with pytest.raises(UserError, match="another prediction"):
+    with pytest.raises(UserError, match="its student differ"):
         predict(configured(tmp_path), student, out)
+
+
+def test_another_way_to_answer_is_refused(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("student.predict.predict.FallbackTeacher", Beside)
+    predict(configured(tmp_path), student, str(tmp_path / "out"))
+    for overrides in (["answer.weights=bf16"], ["answer.teacher=some", "answer.fallback=0.5"]):
+        with pytest.raises(UserError, match=r"another prediction \(its answer differ\)"):
+            predict(configured(tmp_path, *overrides), student, str(tmp_path / "out"))
 
 
 def test_parquet_holds_the_same(compiled: CompiledTask, student: str, tmp_path: Path) -> None:

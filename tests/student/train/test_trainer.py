@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pipeline.shards.manifest import Shards
 from student.config import TrainConfig
@@ -96,16 +97,29 @@ def test_measuring_changes_nothing_and_does_not_depend_on_batches(model: Student
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_measure_weighs_forced_steps_as_training_does(model: Student, examples: Examples) -> None:
-    measures = {}
+def test_a_measure_weighs_forced_steps_as_it_is_told(model: Student, examples: Examples) -> None:
+    batch = examples.batch(np.arange(30))
+    with torch.no_grad():
+        losses = F.cross_entropy(model(batch.tokens, batch.predict).double(), batch.targets, reduction="none")
     for weight in (0.0, 0.3, 1.0):
-        trainer = make_trainer(model, CONFIG.model_copy(update={"forced_weight": weight}))
-        measures[weight] = trainer.measure([examples.batch(np.arange(30))])
-    choices, steps = (examples.weight(np.arange(30), weight) for weight in (0.0, 1.0))
-    assert 0 < choices < steps
-    sums = {0.0: choices * measures[0.0]["loss"], 1.0: steps * measures[1.0]["loss"]}
-    between = (0.7 * sums[0.0] + 0.3 * sums[1.0]) / examples.weight(np.arange(30), 0.3)
-    assert measures[0.3]["loss"] == pytest.approx(between, rel=1e-5)
+        changes = {"forced_weight": weight, "objective": "hard-label"}
+        measured = make_trainer(model, CONFIG.model_copy(update=changes)).measure([batch])["loss"]
+        weights = torch.where(batch.choice, 1.0, weight).double()
+        assert measured == pytest.approx(float((losses * weights).sum() / weights.sum()), rel=1e-5)
+        assert examples.weight(np.arange(30), weight) == pytest.approx(float(weights.sum()))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_a_step_weighs_forced_steps_as_it_is_told(model: Student, examples: Examples, weight: float) -> None:
+    """Against float64 gradients: without a weight, forced steps might say anything."""
+    batch, config = examples.batch(np.arange(8)), CONFIG.model_copy(update={"forced_weight": weight, "objective": "hard-label"})
+    twin = copy.deepcopy(model).double()
+    losses = F.cross_entropy(twin(batch.tokens, batch.predict), batch.targets, reduction="none")
+    weights = torch.where(batch.choice, 1.0, weight).double()
+    ((losses * weights).sum() / weights.sum()).backward()
+    expected = torch.stack([parameter.grad.norm() for parameter in twin.parameters() if parameter.grad is not None]).norm()
+    norm = make_trainer(model, config).step([batch], examples.weight(np.arange(8), weight), Sums())
+    assert float(norm) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_each_term_pulls_with_a_finite_force(model: Student, examples: Examples) -> None:
