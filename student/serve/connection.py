@@ -53,6 +53,12 @@ class Connection(HttpToolsProtocol):
         """Whether a request of it is not answered yet."""
         return self.cycle is not None and not self.cycle.response_complete
 
+    @property
+    def unanswered(self) -> int:
+        """Requests of it whose answer is not wholly handed to the kernel."""
+        first = self.busy or self.transport.get_write_buffer_size() > 0
+        return first + len(self.pipeline)
+
     def _wait(self) -> None:
         self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import select
 import socket
@@ -26,8 +25,6 @@ from student.serve.app import create_app
 from student.serve.connection import Connection
 from student.serve.service import Service
 
-log = logging.getLogger(__name__)
-
 KEEP_ALIVE = 75  # seconds of an idle connection: more than clients keep theirs, or both would take the last moment for theirs
 LINGER = 0.5  # seconds in which a request already on its way over an idle connection may arrive
 LOOK = 0.02  # seconds between two looks at the connections
@@ -37,7 +34,8 @@ def serve(config: StudentSettings, student_folder: str) -> None:
     """Serves a student until a signal ends it.
 
     Raises:
-        UserError: no student, a teacher that does not fit it, or a port that cannot be had.
+        UserError: no student, a teacher that does not fit it, a port that cannot be had, or requests that were left without an
+            answer when it ended.
     """
     settings = config.serve
     listener = _listen(settings)
@@ -48,8 +46,14 @@ def serve(config: StudentSettings, student_folder: str) -> None:
     service = Service(answerer, settings, teacher, config.answer.fallback)
     _announce(settings, listener.getsockname()[1], service)
     gc.freeze()  # what is loaded stays: to look through it for garbage takes a third of a second, now and then
-    DrainingServer(service).run(sockets=[listener])
+    server = DrainingServer(service)
+    server.run(sockets=[listener])
     service.close()
+    if server.left:
+        raise UserError(
+            f"ended with {server.left} requests unanswered: serve.drain_seconds, {settings.drain_seconds:g} s, were over. "
+            "Raise it with --set, and what stops the service must wait as long"
+        )
 
 
 def _listen(settings: ServeConfig) -> socket.socket:
@@ -79,10 +83,13 @@ class DrainingServer(uvicorn.Server):
     """A uvicorn that drops no request which has reached this machine when it is asked to stop.
 
     The original closes its port with those who wait to be let in, and idle connections with what was just sent over them.
+
+    Attributes:
+        left: requests without a whole answer when the time to stop in was up.
     """
 
     def __init__(self, service: Service) -> None:
-        self._service = service
+        self._service, self.left = service, 0
         super().__init__(
             uvicorn.Config(
                 create_app(service),
@@ -114,8 +121,7 @@ class DrainingServer(uvicorn.Server):
                 if connection.busy or (self._passed(start) > LINGER and not _unread(connection)):
                     connection.shutdown()  # now if idle, else when the answer is sent
             await asyncio.sleep(LOOK)
-        if self._connections:
-            log.warning("%d connections were not done within serve.drain_seconds", len(self._connections))
+        self.left = sum(connection.unanswered or _unread(connection) for connection in self._connections)
 
     @property
     def _connections(self) -> list[Connection]:

@@ -36,9 +36,9 @@ TEXTS = [f"comment {i} of many" for i in range(70)]
 class Process:
     """`retort serve` on a free port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *arguments: str) -> None:
         command = [sys.executable, "-m", "pipeline.cli", "serve", "--student", str(folder)]
-        command += ["--port", "0", "--set", "serve.threads=1"]
+        command += ["--port", "0", "--set", "serve.threads=1", *arguments]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
         self.process = subprocess.Popen(command, env=environment, cwd=folder, stderr=subprocess.PIPE, text=True)
         self._lines: list[str] = []
@@ -74,8 +74,8 @@ def folder(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> 
 def start(folder: Path) -> Iterator[Callable[[], Process]]:
     started: list[Process] = []
 
-    def start() -> Process:
-        started.append(Process(folder))
+    def start(*arguments: str) -> Process:
+        started.append(Process(folder, *arguments))
         return started[-1]
 
     yield start
@@ -166,8 +166,38 @@ def test_the_drain_is_over_when_its_time_is_up(fake: FakeAnswerer):
         server.run(sockets=[listener])
         assert time.monotonic() - begin < 3
     assert fake.batches == [["fine"]]  # it was in flight
+    assert server.left == 1
     fake.gate.set()
     service.close()
+
+
+def test_an_answer_that_its_client_does_not_fetch_is_left_and_an_idle_connection_is_not(fake: FakeAnswerer):
+    server, listener = DrainingServer(Service(fake, ServeConfig(drain_seconds=0.3))), socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # the answer must wait in the service
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    with socket.socket() as slow, socket.create_connection(listener.getsockname()):
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(listener.getsockname())
+        body = json.dumps({"texts": ["fine"] * 200}).encode()
+        head = "POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+        slow.sendall(f"{head}{len(body)}\r\n\r\n".encode() + body)
+        server.should_exit = True
+        server.run(sockets=[listener])
+    assert server.left == 1
+
+
+def test_requests_that_the_drain_leaves_are_counted_and_the_exit_code_is_not_0(start: Callable[..., Process]):
+    process = start("--set", "serve.drain_seconds=0.2")
+    port = process.port
+    assert Connection(port)  # it serves
+    halves = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+    for half in halves:
+        half.sendall(b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16\r\n\r\n{")  # the rest never comes
+    process.process.send_signal(signal.SIGTERM)
+    code, output = process.ended()
+    assert code == 1, output
+    assert "ended with 2 requests unanswered: serve.drain_seconds, 0.2 s, were over" in output.replace("\n", " ")
 
 
 @pytest.mark.slow
