@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
 from typing import Any, Literal
 
 import psutil
 import ray
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pydantic import TypeAdapter
 
 from pipeline.base import storage
 from pipeline.base.capacity import require_room
@@ -30,7 +28,7 @@ from tune.scaling.extraction import UNITS_PER_WORKER, measure_extraction
 from tune.scaling.model import ASSUMED_LINK
 from tune.scaling.page import render
 from tune.scaling.results import Result, extract_stage, train_stage
-from tune.scaling.rows import ExtractRow, TrainRow
+from tune.scaling.rows import Rows, TrainRow
 from tune.scaling.training import measure_training
 
 log = logging.getLogger(__name__)
@@ -63,7 +61,7 @@ def measure_scaling(config: TuneSettings, shards_folder: str, folder: str) -> Re
     config = _with_threads(config, counts[-1])
     kept = _Kept(folder, {stage: _identity(stage, config, shards) for stage in stages})
     with _open_run(config, kept) as tracking:
-        _measure(config, shards, shards_folder, counts, kept, command)
+        _measure(config, shards, counts, kept, command)
         result = _result(config, kept)
         _publish(result, kept, tracking)
         return result
@@ -79,10 +77,7 @@ def _counts(config: TuneSettings, stages: list[Stage]) -> list[int]:
     Raises:
         UserError: there is no room for the largest.
     """
-    needs = {
-        "extract": config.teacher.resources,
-        "train": config.train.resources,
-    }
+    needs = {"extract": config.teacher.resources, "train": config.train.resources}
     room = ray.cluster_resources()
     fit = min(_fitting(needs[stage], room) for stage in stages)
     counts = sorted({1, *config.scale.workers} if config.scale.workers else {2**i for i in range(max(fit, 1).bit_length())})
@@ -150,20 +145,16 @@ class _Kept:
                     "another --out, or delete it. With another largest count of workers each has other threads: "
                     "teacher.threads and train.threads hold them"
                 )
-        measured = found.get("measured", {})
-        self.extract = TypeAdapter(list[ExtractRow]).validate_python(measured.get("extract", []))
-        self.train = TypeAdapter(list[TrainRow]).validate_python(measured.get("train", []))
+        self.rows = Rows.model_validate(found.get("measured", {}))
+
+    def has(self, stage: Stage, workers: int) -> bool:
+        """Whether a stage was measured with so many workers."""
+        return any(row.workers == workers for row in getattr(self.rows, stage))
 
     def write(self, figures: dict[str, Any] | None = None) -> None:
         """Writes them all, with what was made of them."""
-        measured = {name: [row.model_dump() for row in rows] for name, rows in self.rows.items()}
-        content = {"mlflow": self.mlflow, "settings": self.identity, "figures": figures or {}, "measured": measured}
-        storage.write_json(self._path, content)
-
-    @property
-    def rows(self) -> dict[Stage, list[Any]]:
-        """By stage."""
-        return {"extract": self.extract, "train": self.train}
+        content = {"mlflow": self.mlflow, "settings": self.identity, "figures": figures or {}}
+        storage.write_json(self._path, content | {"measured": self.rows.model_dump()})
 
 
 def _open_run(config: TuneSettings, kept: _Kept) -> Tracking:
@@ -178,35 +169,29 @@ def _open_run(config: TuneSettings, kept: _Kept) -> Tracking:
     return tracking
 
 
-def _measure(
-    config: TuneSettings, shards: Shards | None, shards_folder: str, counts: list[int], kept: _Kept, command: float
-) -> None:
+def _measure(config: TuneSettings, shards: Shards | None, counts: list[int], kept: _Kept, command: float) -> None:
     """Measures each stage at each count that is not measured yet."""
     scratch = storage.join(kept.folder, SCRATCH)
-
-    def extraction(workers: int) -> None:
-        busy = busy_share()
-        row = measure_extraction(config, workers, counts[-1], storage.join(scratch, "extract"))
-        kept.extract.append(row.model_copy(update={"busy": busy, "command": command}))
-
-    def training(workers: int) -> None:
-        busy = busy_share()
-        assert shards is not None  # noqa: S101 (opened for this stage)
-        train = config.train.model_copy(update={"workers": workers})
-        job = Training.of(student_shape(shards.compiled.task, config.student), train, shards)
-        rows = measure_training(job, shards_folder, workers, config.scale.steps, storage.join(scratch, "train"))
-        kept.train.extend(row.model_copy(update={"busy": busy, "command": command}) for row in rows)
-
-    measures: dict[Stage, Callable[[int], None]] = {"extract": extraction, "train": training}
     for stage in _stages(config):
         for workers in counts:
-            if any(row.workers == workers for row in kept.rows[stage]):
+            if kept.has(stage, workers):
                 log.info("%s with %s worker(s) is already measured", stage, workers)
                 continue
             log.info("measuring %s with %s worker(s)", stage, workers)
-            measures[stage](workers)
+            here, also = storage.join(scratch, stage), {"busy": busy_share(), "command": command}
+            if stage == "extract":
+                kept.rows.extract.append(measure_extraction(config, workers, counts[-1], here).model_copy(update=also))
+            else:
+                kept.rows.train.extend(row.model_copy(update=also) for row in _trained(config, shards, workers, here))
             kept.write()
     storage.delete(scratch)
+
+
+def _trained(config: TuneSettings, shards: Shards | None, workers: int, folder: str) -> list[TrainRow]:
+    assert shards is not None  # noqa: S101 (opened for this stage)
+    train = config.train.model_copy(update={"workers": workers})
+    training = Training.of(student_shape(shards.compiled.task, config.student), train, shards)
+    return measure_training(training, shards.folder, workers, config.scale.steps, folder)
 
 
 def busy_share() -> float:
@@ -220,12 +205,12 @@ def busy_share() -> float:
 def _result(config: TuneSettings, kept: _Kept) -> Result:
     """The models of all that was measured, this time or before."""
     price, stages = config.scale.price_per_hour, []
-    if kept.extract:
+    if kept.rows.extract:
         gpus = TeacherConfig(**kept.identity["extract"]["teacher"]).resources["GPU"]
-        stages.append(extract_stage(kept.extract, JOB_ROWS, gpus, price))
-    if kept.train:
+        stages.append(extract_stage(kept.rows.extract, JOB_ROWS, gpus, price))
+    if kept.rows.train:
         train = kept.identity["train"]["train"]
-        stages.append(train_stage(kept.train, train["batch_size"], ASSUMED_LINK, train["gpus_per_worker"], price))
+        stages.append(train_stage(kept.rows.train, train["batch_size"], ASSUMED_LINK, train["gpus_per_worker"], price))
     return Result(tuple(stages), kept.identity)
 
 

@@ -60,15 +60,10 @@ Model = TypeVar("Model")
 
 @dataclass(frozen=True)
 class Link:
-    """A way between two workers.
+    """A way between two workers."""
 
-    Attributes:
-        bandwidth: bytes a second.
-        latency: seconds of a hop.
-    """
-
-    bandwidth: float
-    latency: float
+    bandwidth: float  # bytes a second
+    latency: float  # seconds of a hop
 
 
 # Of a GPU machine, cautiously, where no measurement spans two; NCCL's tuning table has 9.6 µs for a hop of a ring.
@@ -77,17 +72,11 @@ ASSUMED_LINK = Link(bandwidth=100e9 / 8, latency=10e-6)
 
 @dataclass(frozen=True)
 class Curve:
-    """How one kind of work scales.
+    """How one kind of work scales."""
 
-    Attributes:
-        items: comments or examples, by workers, in the time that `terms` add up to.
-        terms: its seconds, by what they go into.
-        most: workers that can take part at all; None for any number.
-    """
-
-    items: Callable[[int], float]
-    terms: Callable[[int], Terms]
-    most: int | None = None
+    items: Callable[[int], float]  # comments or examples, by workers, in the time that `terms` add up to
+    terms: Callable[[int], Terms]  # its seconds, by what they go into
+    most: int | None = None  # workers that can take part at all; None for any number
 
     def throughput(self, workers: int) -> float:
         """Items a second."""
@@ -117,39 +106,29 @@ class Curve:
 
 @dataclass(frozen=True)
 class ExtractModel:
-    """See the module's docstring.
+    """See the module's docstring."""
 
-    Attributes:
-        start: S, seconds.
-        row: c, seconds a comment.
-        sharing: d, seconds a comment for each other actor on the machine.
-        manifest: μ, seconds a unit.
-        unit_rows: r.
-        per_node: w.
-    """
+    start: float  # S, seconds
+    row: float  # c, seconds a comment
+    sharing: float  # d, seconds a comment for each other actor on the machine
+    manifest: float  # μ, seconds a unit
+    unit_rows: int  # r
+    per_node: int  # w
 
-    start: float
-    row: float
-    sharing: float
-    manifest: float
-    unit_rows: int
-    per_node: int
+    def slowed(self, workers: int) -> float:
+        """Seconds a comment that the actors on one machine cost each other."""
+        return self.sharing * (min(workers, self.per_node) - 1)
 
     def steady(self) -> Curve:
         """A comment for each actor, once all are at work."""
-
-        def terms(workers: int) -> Terms:
-            return {"rows": self.row, "sharing": self.sharing * (min(workers, self.per_node) - 1)}
-
-        return Curve(float, terms)
+        return Curve(float, lambda workers: {"rows": self.row, "sharing": self.slowed(workers)})
 
     def job(self, rows: int) -> Curve:
         """The whole extraction of so many comments, start included."""
         units = -(-rows // self.unit_rows)
 
         def terms(workers: int) -> Terms:
-            sharing = self.sharing * (min(workers, self.per_node) - 1)
-            mine = units / workers * self.unit_rows
+            sharing, mine = self.slowed(workers), units / workers * self.unit_rows
             spare = (-(-units // workers) - units / workers) * self.unit_rows
             return {
                 "start": self.start,
@@ -164,31 +143,22 @@ class ExtractModel:
 
 @dataclass(frozen=True)
 class TrainModel:
-    """See the module's docstring.
+    """See the module's docstring."""
 
-    Attributes:
-        fixed: a, seconds a step.
-        example: c, seconds an example.
-        sharing: d, seconds an example for each other worker on the machine.
-        waiting: σ, as a share of what a worker computes.
-        overlap: ω, the share of the exchange that the backward pass hides.
-        local: the way between workers of one machine.
-        link: the way between machines.
-        bytes: G.
-        per_node: w.
-        tree: whether all-reduce may take the tree, as NCCL does.
-    """
+    fixed: float  # a, seconds a step
+    example: float  # c, seconds an example
+    sharing: float  # d, seconds an example for each other worker on the machine
+    waiting: float  # σ, as a share of what a worker computes
+    overlap: float  # ω, the share of the exchange that the backward pass hides
+    local: Link  # the way between workers of one machine
+    link: Link  # the way between machines
+    bytes: int  # G
+    per_node: int  # w
+    tree: bool  # whether all-reduce may take the tree, as NCCL does
 
-    fixed: float
-    example: float
-    sharing: float
-    waiting: float
-    overlap: float
-    local: Link
-    link: Link
-    bytes: int
-    per_node: int
-    tree: bool
+    def slowed(self, workers: int) -> float:
+        """Seconds an example that the workers on one machine cost each other."""
+        return self.sharing * (min(workers, self.per_node) - 1)
 
     def exchange(self, workers: int) -> tuple[float, float]:
         """Seconds of one step's all-reduce with nothing beside it: its volume's and its hops'."""
@@ -204,11 +174,7 @@ class TrainModel:
 
     def terms(self, workers: int, share: int) -> Terms:
         """Seconds of a step with so many examples for each worker."""
-        compute = {
-            "fixed": self.fixed,
-            "examples": share * self.example,
-            "sharing": share * self.sharing * (min(workers, self.per_node) - 1),
-        }
+        compute = {"fixed": self.fixed, "examples": share * self.example, "sharing": share * self.slowed(workers)}
         alone = sum(compute.values())
         volume, hops = self.exchange(workers)
         whole = volume + hops

@@ -14,21 +14,13 @@ from pipeline.base.config import Strict
 
 
 class _Row(Strict):
-    """One measurement.
+    """One measurement, in seconds."""
 
-    Attributes:
-        workers: teacher actors, or workers of the training.
-        nodes: machines they ran on.
-        startup: seconds that do not count.
-        busy: share of the driver's machine that other work took before.
-        command: seconds from the command's own start until it had Ray, which every command takes.
-    """
-
-    workers: int
-    nodes: int
-    startup: float
-    busy: float = 0.0
-    command: float = 0.0
+    workers: int  # teacher actors, or workers of the training
+    nodes: int  # machines they ran on
+    startup: float  # does not count: until all are at work with their models; of a training job, all around its steps
+    busy: float = 0.0  # share of the driver's machine that other work took before
+    command: float = 0.0  # from the command's own start until it had Ray, which every command takes
 
     @property
     def per_node(self) -> int:
@@ -37,18 +29,11 @@ class _Row(Strict):
 
 
 class ExtractRow(_Row):
-    """An extraction with some number of teacher actors.
+    """An extraction with some number of teacher actors."""
 
-    Attributes:
-        rows: answers of one unit.
-        unit: seconds between two commits of one actor, while all were at work.
-        startup: until all were at work: actors, imports, engines and their models.
-        manifest: seconds for the manifest, for each unit in it.
-    """
-
-    rows: int
-    unit: list[float]
-    manifest: float
+    rows: int  # answers of one unit
+    unit: list[float]  # between two commits of one actor, while all were at work
+    manifest: float  # for the manifest, for each unit in it
 
     @property
     def items_per_second(self) -> float:
@@ -61,24 +46,14 @@ class ExtractRow(_Row):
 
 
 class TrainRow(_Row):
-    """Training steps with some number of workers, each of which has the same number of a step's examples.
+    """Training steps with some number of workers, each of which has the same number of a step's examples."""
 
-    Attributes:
-        share: examples of one worker in a step.
-        step: seconds of a step.
-        alone: seconds of a step on the same examples in which workers keep their gradients to themselves; their mean.
-        exchange: seconds of the all-reduce of one step's gradients with nothing beside it; empty for one worker.
-        ping: seconds of the all-reduce of a single number; empty for one worker.
-        bytes: of one step's gradients.
-        startup: what the job took around its steps: processes, imports, shards, the student, and their end.
-    """
-
-    share: int
+    share: int  # examples of one worker in a step
     step: list[float]
-    alone: list[float]
-    exchange: list[float]
-    ping: list[float]
-    bytes: int
+    alone: list[float]  # a step on the same examples in which workers keep their gradients to themselves; their mean
+    exchange: list[float]  # all-reduce of one step's gradients with nothing beside it; empty for one worker
+    ping: list[float]  # all-reduce of a single number; empty for one worker
+    bytes: int  # of one step's gradients
 
     @property
     def items_per_second(self) -> float:
@@ -101,6 +76,13 @@ class TrainRow(_Row):
         drawn = {"step": [self.step[i] for i in steps], "alone": [self.alone[i] for i in steps]}
         others = {name: _drawn(getattr(self, name), random) for name in ("exchange", "ping")}
         return self.model_copy(update=drawn | others)
+
+
+class Rows(Strict):
+    """All that was measured, by stage, as scale.json has it."""
+
+    extract: list[ExtractRow] = []
+    train: list[TrainRow] = []
 
 
 def _drawn(samples: list[float], random: np.random.Generator) -> list[float]:

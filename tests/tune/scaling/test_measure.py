@@ -105,17 +105,17 @@ def test_batches_of_every_size_are_as_long() -> None:
 
 def test_figures_of_the_measured_rows(result: Result) -> None:
     extract, train = result.stages
-    assert [row.items_per_second for row in extract.measured] == pytest.approx([100, 2 / 0.013])
-    assert [row.efficiency for row in extract.measured] == pytest.approx([1, 10 / 13])
-    assert extract.measured[1].cost == pytest.approx({"worker_seconds_per_1000": 13.0, "gpu_seconds_per_1000": 0.0})
+    assert [row["items_per_second"] for row in extract.measured] == pytest.approx([100, 2 / 0.013])
+    assert [row["efficiency"] for row in extract.measured] == pytest.approx([1, 10 / 13])
+    assert extract.measured[1]["cost"] == pytest.approx({"worker_seconds_per_1000": 13.0, "gpu_seconds_per_1000": 0.0})
     weak, strong = (line.name for line in train.lines)
-    assert [(row.line, row.workers) for row in train.measured] == [(weak, 1), (weak, 2), (strong, 1), (strong, 2)]
+    assert [(row["line"], row["workers"]) for row in train.measured] == [(weak, 1), (weak, 2), (strong, 1), (strong, 2)]
     two = train.measured[1]
     step, alone = ONE_AND_TWO[2].step[0], ONE_AND_TWO[2].alone[0]
-    assert two.communication_share == pytest.approx(1 - alone / step)
-    assert two.bytes_sent == 4_000_000
-    assert two.cost["gpu_seconds_per_1000"] == pytest.approx(2 * step / 64 * 1000)
-    assert two.cost["price_per_1000"] == pytest.approx(2 * step / 64)  # 3.6 an hour is 0.001 a second
+    assert two["communication_share"] == pytest.approx(1 - alone / step)
+    assert two["bytes_sent"] == 4_000_000
+    assert two["cost"]["gpu_seconds_per_1000"] == pytest.approx(2 * step / 64 * 1000)
+    assert two["cost"]["price_per_1000"] == pytest.approx(2 * step / 64)  # 3.6 an hour is 0.001 a second
 
 
 def test_metrics_by_workers(result: Result) -> None:
@@ -145,7 +145,7 @@ def test_a_busy_machine_is_said(result: Result) -> None:
 
 def test_what_was_not_measured_is_said(result: Result) -> None:
     alone = train_stage(ONE_AND_TWO[:2], 32, LINK, 0.0, None)
-    sources = {each.name: each.source for each in alone.parameters}
+    sources = {each["name"]: each["source"] for each in alone.parameters}
     assert sources["bandwidth within a machine"] == "assumed"
     assert sources["an example, for each other worker on the machine"] == "not seen"
     assert "One worker alone was measured" in render(Result((alone,), {}))
