@@ -76,10 +76,12 @@ def measure_extraction(config: TuneSettings, workers: int, most: int, folder: st
     """
     size, each = config.extract.rows_per_unit, UNITS_PER_WORKER
     limit = most * each * size
-    comments = config.comments.model_copy(update={"limit": limit})
-    teacher = config.teacher.model_copy(update={"actors": workers})
-    sample = config.model_copy(update={"out": storage.join(folder, str(limit)), "comments": comments, "teacher": teacher})
-    extraction, plan, compiled = prepare_run(sample)
+    changes = {
+        "out": storage.join(folder, str(limit)),
+        "comments": config.comments.model_copy(update={"limit": limit}),
+        "teacher": config.teacher.model_copy(update={"actors": workers}),
+    }
+    extraction, plan, compiled = prepare_run(config.model_copy(update=changes))
     if plan.kept < limit:
         raise UserError(
             f"{most} actors × {each} units × {size} comments are {limit:,}, and {plan.kept:,} comments pass the filters: give "
@@ -89,12 +91,8 @@ def measure_extraction(config: TuneSettings, workers: int, most: int, folder: st
     for unit in range(most * each):
         storage.delete(shard_path(extraction.shards, unit))
     began = time.time()
-    commits = run_units(
-        extraction,
-        plan,
-        Untracked,
-        lambda here: ray.remote(num_cpus=0)(Gate).options(scheduling_strategy=here).remote(workers),
-    )
+    gate = ray.remote(num_cpus=0)(Gate)
+    commits = run_units(extraction, plan, Untracked, lambda here: gate.options(scheduling_strategy=here).remote(workers))
     ended = time.perf_counter()
     finish(extraction, compiled, plan)
     manifest = (time.perf_counter() - ended) / plan.units
@@ -112,17 +110,14 @@ def row_of(commits: list[Commit], began: float, workers: int, rows: int, manifes
     Raises:
         UserError: no unit was left when all were up, or an actor died.
     """
-    times: dict[str, list[float]] = {}
-    for commit in commits:
-        times.setdefault(commit.actor, []).append(commit.time)
+    actors = {commit.actor for commit in commits}
+    times = [[commit.time for commit in commits if commit.actor == actor] for actor in actors]
     if len(times) != workers:
         raise UserError(f"{len(times)} actors committed units where {workers} were asked for: one died, or got no unit at all")
-    ready = max(first for first, *_ in times.values())
-    unit = []
-    for mine in times.values():
-        unit += np.diff([ready, *(at for at in mine if at > ready)]).tolist()
+    ready = max(first for first, *_ in times)
+    unit = [float(seconds) for mine in times for seconds in np.diff([ready, *(at for at in mine if at > ready)])]
     if not unit:
         raise UserError("no unit was left when all actors were up: measure more comments a unit (extract.rows_per_unit)")
     startup = ready - began - float(np.median(unit))
-    nodes = len({actor.partition("/")[0] for actor in times})
+    nodes = len({actor.partition("/")[0] for actor in actors})
     return ExtractRow(workers=workers, nodes=nodes, rows=rows, unit=unit, startup=max(startup, 0.0), manifest=manifest)

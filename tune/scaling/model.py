@@ -37,13 +37,13 @@ The exchange runs beside the backward pass, two thirds of the arithmetic, as far
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, median
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import nnls
 
 from tune.scaling.rows import ExtractRow, TrainRow
@@ -203,8 +203,7 @@ def expected_largest(count: int) -> float:
 
 def fit_extract(rows: Sequence[ExtractRow]) -> ExtractModel:
     """The model of one machine kind's measurements, by least squares on relative errors."""
-    columns = np.array([[1.0, row.per_node - 1] for row in rows])
-    seconds = np.array([median(row.unit) / row.rows for row in rows])
+    columns, seconds = [[1.0, row.per_node - 1] for row in rows], [median(row.unit) / row.rows for row in rows]
     each, sharing = nonnegative_least_squares(columns, seconds)
     return ExtractModel(
         start=max(row.startup for row in rows),
@@ -222,8 +221,8 @@ def fit_train(rows: Sequence[TrainRow], link: Link, tree: bool) -> TrainModel:
     Args:
         link: stands for the way between machines where all rows are of one, and within one where no two workers shared it.
     """
-    columns = np.array([[1.0, row.share, row.share * (row.per_node - 1)] for row in rows])
-    fixed, example, sharing = nonnegative_least_squares(columns, np.array([median(row.alone) for row in rows]))
+    columns = [[1.0, row.share, row.share * (row.per_node - 1)] for row in rows]
+    fixed, example, sharing = nonnegative_least_squares(columns, [median(row.alone) for row in rows])
     local = _fit_link([row for row in rows if row.workers > 1 and row.nodes == 1], 0.0)
     between = _fit_link([row for row in rows if row.nodes > 1], local.latency if local else 0.0) or link
     overlap, waiting = _overlap_and_waiting([row for row in rows if row.workers > 1])
@@ -254,7 +253,7 @@ def _fit_link(rows: Sequence[TrainRow], local: float) -> Link | None:
             buckets = -(-size // BUCKET)
             columns.append([ring_volume(row.workers) * size, buckets * hops])
             seconds.append(max(median(samples) - buckets * inside * local, 1e-9))
-    each, hop = nonnegative_least_squares(np.array(columns), np.array(seconds))
+    each, hop = nonnegative_least_squares(columns, seconds)
     return Link(1 / max(each, 1e-15), hop)
 
 
@@ -271,9 +270,9 @@ def _overlap_and_waiting(rows: Sequence[TrainRow]) -> tuple[float, float]:
     return fmean(hidden), fmean(waited)
 
 
-def nonnegative_least_squares(columns: NDArray[np.float64], values: NDArray[np.float64]) -> list[float]:
+def nonnegative_least_squares(columns: ArrayLike, values: ArrayLike) -> list[float]:
     """The coefficients, none below zero, with the least sum of squared relative errors; values are above zero."""
-    found, _ = nnls(columns / values[:, None], np.ones(len(values)))
+    found, _ = nnls(np.asarray(columns) / np.asarray(values)[:, None], np.ones(np.shape(values)))
     return [float(value) for value in found]
 
 
@@ -283,7 +282,7 @@ def bootstrap(rows: Sequence[Row], fit: Callable[[Sequence[Row]], Model]) -> lis
     return [fit([row.resampled(random) for row in rows]) for _ in range(DRAWS)]
 
 
-def interval(values: Any) -> tuple[float, float]:
+def interval(values: Iterable[float]) -> tuple[float, float]:
     """The middle 90 %."""
-    low, high = np.percentile(np.asarray(list(values), np.float64), (5, 95))
+    low, high = np.percentile(np.fromiter(values, np.float64), (5, 95))
     return float(low), float(high)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +21,7 @@ from pipeline.base.runtime import MALLOC
 from pipeline.base.version import VARIABLE, check_code_version, code_version
 from pipeline.shards.manifest import open_shards
 from student.config import TrainConfig
-from student.data.examples import Batch, Examples, open_examples
+from student.data.examples import Examples, open_examples
 from student.data.unpack import TRAIN
 from student.model.model import Student
 from student.train.loop import Training
@@ -38,21 +38,13 @@ POOL = 1024  # batches that the timed ones are drawn from: of few, the mean leng
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement. It travels to the workers.
-
-    Attributes:
-        training: what is trained.
-        shards: on what.
-        shares: examples of each worker in a step, one measurement each.
-        steps: timed of each.
-        file: where the first worker leaves the rows.
-    """
+    """One measurement. It travels to the workers."""
 
     training: Training
     shards: str
-    shares: tuple[int, ...]
-    steps: int
-    file: str
+    shares: tuple[int, ...]  # examples of each worker in a step, one measurement each
+    steps: int  # timed of each
+    file: str  # where the first worker leaves the rows
 
 
 def measure_training(training: Training, shards: str, workers: int, steps: int, folder: str) -> list[TrainRow]:
@@ -71,24 +63,17 @@ def measure_training(training: Training, shards: str, workers: int, steps: int, 
     trainer.fit()
     seconds = time.perf_counter() - began
     found = storage.read_json(job.file)
-    startup = seconds - found["seconds"]
-    return [TrainRow(workers=workers, startup=startup, **row) for row in found["rows"]]
+    return [TrainRow(workers=workers, startup=seconds - found["seconds"], **row) for row in found["rows"]]
 
 
 def _ray_trainer(job: Job, workers: int, folder: str) -> ray.train.torch.TorchTrainer:
     """As `student.train.train` has it, without checkpoints and second tries."""
     config = job.training.config
-    environment = MALLOC | {VARIABLE: code_version(), "OMP_NUM_THREADS": str(config.threads_per_worker)}
-    return ray.train.torch.TorchTrainer(
-        work,
-        train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=config.resources
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"train-{workers}-{time.time_ns()}", storage_path=folder, worker_runtime_env={"env_vars": environment}
-        ),
-    )
+    environment = {"env_vars": MALLOC | {VARIABLE: code_version(), "OMP_NUM_THREADS": str(config.threads_per_worker)}}
+    scaling = ray.train.ScalingConfig(workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=config.resources)
+    name = f"train-{workers}-{time.time_ns()}"
+    run = ray.train.RunConfig(name=name, storage_path=folder, worker_runtime_env=environment)
+    return ray.train.torch.TorchTrainer(work, train_loop_config={"job": job}, scaling_config=scaling, run_config=run)
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -121,25 +106,16 @@ class Bench:
         """The samples of `TrainRow`."""
         step, alone = [], []
         for indices in _batches(self._examples, self._config, share * self._workers, self._steps + WARM_UP):
-            batches = list(self._share(indices))
+            mine = parts(indices, self._rank, self._workers, self._config.accumulation)
+            batches = [self._examples.batch(part).to(self.device) for part in mine]
             weight = self._examples.weight(indices, self._config.forced_weight)
-            step.append(self._time(lambda b=batches, w=weight: self._together.step(b, w, Sums())))  # type: ignore[misc]
+            step.append(self._time(self._together.step, batches, weight, Sums()))
             if self._workers > 1:
-                mine = self._time(lambda b=batches, w=weight: self._alone.step(b, w, Sums()))  # type: ignore[misc]
-                alone.append(float(global_sum(torch.tensor(mine, device=self.device, dtype=torch.float64))) / self._workers)
-        step = step[WARM_UP:]
-        return {
-            "share": share,
-            "step": step,
-            "alone": alone[WARM_UP:] or step,
-            "exchange": self._reductions(self._size, self._steps),
-            "ping": self._reductions(1, PINGS),
-            "bytes": 4 * self._size,
-        }
-
-    def _share(self, indices: NDArray[np.int64]) -> Iterator[Batch]:
-        for part in parts(indices, self._rank, self._workers, self._config.accumulation):
-            yield self._examples.batch(part).to(self.device)
+                took = self._time(self._alone.step, batches, weight, Sums())
+                alone.append(float(global_sum(torch.tensor(took, device=self.device, dtype=torch.float64))) / self._workers)
+        samples = {"step": step[WARM_UP:], "alone": (alone or step)[WARM_UP:]}
+        samples |= {"exchange": self._reductions(self._size, self._steps), "ping": self._reductions(1, PINGS)}
+        return samples | {"share": share, "bytes": 4 * self._size}
 
     def _reductions(self, numbers: int, count: int) -> list[float]:
         """Seconds of all-reduces of so many float32, in buckets as the strategy exchanges them."""
@@ -153,13 +129,13 @@ class Bench:
 
         return [self._time(reduce) for _ in range(count + WARM_UP)][WARM_UP:]
 
-    def _time(self, call: Callable[[], Any]) -> float:
+    def _time(self, call: Callable[..., Any], *arguments: Any) -> float:
         """Seconds of a call that all workers begin together."""
         if self._workers > 1:
             global_sum(torch.zeros(1, device=self.device))
         self._wait()
         start = time.perf_counter()
-        call()
+        call(*arguments)
         self._wait()
         return time.perf_counter() - start
 
