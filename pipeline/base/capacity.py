@@ -13,22 +13,33 @@ from pipeline.base.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def require_room(what: str, count: int, each: dict[str, float]) -> None:
+def require_room(what: str, count: int, each: dict[str, float], beside: dict[str, float] | None = None) -> None:
     """Checks that so many workers can run at once. A cluster that is too small may grow, so it gets a warning instead.
 
     Args:
         each: the amount of each resource, by Ray's names, that one of them takes.
+        beside: what runs beside them takes, all together.
 
     Raises:
         UserError: this machine alone will never have the room.
     """
-    room = ray.cluster_resources()
-    for name, amount in each.items():
-        if count * amount > room.get(name, 0.0):
-            arithmetic = f"{what} takes {count} × {amount:g} = {count * amount:g} {name}, and there are {room.get(name, 0.0):g}"
+    room, beside = ray.cluster_resources(), beside or {}
+    for name in each | beside:
+        amount, others = each.get(name, 0.0), beside.get(name, 0.0)
+        total = count * amount + others
+        if total > room.get(name, 0.0):
+            parts = f"{count} × {amount:g}" + (f" + {others:g} beside" if others else "")
+            arithmetic = f"{what} takes {parts} = {total:g} {name}, and there are {room.get(name, 0.0):g}"
             if not os.environ.get("RAY_ADDRESS"):
                 raise UserError(f"{arithmetic}: ask for fewer or smaller workers, or run on a cluster (RAY_ADDRESS)")
             log.warning("%s: waiting for the cluster to grow", arithmetic)
+
+
+def fitting(each: dict[str, float], beside: dict[str, float]) -> int:
+    """How many workers there is room for, one at least; arguments as of `require_room`."""
+    room = ray.cluster_resources()
+    counts = [int((room.get(name, 0.0) - beside.get(name, 0.0)) / amount) for name, amount in each.items() if amount]
+    return max(1, min(counts))
 
 
 def ray_options(resources: dict[str, float]) -> dict[str, Any]:

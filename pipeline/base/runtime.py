@@ -29,6 +29,8 @@ RAY_TRAIN = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how often workers may report; 2 seconds otherwise
 }
+# Ray hides GPUs from who reserved none only if asked to: each of a machine's CPU workers would take the first one.
+RAY_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 # Ray warns of four times as many workers as it would start at once, by default one a CPU. A training in a search has nine,
 # of which eight wait, and there is a training a CPU.
 RAY_HEAD = {"RAY_worker_maximum_startup_concurrency": str(4 * (os.cpu_count() or 1))}
@@ -76,10 +78,10 @@ def _own_process_groups() -> Iterator[None]:
 
 
 def _worker_environment() -> dict[str, str]:
-    """Variables of every worker process: the driver's code version, where its packages are when not installed, and how
-    its threads wait for each other.
+    """Variables of every worker process: the driver's code version, where its packages are when not installed, how
+    its threads wait for each other, and that it sees no GPU but its own.
     """
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     waiting = {name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ}
-    return {VARIABLE: code_version(), "PYTHONPATH": path} | waiting | RAY_TRAIN
+    return {VARIABLE: code_version(), "PYTHONPATH": path} | waiting | RAY_TRAIN | RAY_GPUS

@@ -183,7 +183,7 @@ class _Sighting:
     mass: float
     rival: int
     rival_probability: float
-    probability_V: torch.Tensor
+    probability_V: torch.Tensor | None  # of a choice step alone: the only ones that are summed
 
 
 class Census(Observer):
@@ -204,6 +204,8 @@ class Census(Observer):
     ) -> None:
         """See `Observer`."""
         probability_NV = logits_NV.softmax(-1)
+        if self._choice_sum_V is None:
+            self._choice_sum_V = logits_NV.new_zeros(logits_NV.shape[1], dtype=torch.float64)
         allowed_NR = self._allowed_SR[states_N]
         required_NR = probability_NV[:, self._tokens]
         rivals_NV = probability_NV.clone()
@@ -214,7 +216,8 @@ class Census(Observer):
         for i, (row, step, state, mass, token, likely) in enumerate(zip(*lists, strict=True)):
             if row >= 0:
                 self._settle(row, unless=step)
-                self._last[row] = _Sighting(step, state, mass, token, likely, probability_NV[i])
+                kept_V = None if self._forced[state] else probability_NV[i].clone()  # a view would keep all rows of the step
+                self._last[row] = _Sighting(step, state, mass, token, likely, kept_V)
 
     def _settle(self, row: int, unless: int | None) -> None:
         """Counts a row's last step, unless it is being seen again."""
@@ -224,9 +227,7 @@ class Census(Observer):
         self._mass[seen.state] += seen.mass
         self._visits[seen.state] += 1
         self._rivals[seen.state][seen.rival] += seen.rival_probability  # type: ignore[assignment]
-        if self._choice_sum_V is None:
-            self._choice_sum_V = torch.zeros_like(seen.probability_V, dtype=torch.float64)
-        if not self._forced[seen.state]:
+        if seen.probability_V is not None and self._choice_sum_V is not None:
             self._choice_sum_V += seen.probability_V
 
     def drain(self) -> CensusResult:
@@ -234,7 +235,7 @@ class Census(Observer):
         for row in self._last:
             self._settle(row, unless=None)
         self._last = {}
-        if self._choice_sum_V is None:
+        if self._choice_sum_V is None or not self._visits.any():
             raise RuntimeError("calibration saw no step")
         choices = max(1, int(self._visits[~self._forced].sum()))
         return CensusResult(
@@ -259,7 +260,7 @@ class Constraint:
         required_NR = logits_NV.index_select(1, self._tokens)
         allowed_NR = self._next_SR[states_N] >= 0
         finite_NR = required_NR.nan_to_num()  # an answer stays an answer, so that a row with broken logits can be told by them
-        masked_NR = finite_NR.where(allowed_NR, required_NR.new_tensor(-torch.inf))
+        masked_NR = finite_NR.where(allowed_NR, -torch.inf)
         logits_NV.masked_fill_(inside[:, None], -torch.inf)
         logits_NV[:, self._tokens] = masked_NR.where(inside[:, None], required_NR)
 

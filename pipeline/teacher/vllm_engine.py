@@ -11,9 +11,8 @@ and the logits at forced positions come from the hidden states of those pieces.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,13 @@ from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
+from pipeline.base.errors import UserError
 from pipeline.config import TeacherConfig
-from pipeline.task.automaton import Automaton
 from pipeline.task.forced import ForcedRuns, forced_runs
 from pipeline.teacher.capture import Captured, Census, CensusResult, Constraint, Recorder
 from pipeline.teacher.engines import Job, Request
 from pipeline.teacher.gemma3_text import CLASS_OVERRIDES, text_config
 
-SETTINGS = "retort"  # the key of `additional_config` that carries the job to the processor, in whichever process it lives
 ROW, GIVEN = "retort_row", "retort_given"  # in `extra_args`: which answer a request is, and its tokens within the prompt
 PLACEHOLDER = -1  # what vLLM leaves out of a sampled row
 HIDDEN_ROWS = 512  # positions whose logits over the full vocabulary are computed at once
@@ -45,7 +43,7 @@ class CapturingProcessor(LogitsProcessor):
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
-        self._job = job = _load_job(vllm_config.additional_config[SETTINGS])
+        self._job = job = vllm_config.additional_config.job
         slots = vllm_config.scheduler_config.max_num_seqs
         self.observer: Recorder | Census = job.observer(device)
         self._device = device
@@ -171,17 +169,15 @@ def _runs(job: Job) -> ForcedRuns:
     return ForcedRuns(np.zeros((states, 0), np.int64), np.zeros(states, np.int64), np.arange(states))
 
 
-def _save_job(job: Job, folder: str) -> dict[str, Any]:
-    """The job as `additional_config` can carry it."""
-    path = os.path.join(folder, "automaton.safetensors")
-    job.automaton.save(path)
-    return vars(job) | {"automaton": path, "watched": None if job.watched is None else job.watched.tolist()}
+@dataclass(frozen=True)
+class Carried:
+    """The job as `additional_config`, which brings it to the processor in whichever process that lives."""
 
+    job: Job
 
-def _load_job(settings: dict[str, Any]) -> Job:
-    watched = settings["watched"]
-    tables = {"automaton": Automaton.load(settings["automaton"]), "watched": watched and np.array(watched, np.int32)}
-    return Job(**(settings | tables))
+    def compute_hash(self) -> str:
+        """What vLLM keeps compiled models by, with its other settings: no job changes a model, so all share one."""
+        return "retort"
 
 
 def _processor(worker: Any) -> CapturingProcessor:
@@ -193,10 +189,10 @@ class VllmTeacher:
     """See `pipeline.teacher.engines.TeacherEngine`."""
 
     def __init__(self, model: str, config: TeacherConfig, job: Job) -> None:
+        _require_gpu()
         self._job = job
         opening = forced_runs(job.automaton, through_end=False).of(0)
         self._opening = opening if job.jumps else []
-        self._folder = tempfile.TemporaryDirectory(prefix="retort-")
         self._llm = LLM(
             model=model,
             revision=config.revision,
@@ -211,7 +207,7 @@ class VllmTeacher:
             model_class_overrides=CLASS_OVERRIDES,
             skip_tokenizer_init=True,
             logits_processors=[CapturingProcessor],
-            additional_config={SETTINGS: _save_job(job, self._folder.name)},
+            additional_config=Carried(job),
             **_platform_options(config),
         )
         self._llm.collective_rpc(lambda worker: _processor(worker).attach(worker.model_runner))
@@ -260,6 +256,16 @@ class VllmTeacher:
     def _observer(self, method: str, *arguments: Any) -> Any:
         """Calls the first worker's observer; with tensor parallelism each worker saw the same."""
         return self._llm.collective_rpc(lambda worker: getattr(_processor(worker).observer, method)(*arguments))[0]
+
+
+def _require_gpu() -> None:
+    """Checks that a build for GPUs sees one.
+
+    Raises:
+        UserError: it does not, as where Ray reserved none.
+    """
+    if current_platform.is_cuda_alike() and not torch.cuda.device_count():
+        raise UserError("vLLM's build here runs on GPUs, and the teacher has none: reserve one (--set teacher.gpus=1)")
 
 
 def _platform_options(config: TeacherConfig) -> dict[str, Any]:

@@ -214,11 +214,11 @@ def is_student(folder: str) -> bool:
 
 
 def assembled(shape: Shape, tensors: Tensors) -> Student:
-    """A student of these weights and embedding rows, which it takes over without a copy; in evaluation mode."""
+    """A student of these weights and embedding rows, which it takes over without a copy, where they are; in evaluation mode."""
     with torch.device("meta"):
         model = Student(shape)
     model.load_state_dict(tensors, assign=True)
-    return model.eval()
+    return model.to(tensors["rows"].device).eval()
 
 
 def save_tensors(path: str, tensors: Tensors) -> None:

@@ -53,14 +53,20 @@ class Attention(nn.Module):
             turned = rotate(turned, rotary[self._kind]).to(values.dtype)  # both in one: a short call is all overhead
             queries, keys = turned[:, :heads], turned[:, heads:]
             keys, values = reach.extend(self._layer, (keys, values))
-            mask = reach.masks[self._kind.window]
-            shared = {"enable_gqa": True} if self._parts[0] != self._parts[1] else {}
-            mixed = F.scaled_dot_product_attention(
-                queries, keys, values, mask, is_causal=mask is None, scale=self._scale, **shared
-            )
+            mixed = self._mix(queries, keys, values, reach.masks[self._kind.window])
         if self.out.weight.dtype != torch.float32:  # in training it is, and autocast sees to it
             mixed = mixed.to(self.out.weight.dtype)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+    def _mix(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Attention, [B, H, T, K]; without a mask each position looks at itself and back."""
+        shared = self._parts[0] // self._parts[1]
+        if shared > 1 and queries.is_cuda and (mask is not None or queries.dtype == torch.float32):
+            # CUDA's one fast kernel for masks and for float32 wants as many keys as queries: torch 2.13 falls to a slow one
+            keys, values = (part.repeat_interleave(shared, 1) for part in (keys, values))
+            shared = 1
+        grouped = {"enable_gqa": True} if shared > 1 else {}
+        return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=mask is None, scale=self._scale, **grouped)
 
 
 class Block(nn.Module):

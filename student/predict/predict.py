@@ -7,7 +7,6 @@ killed run has left to do is the units without one. A few comments are answered 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 from numpy.typing import NDArray
 
 from pipeline.base import storage
-from pipeline.base.capacity import ray_options, require_room
+from pipeline.base.capacity import fitting, ray_options, require_room
 from pipeline.base.console import progress
 from pipeline.base.errors import UserError
 from pipeline.base.run import find_run
@@ -32,7 +32,7 @@ from student.config import AnswerConfig, PredictConfig, StudentSettings
 from student.decode.answerer import Answer, Answerer
 from student.model.checkpoint import CALIBRATION, WEIGHTS, load_student, load_temperatures
 from student.predict.answer_files import Sourced, encode_part, part_name
-from student.predict.teacher import FallbackTeacher
+from student.predict.teacher import FallbackTeacher, SharedTeachers, start_teachers
 
 log = logging.getLogger(__name__)
 
@@ -94,26 +94,26 @@ def predict(config: StudentSettings, student_folder: str, folder: str) -> dict[s
     paths = find_comments(config.comments)
     source = describe_source(config.comments, paths, compiled.task, compiled.tokenizer, ROWS_PER_UNIT)
     job = Prediction(student_folder, folder, source, config.predict, config.answer, config.teacher)
-    workers = config.predict.workers if config.predict.workers is not None else _workers(paths)
+    on_ray = config.predict.workers > 0 if config.predict.workers is not None else _is_large(paths)
     identity = job.identity()
     if find_run(folder, ABOUT, identity, "prediction") is None:
         storage.write_json(storage.join(folder, ABOUT), identity)
     plan = find_plan(storage.join(folder, PLAN), source)
     if plan is None:
-        if workers:
+        if on_ray:
             import ray.data  # noqa: F401 - before Ray starts, so that its log lines stay away
 
             start_ray()
-        read = comment_batches if workers else comment_tables
+        read = comment_batches if on_ray else comment_tables
         tables = read(paths, source.columns, compiled.task, compiled.tokenizer)
         plan = make_plan(storage.join(folder, PLAN), source, config.comments, tables, every=True)
     log.info("comments: %s", plan.summary())
-    _answer(job, plan, workers)
+    _answer(job, plan, on_ray)
     storage.sweep(storage.join(folder, ANSWERS))  # what killed writes have left
     return {"answers": plan.kept, "set_aside": plan.read - plan.kept}
 
 
-def _answer(job: Prediction, plan: Plan, workers: int) -> None:
+def _answer(job: Prediction, plan: Plan, on_ray: bool) -> None:
     """Answers the units that have no file yet.
 
     Raises:
@@ -126,7 +126,7 @@ def _answer(job: Prediction, plan: Plan, workers: int) -> None:
         return
     before, started, rows, units = (plan.units - len(todo)) * plan.source.rows_per_unit, time.perf_counter(), 0, 0
     with StopRequest("finishing the unit under way") as stop, progress("answering", plan.kept) as (bar, task):
-        for count in _on_ray(job, todo, workers) if workers else map(Predictor(job).unit, todo):
+        for count in _on_ray(job, todo) if on_ray else map(Predictor(job).unit, todo):
             rows, units = rows + count, units + 1
             bar.update(task, completed=before + rows)
             if stop:
@@ -137,18 +137,18 @@ def _answer(job: Prediction, plan: Plan, workers: int) -> None:
     log.info("answered %s comments in %.1f s, %s a second", f"{rows:,}", seconds, f"{rows / seconds:,.0f}")
 
 
-def _workers(paths: list[str]) -> int:
-    """Workers under Ray Data, one a CPU; 0 answers in this process."""
-    return (os.cpu_count() or 1) if sum(storage.size(path) for path in paths) > LARGE else 0
+def _is_large(paths: list[str]) -> bool:
+    """Whether Ray's start pays."""
+    return sum(storage.size(path) for path in paths) > LARGE
 
 
-def _on_ray(job: Prediction, todo: list[int], workers: int) -> Iterator[int]:
+def _on_ray(job: Prediction, todo: list[int]) -> Iterator[int]:
     """Maps units over a pool of actors; gives the comments of each as it ends."""
     import ray.data  # some seconds, which a few comments do not need
 
     start_ray()
-    workers = min(workers, len(todo))
-    require_room("prediction", workers, job.config.resources)
+    teachers, beside = start_teachers(job.asked.teacher, job.engine, load_student(job.student)[1])
+    workers = _workers(job.config, len(todo), beside)
     log.info("answering %s units with %s workers", len(todo), workers)
     threads = str(max(1, int(job.config.cpus_per_worker)))
     environment = MALLOC | {VARIABLE: code_version(), "OMP_NUM_THREADS": threads}
@@ -156,7 +156,7 @@ def _on_ray(job: Prediction, todo: list[int], workers: int) -> Iterator[int]:
     units = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=min(len(todo), MAX_BLOCKS))
     answered = units.map_batches(
         Predictor,
-        fn_constructor_args=(job,),
+        fn_constructor_args=(job, teachers),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=workers),
         runtime_env={"env_vars": environment},
@@ -166,14 +166,36 @@ def _on_ray(job: Prediction, todo: list[int], workers: int) -> Iterator[int]:
         yield row["rows"]
 
 
-class Predictor:
-    """Answers units, in this process or as an actor of Ray Data."""
+def _workers(config: PredictConfig, units: int, beside: dict[str, float]) -> int:
+    """As many as are wanted, or there is room for.
 
-    def __init__(self, job: Prediction) -> None:
+    Args:
+        beside: what the teachers take, by Ray's names.
+
+    Raises:
+        UserError: there is no room for them.
+    """
+    idle = ray.cluster_resources().get("GPU", 0.0) - beside.get("GPU", 0.0)
+    if idle >= 1 and not config.gpus_per_worker:
+        log.warning("%g GPU(s) stay idle: --set predict.gpus_per_worker=1 answers on them", idle)
+    workers = min(config.workers or fitting(config.resources, beside), units)
+    require_room("prediction", workers, config.resources, beside)
+    return workers
+
+
+class Predictor:
+    """Answers units, in this process or as an actor of Ray Data.
+
+    Args:
+        teachers: to ask instead of one of its own.
+    """
+
+    def __init__(self, job: Prediction, teachers: SharedTeachers | None = None) -> None:
         check_code_version()
         self._job, self._answerer = job, Answerer.load(job.student, job.asked.weights)
-        model = job.asked.teacher
-        self._teacher = FallbackTeacher(model, job.engine, self._answerer.compiled) if model else None
+        self._teacher: FallbackTeacher | SharedTeachers | None = teachers
+        if job.asked.teacher and not teachers:
+            self._teacher = FallbackTeacher(job.asked.teacher, job.engine, self._answerer.compiled)
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, list[int]]:
         """Answers the batch's units; returns the comments of each."""

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import threading
 from concurrent.futures import Future
-from typing import Literal
+from typing import Any, Literal
 
+import ray
+
+from pipeline.base.capacity import ray_options
+from pipeline.base.version import VARIABLE, code_version
 from pipeline.config import TeacherConfig
 from pipeline.task.compiled import CompiledTask, require_same
 from pipeline.task.task import Scalar
-from pipeline.task.tokenization import load_teacher_tokenizer
+from pipeline.task.tokenization import TeacherTokenizer, load_teacher_tokenizer
 from pipeline.teacher.engines import Job, Request
 from pipeline.teacher.model_files import absolute_model
 from pipeline.teacher.process import EngineError, EngineProcess
@@ -21,6 +26,17 @@ from student.data.answers import parse_all
 log = logging.getLogger(__name__)
 
 State = Literal["starting", "ready", "failed"]
+
+
+def load_same_tokenizer(model: str, config: TeacherConfig, compiled: CompiledTask) -> TeacherTokenizer:
+    """A teacher's tokenizer.
+
+    Raises:
+        UserError: no such model, or one that writes other tokens than the student.
+    """
+    tokenizer = load_teacher_tokenizer(model, config.revision)
+    require_same({"tokenizer": tokenizer.hash}, {"tokenizer": compiled.tokenizer.hash}, f"the teacher {model}", "the student")
+    return tokenizer
 
 
 class FallbackTeacher:
@@ -34,10 +50,7 @@ class FallbackTeacher:
 
     def __init__(self, model: str, config: TeacherConfig, compiled: CompiledTask) -> None:
         self.model = absolute_model(model)
-        tokenizer = load_teacher_tokenizer(self.model, config.revision)
-        require_same(
-            {"tokenizer": tokenizer.hash}, {"tokenizer": compiled.tokenizer.hash}, f"the teacher {model}", "the student"
-        )
+        tokenizer = load_same_tokenizer(self.model, config, compiled)
         self._config, self._compiled, self._prompt = config, compiled, tokenizer.prompt(compiled.task)
         self._job = Job(
             automaton=compiled.automaton,
@@ -110,3 +123,34 @@ class FallbackTeacher:
         except Exception as error:
             log.error("%s", error)
             engine.set_exception(error)
+
+
+class SharedTeachers:
+    """Teachers as actors of Ray, for workers who ask them as they would ask a `FallbackTeacher`."""
+
+    def __init__(self, actors: list[Any]) -> None:
+        self._actors = actors
+
+    def answer(self, texts: list[str]) -> list[dict[str, Scalar] | None]:
+        """See `FallbackTeacher`."""
+        return ray.get(random.choice(self._actors).answer.remote(texts)) if texts else []
+
+
+def start_teachers(
+    model: str | None, config: TeacherConfig, compiled: CompiledTask
+) -> tuple[SharedTeachers | None, dict[str, float]]:
+    """As many teachers on Ray as an extraction has, if a model is named, and what they take together, by Ray's names.
+
+    Raises:
+        UserError: no such model, or one that writes other tokens than the student.
+    """
+    if model is None:
+        return None, {}
+    place = absolute_model(model)
+    load_same_tokenizer(place, config, compiled)  # better refused now than by an actor
+    environment = {"env_vars": {VARIABLE: code_version()}}
+    actor = ray.remote(max_restarts=2, max_task_retries=2, runtime_env=environment, **ray_options(config.resources))(
+        FallbackTeacher
+    )
+    actors = [actor.remote(place, config, compiled) for _ in range(config.actors)]
+    return SharedTeachers(actors), {name: config.actors * amount for name, amount in config.resources.items()}

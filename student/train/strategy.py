@@ -136,6 +136,8 @@ def _add_up(bucket: Any) -> torch.futures.Future[torch.Tensor]:
 def make_strategy(student: Student, config: TrainConfig, device: torch.device) -> Strategy:
     """The configured strategy, holding a student."""
     student.bf16 = config.precision == "bf16"
+    if device.type == "cuda":  # alone: torch.set_float32_matmul_precision would change CPUs' too
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
     if config.strategy == "ddp":
         return DataParallel(student.to(device), config)
     from student.train.zero import Zero  # DeepSpeed takes seconds to import

@@ -54,3 +54,27 @@ def test_sigterm_to_a_commands_group_leaves_its_ray_until_the_command_is_done() 
     assert "SIGTERM received" not in errors
     assert "Traceback" not in errors
     assert not psutil.wait_procs(rays, timeout=30)[1]
+
+
+GPUS = """
+import os, ray
+from pipeline.base.runtime import start_ray
+
+start_ray()
+
+class Actor:
+    def sees(self):
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+def task():
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+actor = ray.remote(num_cpus=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})(Actor).remote()
+print(ray.get([actor.sees.remote(), ray.remote(task).remote()]), flush=True)
+"""
+
+
+def test_workers_that_reserved_no_gpu_see_none() -> None:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0,1"}
+    done = subprocess.run([sys.executable, "-c", GPUS], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "['', '']\n"

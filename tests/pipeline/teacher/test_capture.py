@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -264,9 +266,28 @@ def test_census_never_prefers_an_allowed_token() -> None:
     assert result.preferred == {0: 5}
 
 
+def test_census_keeps_a_row_of_a_choice_step_and_nothing_else_of_it() -> None:
+    census, vocabulary, rows = Census(AUTOMATON, CPU), 50_000, 8
+    for step, state in enumerate([0, int(np.flatnonzero(AUTOMATON.forced)[0])] * 3):
+        logits = torch.randn(rows, vocabulary)
+        census.observe(logits, torch.full((rows,), state), np.arange(rows), np.full(rows, step))
+        del logits
+        wide = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors() if t.shape[-1:] == (vocabulary,)
+        }
+        assert sum(wide.values()) <= (rows * 4 * (state == 0) + 8) * vocabulary  # and the float64 sum
+
+
+def _tensors() -> list[torch.Tensor]:
+    return [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
+
+
 def test_census_without_a_step_says_so() -> None:
-    with pytest.raises(RuntimeError, match="saw no step"):
-        Census(AUTOMATON, CPU).drain()
+    passed_over = Census(AUTOMATON, CPU)
+    passed_over.observe(random_logits(1), states(0), ints(-1), ints(0))
+    for census in (Census(AUTOMATON, CPU), passed_over):
+        with pytest.raises(RuntimeError, match="saw no step"):
+            census.drain()
 
 
 def test_census_at_forced_steps_alone_has_no_choice_probability() -> None:

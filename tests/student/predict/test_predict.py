@@ -1,23 +1,29 @@
-"""`retort predict` in one process; tests/integration/test_run.py has it under Ray Data."""
+"""`retort predict`, mostly in one process; tests/integration/test_run.py has all of it under Ray Data."""
 
 from __future__ import annotations
 
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from cluster.config import ClusterSettings
 from pipeline.base.errors import UserError
 from pipeline.base.signals import Stopped
 from pipeline.cli.settings import load_config
+from pipeline.config import TeacherConfig
 from pipeline.task.compiled import CompiledTask
+from student.config import AnswerConfig, PredictConfig
 from student.decode.answerer import Answerer
 from student.model.checkpoint import save_student, save_temperatures
-from student.predict.predict import Predictor, predict
+from student.predict.predict import Prediction, Predictor, _workers, predict
+from student.predict.teacher import SharedTeachers, start_teachers
 from tests.student.decode.test_decode import make_student
 
 BODIES = [
@@ -209,3 +215,71 @@ def test_unsure_answers_are_the_teachers(student: str, tmp_path: Path, monkeypat
         configured(tmp_path, "answer.fallback=0.5")
     with pytest.raises(UserError, match="--fallback"):
         predict(configured(tmp_path, "answer.teacher=some"), student, str(tmp_path / "unsure"))
+
+
+class Counted(Beside):
+    """A teacher that leaves a file where it starts."""
+
+    def __init__(self, model: str, *_: object) -> None:
+        Path(model, str(os.getpid())).touch()
+
+
+@pytest.mark.slow
+def test_workers_share_the_teachers(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("student.predict.teacher.FallbackTeacher", Counted)
+    monkeypatch.setattr("student.predict.teacher.load_same_tokenizer", lambda *_: None)
+    (tmp_path / "teacher").mkdir()
+    asked = f"answer.teacher={tmp_path}/teacher", "answer.fallback=1"
+    two = "predict.workers=2", "predict.cpus_per_worker=0.5"
+    try:
+        done = predict(configured(tmp_path, *asked, *two), student, str(tmp_path / "out"))
+    finally:
+        ray.shutdown()
+    assert len(list((tmp_path / "teacher").iterdir())) == 1
+    sources = {row["line"]: row["source"] for row in answers(tmp_path)}
+    assert len(sources) == done["answers"] == len(KEPT)
+    assert set(sources.values()) == {"teacher", "student"}
+
+
+def test_a_worker_that_shares_teachers_starts_none(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("student.predict.predict.FallbackTeacher", lambda *given: started.append(given))
+    asked = AnswerConfig(teacher="some", fallback=1)
+    job = Prediction(student, str(tmp_path), None, PredictConfig(), asked, TeacherConfig())
+    shared = SharedTeachers([])
+    assert Predictor(job, shared)._teacher is shared
+    assert not started
+    Predictor(job)
+    assert len(started) == 1
+
+
+def test_teachers_reserve_what_an_extractions_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[dict[str, Any]] = []
+    started: list[tuple[Any, ...]] = []
+
+    def remote(**given: Any) -> Any:
+        options.append(given)
+        return lambda _: SimpleNamespace(remote=lambda *given: started.append(given))
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr("student.predict.teacher.load_same_tokenizer", lambda *_: None)
+    config = TeacherConfig(actors=2, tensor_parallel=2, gpus=1, machines="big")
+    assert start_teachers("some", config, None)[1] == {"CPU": 2, "GPU": 4, "big": pytest.approx(0.002)}
+    (given,) = options
+    assert (given["num_cpus"], given["num_gpus"], given["resources"]) == (1, 2, {"big": pytest.approx(0.001)})
+    assert len(started) == 2
+    assert start_teachers(None, config, None) == (None, {})
+
+
+def test_workers_take_the_gpus_that_they_are_given_and_no_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
+    assert _workers(PredictConfig(gpus_per_worker=1), 100, {}) == 4
+    assert _workers(PredictConfig(gpus_per_worker=1), 100, {"CPU": 0.5, "GPU": 2}) == 2
+    assert not caplog.text
+    assert _workers(PredictConfig(), 100, {}) == 16
+    assert "4 GPU(s) stay idle: --set predict.gpus_per_worker=1" in caplog.text
+    assert _workers(PredictConfig(gpus_per_worker=1), 3, {}) == 3
+    with pytest.raises(UserError, match=r"4 × 1 \+ 1 beside = 5 GPU"):
+        _workers(PredictConfig(gpus_per_worker=1, workers=4), 100, {"GPU": 1})
