@@ -17,7 +17,7 @@ H = 1e-30
 CLIP = 5.0
 
 WEIGHTS = {  # KL at the first and last step, then CE
-    "curriculum": ((0.8, 0.2), (0.2, 0.8)),
+    "curriculum": ((0.95, 0.9), (0.05, 0.1)),
     "hard-label": ((0, 0), (1, 1)),
     "temperature": ((0.5, 0.5), (0.5, 0.5)),
     "topk": ((1, 1), (1, 1)),

@@ -16,7 +16,8 @@ from student.train.loop import Loop, Training
 GOLDEN = Path(__file__).with_name("golden_loss.txt")
 RENEW = "RENEW_GOLDEN"
 COMMAND = f"{RENEW}=1 .venv/bin/python -m pytest tests/numerics/test_golden.py"
-CONFIG = TrainConfig(objective="curriculum", epochs=4, batch_size=16, learning_rate=3e-3, log_every=1)
+WEIGHTS = {"kl_start": 0.8, "kl_end": 0.2, "ce_start": 0.2, "ce_end": 0.8}
+CONFIG = TrainConfig(objective="curriculum", **WEIGHTS, epochs=4, batch_size=16, learning_rate=3e-3, log_every=1)
 SEQUENCES = ("full", "choices")
 LIMIT = 1e-4  # other processors round otherwise
 HEADER = f"""\

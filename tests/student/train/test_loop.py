@@ -27,7 +27,7 @@ def test_a_report_has_the_weights_and_the_rate_of_its_own_step(shards: Shards, m
     monkeypatch.setattr(student.train.trainer, "WARM_UP", 0)
     config = TrainConfig(epochs=2, batch_size=16, log_every=1, learning_rate=0.01)
     rows = [report.row for report in Loop(Training.of(DEBUG, config, shards), shards).run()]
-    assert (rows[0]["kl_weight"], rows[0]["ce_weight"]) == pytest.approx((0.8, 0.2))
-    assert (rows[-1]["kl_weight"], rows[-1]["ce_weight"]) == pytest.approx((0.2, 0.8))
+    assert (rows[0]["kl_weight"], rows[0]["ce_weight"]) == pytest.approx((0.95, 0.05))
+    assert (rows[-1]["kl_weight"], rows[-1]["ce_weight"]) == pytest.approx((0.9, 0.1))
     assert rows[0]["learning_rate"] == pytest.approx(0.01)
     assert rows[1]["learning_rate"] < 0.01

@@ -29,13 +29,13 @@ def test_every_objective_can_be_configured_and_every_configured_one_is_there() -
 def test_the_curriculums_weights_add_up_to_one_all_along(shape: str, progress: float) -> None:
     weights = Loss(TrainConfig(weights=shape)).weights(progress)
     assert weights["kl"] + weights["ce"] == pytest.approx(1)
-    assert 0.2 <= weights["kl"] + 1e-9 <= 0.8 + 2e-9
+    assert 0.9 <= weights["kl"] + 1e-9 <= 0.95 + 2e-9
 
 
 def test_weights_step_half_way() -> None:
     loss = Loss(TrainConfig(weights="step"))
-    assert loss.weights(0.49) == pytest.approx({"kl": 0.8, "ce": 0.2})
-    assert loss.weights(0.5) == pytest.approx({"kl": 0.2, "ce": 0.8})
+    assert loss.weights(0.49) == pytest.approx({"kl": 0.95, "ce": 0.05})
+    assert loss.weights(0.5) == pytest.approx({"kl": 0.9, "ce": 0.1})
 
 
 def chosen_counts(shards: Shards) -> np.ndarray:

@@ -51,14 +51,14 @@ class Keeper:
 
 
 @pytest.mark.parametrize("scores", [[0.5, 0.2, 0.9], [0.2, 0.9, 0.5], [0.9, 0.5, 0.2]])
-def test_the_epoch_with_the_least_held_out_cross_entropy_is_kept(
+def test_the_epoch_with_the_most_equal_held_out_answers_is_kept(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float]
 ) -> None:
-    """And no checkpoint within an epoch, of which there is one after each step."""
+    """Whatever the cross-entropy says; and no checkpoint within an epoch, of which there is one after each step."""
     config = TrainConfig(epochs=3, batch_size=40, log_every=1, checkpoint_minutes=1e-9)
     training, coming = Training.of(DEBUG, config, shards), iter(scores)
     keeper = Keeper(training, tmp_path)
-    monkeypatch.setattr(Trainer, "measure", lambda *_: {"ce": next(coming)})
+    monkeypatch.setattr(Trainer, "measure", lambda *_: {"ce": (accuracy := 1 - next(coming)), "answer_accuracy": accuracy})
     monkeypatch.setattr(ray.train, "report", keeper.report)
     monkeypatch.setattr(ray.train, "get_preemption_info", lambda: None)
     _Worker(Loop(training, shards), training, shards.compiled, Sender(None), rank=0).run()
@@ -66,8 +66,8 @@ def test_the_epoch_with_the_least_held_out_cross_entropy_is_kept(
     run: Any = SimpleNamespace(uri="sqlite://", run_id="1")
     trained = driver._keep_best(config, keeper.result(), str(tmp_path), driver._identity(training, shards), run)
     assert trained.best_epoch == 1 + scores.index(0.2)
-    assert [row[SCORE] for row in trained.epochs] == scores
-    best = next(i for i, row in enumerate(keeper.metrics) if row[SCORE] == 0.2)
+    assert [1 - row["validation_answer_accuracy"] for row in trained.epochs] == pytest.approx(scores)
+    best = next(i for i, row in enumerate(keeper.metrics) if row[SCORE] == pytest.approx(0.2))
     kept = load_tensors(f"{tmp_path}/{WEIGHTS}")
     same = [all(torch.equal(tensor, one[name]) for name, tensor in kept.items()) for one in keeper.weights]
     assert same == [i == best for i in range(len(same))]

