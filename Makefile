@@ -11,7 +11,7 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: help setup local ui test test-slow lint format lock clean
+.PHONY: help setup local ui test test-slow gpu-check lint format lock clean
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -41,6 +41,11 @@ test: setup  ## the tests, some minutes
 
 test-slow: setup  ## the longer proofs
 	$(VENV)/bin/python -m pytest -m slow --numprocesses 2 --dist loadfile
+
+gpu-check:  ## where there is a GPU and .venv is installed from requirements-gpu.lock: proves what a CPU cannot
+	$(VENV)/bin/pip install --quiet --no-deps $$(grep -E '^(pytest|pytest-xdist|execnet|hypothesis|iniconfig|pluggy|sortedcontainers)==' requirements-cpu.lock)
+	$(VENV)/bin/python -m pytest tests/test_device.py --verbose
+	$(VENV)/bin/python -m benchmarks.training --synthetic --precision bf16 --sequence choices
 
 lint: setup  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -1,7 +1,7 @@
 """A pretended GPU: tensors that say they are on `cuda:0` and compute on the CPU, so that their values can be read.
 
 What torch refuses on a GPU is refused here too: an operation over tensors of both devices, but for a CPU's single number where
-torch takes one. What only CUDA's own kernels do or refuse cannot be seen here: benchmarks/gpu_check.py is for that. torch's own
+torch takes one. What only CUDA's own kernels do or refuse cannot be seen here: `make gpu-check` is for that. torch's own
 FakeTensorMode has no values, and decoding asks for them at every step.
 """
 

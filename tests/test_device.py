@@ -1,4 +1,7 @@
-"""All that runs on a GPU, on a pretended one: the same values as on the CPU, and no tensor left behind. See docs/gpu.md."""
+"""All that runs on a GPU: the same values as on the CPU, and no tensor left behind. A pretended GPU unless there is one.
+
+See docs/gpu.md.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -38,7 +42,7 @@ from student.prune.sizes import Sizes
 from student.prune.source import PruneSource
 from student.prune.workers import ImportanceWorker
 from student.train.loop import Loop, Training
-from tests.accelerator import Pretended, pretended
+from tests.accelerator import pretended
 from tests.student import conftest
 from tests.student.conftest import DEBUG
 from tests.student.decode.test_decode import make_student, prefixes
@@ -48,13 +52,15 @@ from tests.tiny import save_teacher, tiny_task
 compiled, shards = conftest.compiled, conftest.shards
 
 CPU = torch.device("cpu")
+REAL = torch.cuda.is_available()
+SLACK = 50 if REAL else 1  # a GPU adds in another order, and multiplies in TF32 when it trains
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setattr("student.train.loop.ThreadPoolExecutor", _Now)
     before = torch.backends.cuda.matmul.fp32_precision
-    with pretended(monkeypatch) as device:
+    with nullcontext(torch.device("cuda", 0)) if REAL else pretended(monkeypatch) as device:
         yield device
     torch.backends.cuda.matmul.fp32_precision = before
 
@@ -77,8 +83,10 @@ class _Now(Executor):
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor, exact: bool = True) -> None:
-    assert isinstance(found, Pretended)
-    tolerance = {"atol": 1e-5, "rtol": 1e-4} if exact else {"atol": 0.05 * wanted.abs().amax().item(), "rtol": 0.0}
+    assert found.is_cuda
+    tolerance = (
+        {"atol": SLACK * 1e-5, "rtol": SLACK * 1e-4} if exact else {"atol": 0.05 * wanted.abs().amax().item(), "rtol": 0.0}
+    )
     torch.testing.assert_close(found.cpu().float(), wanted, **tolerance)
 
 
@@ -90,6 +98,7 @@ def test_tensors_of_both_devices_do_not_mix(gpu: torch.device) -> None:
             mix()
 
 
+@pytest.mark.skipif(REAL, reason="of what is pretended")
 def test_attention_that_a_gpu_refuses_or_is_slow_at_is_refused(gpu: torch.device) -> None:
     attend = torch.nn.functional.scaled_dot_product_attention
     queries, mask = torch.ones(1, 2, 3, 4, device=gpu, dtype=torch.bfloat16), torch.ones(3, 3, device=gpu)
@@ -151,7 +160,7 @@ def test_a_training(shards: Shards, changes: dict[str, Any], gpu: torch.device) 
     found = trained(training, shards, gpu)
     assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     assert "ce_gradient" in found or "kl_gradient" in found
-    assert found == pytest.approx(wanted, rel=0.05 if "precision" in changes else 1e-4)
+    assert found == pytest.approx(wanted, rel=0.05 if "precision" in changes else SLACK * 1e-4)
 
 
 def test_a_pruned_student_from_its_scores_to_its_training(
@@ -164,13 +173,13 @@ def test_a_pruned_student_from_its_scores_to_its_training(
     assert worker._model.rows.device == gpu
     scores = importance([worker.measure(chosen[:4], True), worker.measure(chosen[4:], False)], source.shape.layers)
     for name, values in vars(scores).items():
-        np.testing.assert_allclose(values, getattr(wanted, name), rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(values, getattr(wanted, name), rtol=SLACK * 1e-4, atol=SLACK * 1e-6, err_msg=name)
     whole = Sizes.of(source.shape)
     kept = worker.cut(Sizes(16, whole.heads, whole.groups, 24, 2), scores, pruned)
     about = {"source": {"student": folder}, "prune": PruneConfig().recipe(), "kept": kept.as_dict()}
     storage.write_json(storage.join(pruned, PRUNED), about)
     training = Training.of(DEBUG, config(init=pruned, hidden=1.0), shards)
-    assert trained(training, shards, gpu) == pytest.approx(trained(training, shards, CPU), rel=1e-3)
+    assert trained(training, shards, gpu) == pytest.approx(trained(training, shards, CPU), rel=SLACK * 1e-3)
 
 
 @pytest.mark.parametrize("sequence", ["full", "choices"])
@@ -186,7 +195,7 @@ def test_answers(compiled: CompiledTask, sequence: str, family: str, weights: st
         assert len(ours.tokens) == len(theirs.tokens)
         if weights == "float32":  # attention in bf16 is another one than the CPU's
             assert (ours.calls, ours.tokens) == (theirs.calls, theirs.tokens)
-            np.testing.assert_allclose(ours.confidence, theirs.confidence, rtol=1e-4)
+            np.testing.assert_allclose(ours.confidence, theirs.confidence, rtol=SLACK * 1e-4)
     assert all(np.isfinite(shares).all() for shares in (found[0].value_probabilities or {}).values())
 
 
@@ -210,7 +219,7 @@ def test_an_evaluations_measures(compiled: CompiledTask, shards: Shards, gpu: to
     there = model.to(gpu)
     found = step_measures(there, batches), fit_temperatures(there, compiled, batches)
     assert found[1] == pytest.approx(wanted[1], rel=1e-2)
-    assert found[0]["choice_kl"] == pytest.approx(wanted[0]["choice_kl"], rel=1e-4)
+    assert found[0]["choice_kl"] == pytest.approx(wanted[0]["choice_kl"], rel=SLACK * 1e-4)
     assert latency_ms(there, compiled, examples) > 0
     assert latency_before_training(Training.of(DEBUG, config(), shards), shards.folder) > 0
 
@@ -233,7 +242,7 @@ def test_a_calibration(compiled: CompiledTask, gpu: torch.device) -> None:
     found, wanted = census(compiled, gpu), census(compiled, CPU)
     assert found.preferred == wanted.preferred
     for name in ("visits", "allowed_mass", "mean_probability"):
-        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-5)
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=SLACK * 1e-5)
 
 
 def test_the_transformers_teacher(gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,8 +259,8 @@ def test_the_transformers_teacher(gpu: torch.device, tmp_path: Path, monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     wanted = TransformersTeacher(str(tmp_path), config, job).record([Request(ids) for ids in prompts])
     assert found.tokens.tolist() == wanted.tokens.tolist()
-    np.testing.assert_allclose(found.logits, wanted.logits, atol=1e-4)
-    np.testing.assert_allclose(found.lse, wanted.lse, atol=1e-4)
+    np.testing.assert_allclose(found.logits, wanted.logits, atol=SLACK * 1e-4)
+    np.testing.assert_allclose(found.lse, wanted.lse, atol=SLACK * 1e-4)
 
 
 @pytest.fixture(scope="session")  # so that it is imported before anything is pretended
@@ -327,7 +336,9 @@ def test_the_processor_of_vllm(vllm: ModuleType, compiled: CompiledTask, capture
     assert answers == others
     assert len(set(map(tuple, answers))) > 2
     for name, values in vars(wanted).items():
-        np.testing.assert_allclose(getattr(found, name), values, rtol=1e-4, atol=1e-4) if name != "preferred" else None
+        np.testing.assert_allclose(
+            getattr(found, name), values, rtol=SLACK * 1e-4, atol=SLACK * 1e-4
+        ) if name != "preferred" else None
 
 
 def test_a_job_leaves_vllms_compiled_models_as_they_are(vllm: ModuleType, compiled: CompiledTask) -> None:
