@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLIT_TENTHS = {TRAIN: range(8), VALIDATION: range(8, 9), TEST: range(9, 10)}
+PIECE = 1 << 20  # ids counted at once
 LAYOUT = 2  # of the columns; another number makes another cache
 
 Columns = dict[str, NDArray[Any]]
@@ -63,6 +64,14 @@ def unpack(shards: Shards) -> dict[str, Columns]:
             if not folder.exists():
                 _unpack(shards, folder)
     return {split: _map(folder / split) for split in SPLIT_TENTHS}
+
+
+def token_counts(ids: NDArray[np.int32], size: int) -> NDArray[np.int64]:
+    """How often each of `size` ids is among `ids`: int64 [size]. In pieces: bincount copies what it counts to int64."""
+    counts = np.zeros(size, np.int64)
+    for start in range(0, len(ids), PIECE):
+        counts += np.bincount(ids[start : start + PIECE], minlength=size)
+    return counts
 
 
 def cache_of(shards: Shards) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,9 @@ def export(shards_folder: str, student_folder: str, report_folder: str, folder: 
         log.info("answering %s test comments in each form", f"{len(test):,}")
         figures = {"answers": shards.manifest.answers} | _measure(forms, source, test, BATCH_SIZE)
         card = render_card(source.compiled.task, shards.manifest, training, _report(report_folder, training), figures)
-        for made in (forms["folder"], forms["onnx"].parent):
-            _copy(made, folder)
+        files = _copy([forms["folder"], forms["onnx"].parent], folder)
     storage.write_text(storage.join(folder, CARD), card)
+    figures["files"] = files
     storage.write_json(storage.join(folder, FIGURES), figures)
     return figures
 
@@ -113,8 +114,13 @@ def _report(folder: str, training: Trained) -> dict[str, Any] | None:
     return figures
 
 
-def _copy(made: Path, folder: str) -> None:
-    """Copies a folder on a disk to anywhere."""
-    for file in sorted(made.rglob("*")):
-        if file.is_file():
-            storage.write_bytes(storage.join(folder, *file.relative_to(made).parts), file.read_bytes())
+def _copy(made: Sequence[Path], folder: str) -> list[str]:
+    """Copies what folders on a disk hold to one anywhere, in place of an earlier export; returns the files' names."""
+    files = {str(file.relative_to(one)): file for one in made for file in sorted(one.rglob("*")) if file.is_file()}
+    earlier = storage.join(folder, FIGURES)
+    for name in storage.read_json(earlier).get("files", []) if storage.exists(earlier) else []:
+        if name not in files and Path(name).name == name:  # nothing outside, whatever the file says
+            storage.delete(storage.join(folder, name))
+    for name, file in files.items():
+        storage.write_bytes(storage.join(folder, name), file.read_bytes())
+    return list(files)

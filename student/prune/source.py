@@ -15,7 +15,7 @@ from pipeline.task.compiled import CompiledTask, require_same
 from pipeline.task.tokenization import load_teacher_tokenizer
 from pipeline.teacher.model_files import absolute_model, fingerprint
 from student.config import PruneConfig
-from student.data.unpack import TRAIN, unpack
+from student.data.unpack import TRAIN, token_counts, unpack
 from student.model.checkpoint import TRAINED, WEIGHTS, is_student, load_student, load_training
 from student.model.gemma import gemma_shape, load_gemma
 from student.model.model import Student, embedding_rows
@@ -79,7 +79,7 @@ def _gemma(config: PruneConfig, sequence: str, shards: Shards) -> PruneSource:
     """A Gemma 3 model, whose embedding keeps the rows of the ids in the training comments, the prompt and the answers."""
     model, compiled = absolute_model(str(config.source)), shards.compiled
     opening, separator = _prompt(config, model, compiled)
-    counts = np.bincount(unpack(shards)[TRAIN]["comment"], minlength=compiled.tokenizer.size)
+    counts = token_counts(unpack(shards)[TRAIN]["comment"], compiled.tokenizer.size)
     always = np.unique([*compiled.automaton.tokens, *opening, *separator]).astype(np.int32)
     rows_V = embedding_rows(counts, always, least=1)
     shape = gemma_shape(

@@ -19,7 +19,7 @@ from pipeline.shards.manifest import Shards
 from pipeline.task.compiled import require_same
 from student.config import StudentConfig, TrainConfig
 from student.data.examples import Batch, Examples, columns_of, open_examples
-from student.data.unpack import TRAIN, VALIDATION
+from student.data.unpack import TRAIN, VALIDATION, token_counts
 from student.model.checkpoint import WEIGHTS, load_student, load_tensors
 from student.model.model import Student, embedding_rows
 from student.model.shape import Shape
@@ -68,7 +68,7 @@ class Training:
             return Training._from(config.init, student, config, shards)
         compiled = shards.compiled
         examples = open_examples(shards, TRAIN, student.sequence)
-        counts = np.bincount(examples.columns["comment"], minlength=compiled.tokenizer.size)
+        counts = token_counts(examples.columns["comment"], compiled.tokenizer.size)
         rows = embedding_rows(counts, np.union1d(compiled.automaton.tokens, compiled.separator))
         shape = Shape(
             input_vocabulary=compiled.tokenizer.size,

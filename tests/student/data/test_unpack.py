@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from pipeline.shards.files import ShardTable
 from pipeline.shards.manifest import Shards
 from pipeline.task.compiled import CompiledTask
-from student.data.unpack import SPLIT_TENTHS, TEST, TRAIN, VALIDATION, Columns, split_of, unpack
+from student.data.unpack import SPLIT_TENTHS, TEST, TRAIN, VALIDATION, Columns, split_of, token_counts, unpack
 from tests.student.extraction import make_up, write_extraction
 from tests.tiny import ROOT
 
@@ -232,3 +233,15 @@ def test_processes_that_unpack_at_once_all_get_whole_columns(extraction: Shards,
     found = [json.loads(child.communicate(timeout=100)[0]) for child in children]
     assert sorted(reads for reads, _ in found) == [0, 3]  # one read the shards, the other waited
     assert [columns for _, columns in found] == [digest(extraction)] * 2
+
+
+def test_counting_tokens_copies_no_more_than_a_piece_of_them(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 50, 5_000_000, np.int32)
+    ids.tofile(tmp_path / "ids")
+    mapped = np.memmap(tmp_path / "ids", np.int32, "r")
+    tracemalloc.start()
+    counts = token_counts(mapped, 60)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert counts.tolist() == np.bincount(ids, minlength=60).tolist()
+    assert peak < ids.nbytes / 2

@@ -24,7 +24,7 @@ from student.decode.answerer import Answerer
 from student.evaluate.fidelity import THRESHOLDS, agreement
 from student.export.answer import load
 from student.export.card import render_card, teacher_name
-from student.export.export import export
+from student.export.export import FIGURES, _copy, export
 from student.export.folder import ExportedStudent
 from student.model.checkpoint import Trained
 from tests.names import NAMES, left_open
@@ -265,3 +265,17 @@ def test_the_command(run: Path, figures: dict[str, Any], monkeypatch: pytest.Mon
     for form in figures["formats"].values():
         assert form["name"] in done.output
     assert os.path.basename(run) in done.output
+
+
+def test_another_export_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
+    made, folder, mine = tmp_path / "made", tmp_path / "export", tmp_path / "mine"
+    for name in ("answer.py", "answers.json"):
+        storage.write_text(str(made / name), name)
+    storage.write_text(str(mine), "")
+    storage.write_text(str(folder / "notes.txt"), "the user's own")
+    first = _copy([made], str(folder))
+    storage.write_json(str(folder / FIGURES), {"files": [*first, "../mine"]})
+    (made / "answers.json").unlink()
+    assert _copy([made], str(folder)) == ["answer.py"]
+    assert sorted(path.name for path in folder.iterdir()) == ["answer.py", FIGURES, "notes.txt"]
+    assert mine.exists()
