@@ -18,12 +18,15 @@ CLASS_OVERRIDES = {ARCHITECTURE: f"{__name__}:Gemma3Text"}
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The nested text configuration of a `Gemma3ForConditionalGeneration`; any other as it is."""
-    if "Gemma3ForConditionalGeneration" not in (config.architectures or []):
-        return config
-    text: PreTrainedConfig = config.get_text_config()
-    text.architectures, text.dtype = [ARCHITECTURE], config.dtype
-    return text
+    """The nested text configuration of a `Gemma3ForConditionalGeneration`; any other as it is. Both with a head in float32.
+
+    A head in bf16 rounds its logits, so that the likeliest two of some answers' choices are equal and a token's id decides.
+    """
+    if "Gemma3ForConditionalGeneration" in (config.architectures or []):
+        text: PreTrainedConfig = config.get_text_config()
+        text.architectures, text.dtype, config = [ARCHITECTURE], config.dtype, text
+    config.head_dtype = "float32"
+    return config
 
 
 class Gemma3Text(Gemma3ForCausalLM):

@@ -24,7 +24,7 @@ from student.data.examples import Batch, Examples, open_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION
 from student.decode.decode import Decoded, Decoder, Prefixes
 from student.evaluate.calibrate import fit_temperatures
-from student.evaluate.fidelity import agreement, matches, step_measures, trust
+from student.evaluate.fidelity import agreement, close_answers, matches, step_measures, trust
 from student.evaluate.floors import fit_floors
 from student.evaluate.report import render
 from student.evaluate.speed import latency_ms
@@ -72,9 +72,10 @@ def measure(floors: FloorsConfig, shards_folder: str, student_folder: str, repor
     free, _ = _decode_all(Decoder(model, compiled).free, test, BATCH_SIZE, "decoding freely")
     task, train = compiled.task, open_examples(shards, TRAIN, model.shape.sequence, model.shape.separator)
     answers = parse_all(compiled, constrained.tokens)
-    steps = step_measures(model, _batches(test, BATCH_SIZE))
+    close = close_answers(compiled, _batches(test, BATCH_SIZE))
+    steps = step_measures(model, _batches(test, BATCH_SIZE)) | {"close_answers": close}
     if shards.manifest.answers == "given":
-        steps |= {"kl": None, "choice_kl": None}  # of a teacher that did not give these answers
+        steps |= {"kl": None, "choice_kl": None, "close_answers": None}  # of a teacher that did not give these answers
     figures = {
         "task": task.name,
         "answers": shards.manifest.answers,

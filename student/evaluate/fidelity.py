@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.task.compiled import CompiledTask
 from pipeline.task.task import Task, Values
 from student.data.examples import Batch
 from student.model.model import Student
 from student.train.losses import forward_kl
 
 BINS = 10
+CLOSE = 0.01  # nats
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
@@ -89,6 +91,23 @@ def step_measures(model: Student, batches: Iterable[Batch]) -> dict[str, Any]:
         "choice_kl": float(kl[at_choice].mean()) if at_choice.any() else 0.0,
         "calibration": calibration(confidence[at_choice], right[at_choice]),
     }
+
+
+def close_answers(compiled: CompiledTask, batches: Iterable[Batch]) -> float:
+    """Share of the teacher's answers with a choice whose two likeliest allowed tokens are less than `CLOSE` nats apart.
+
+    Another device or another batch may answer these otherwise, so no student can be asked for more than the rest.
+    """
+    allowed_SR, close = torch.from_numpy(compiled.automaton.allowed), []
+    for batch in batches:
+        allowed_MR = allowed_SR[batch.state[batch.choice]]  # the required tokens come first among the watched
+        required_MR = batch.teacher[batch.choice, : allowed_MR.shape[1]].float()
+        likely_M2 = required_MR.where(allowed_MR, -torch.inf).topk(2).values
+        example_M = batch.predict[batch.choice] // batch.tokens.shape[1]
+        near_B = torch.zeros(len(batch.tokens), dtype=torch.bool)
+        near_B[example_M[likely_M2[:, 0] - likely_M2[:, 1] < CLOSE]] = True
+        close.append(near_B)
+    return float(torch.cat(close).float().mean())
 
 
 def calibration(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> dict[str, Any]:

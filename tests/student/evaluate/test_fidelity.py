@@ -9,7 +9,7 @@ import torch
 from pipeline.shards.manifest import Shards
 from student.data.examples import open_examples
 from student.data.unpack import TRAIN
-from student.evaluate.fidelity import agreement, calibration, step_measures
+from student.evaluate.fidelity import agreement, calibration, close_answers, step_measures
 from student.model.model import Student
 from tests.tiny import tiny_task
 
@@ -50,6 +50,23 @@ def test_step_measures_against_float64(model: Student, shards: Shards) -> None:
     assert result["choice_kl"] == pytest.approx(kl[batch.choice].mean().item(), rel=1e-5)
     assert result["accuracy"] == pytest.approx(right.double().mean().item())
     assert result["choice_accuracy"] == pytest.approx(right[batch.choice].double().mean().item())
+
+
+@pytest.mark.parametrize("sequence", ["full", "choices"])
+def test_close_answers_by_hand(shards: Shards, sequence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("student.evaluate.fidelity.CLOSE", wide := 0.5)  # what is made up is wide apart
+    examples, allowed = open_examples(shards, TRAIN, sequence), shards.compiled.automaton.allowed
+    expected = []
+    for i in range(30):
+        one = examples.batch(np.array([i]))
+        margins = []
+        for row, state, choice in zip(one.teacher.tolist(), one.state.tolist(), one.choice.tolist(), strict=True):
+            *_, second, first = sorted(row[column] for column in np.flatnonzero(allowed[state])) if choice else (0.0, 1.0)
+            margins.append(first - second)
+        expected.append(min(margins) < wide)
+    found = close_answers(shards.compiled, [examples.batch(np.arange(11)), examples.batch(np.arange(11, 30))])
+    assert 0 < np.mean(expected) < 1
+    assert found == pytest.approx(np.mean(expected))
 
 
 @torch.inference_mode()
