@@ -60,7 +60,7 @@ def test_close_answers_by_hand(shards: Shards, sequence: str, monkeypatch: pytes
         one = examples.batch(np.array([i]))
         margins = []
         for row, state, choice in zip(one.teacher.tolist(), one.state.tolist(), one.choice.tolist(), strict=True):
-            *_, second, first = sorted(row[column] for column in np.flatnonzero(allowed[state])) if choice else (0.0, 1.0)
+            *_, second, first = sorted(row[column] for column in np.flatnonzero(allowed[state])) if choice else (0.0, np.inf)
             margins.append(first - second)
         least.append(min(margins))
     monkeypatch.setattr("student.evaluate.fidelity.CLOSE", float(np.mean(sorted(least)[9:11])))  # made up, they are wide apart
