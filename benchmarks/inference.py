@@ -5,8 +5,8 @@ turns with the others over some rounds; the median of the rounds counts. Each an
 after another. An answer counts as many tokens as its text has under the teacher's tokenizer, end token included, however few
 of them the contender computed.
 
-The teacher under vLLM, which ratios are taken to, is the faster of its two ways: free, as this teacher keeps the format by
-itself, or held to the task's answers by structured outputs.
+The teacher under vLLM, which ratios are taken to, is the fastest of its three ways: free, as this teacher keeps the format by
+itself, held to the task's answers by structured outputs, or under Retort's engine, which skips forced tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipeline.shards.manifest import open_shards
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP, SINGLE_WARM_UP = 256, 8  # comments
 LEAST_SECONDS = 1.0  # of one round's batches: all comments are answered again until then
-TEACHER = ("vllm", "structured")  # ways of the teacher under vLLM
+TEACHER = ("vllm", "structured", "jumping")  # ways of the teacher under vLLM, our engine among them
 ASKED = {"batch": 20, "single": 50, "agreement": 0.8, "size": 0.25}
 
 
@@ -120,7 +120,7 @@ def _median(values: list[Any]) -> Any:
 
 
 def ratios(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Each contender's answers a second and latency against the faster way of the teacher under vLLM."""
+    """Each contender's answers a second and latency against the fastest way of the teacher under vLLM."""
     ways = [results[name] for name in TEACHER if name in results]
     if not ways:
         return {name: {} for name in results}

@@ -70,7 +70,7 @@ def test_the_student_learns_and_never_derails(out: Path) -> None:
     epochs = figures["training"]["epochs"]
     assert figures["student"]["valid"] == 1.0
     assert epochs[-1]["train_loss"] < 0.5 * epochs[0]["train_loss"]
-    assert figures["student"]["whole"] > 2 * figures["floors"]["majority"]["whole"]
+    assert figures["student"]["whole"] >= 0.7  # of 1,200 comments; of the whole demo see test_local.py
     assert 0.7 * 1200 < figures["examples"]["train"] < 1200 - figures["examples"]["test"]
     assert figures["steps"]["choice_accuracy"] > 0.5
 
