@@ -43,6 +43,7 @@ test-slow: setup  ## the longer proofs
 	$(VENV)/bin/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 gpu-check:  ## where there is a GPU and .venv is installed from requirements-gpu.lock: proves what a CPU cannot
+	@$(VENV)/bin/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'PyTorch sees no GPU here: see Install in README.md for the lock of GPU builds')"
 	$(VENV)/bin/pip install --quiet --no-deps $$(grep -E '^(pytest|pytest-xdist|execnet|hypothesis|iniconfig|pluggy|sortedcontainers)==' requirements-cpu.lock)
 	$(VENV)/bin/python -m pytest tests/test_device.py --verbose
 	$(VENV)/bin/python -m benchmarks.training --synthetic --precision bf16 --sequence choices
