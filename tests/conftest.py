@@ -1,4 +1,4 @@
-"""Tiny tokenizers, one of each kind met in the wild, the folder of shared material, and a cache to throw away."""
+"""Tiny tokenizers, one of each kind met in the wild, a teacher that knows its task, and a cache to throw away."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from hypothesis import settings
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.comments.reading import KEPT, Columns, read_file
+from pipeline.demo.build import build_demo
 from pipeline.task.tokenization import TextTokenizer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores; children take it over
@@ -21,7 +25,8 @@ settings.load_profile("retort")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, which tests send
 
 LONGEST = ["test_cluster", "test_tune", "test_run", "test_prune", "test_engines"]  # of tests/integration
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 END_ID = SPECIAL.index("<end_of_turn>")
 
@@ -149,12 +154,28 @@ def chat(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     return chat_tokenizer(FACTORIES[request.param]())
 
 
+@dataclass(frozen=True)
+class RealCase:
+    """A teacher that has learnt its task, and comments it was not fitted on where there are such."""
+
+    teacher: Path
+    task: Path
+    comments: Path
+
+    def texts(self, count: int) -> list[str]:
+        """The first comments that can be read."""
+        rows = read_file(str(self.comments), Columns("body", "id"))
+        return list(islice((row.text for row in rows if row.status == KEPT), count))
+
+
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder with the small real teacher and its comments."""
-    if not SHARED.is_dir():
-        pytest.skip("../shared is absent")
-    return SHARED
+def real_case(tmp_path_factory: pytest.TempPathFactory) -> RealCase:
+    """The small real teacher of ../shared with its comments; without that folder, the demo's."""
+    if SHARED.is_dir():
+        comments = SHARED / "data/reddit_comments/dev.jsonl.gz"
+        return RealCase(SHARED / "teacher/reddit", ROOT / "tasks/goemotions.yaml", comments)
+    paths = build_demo(str(tmp_path_factory.mktemp("demo")))
+    return RealCase(Path(paths[1]), ROOT / "tasks/demo.yaml", Path(paths[0]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,6 +18,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline.shards.manifest import open_shards
+from tests.conftest import RealCase
 from tests.integration.conftest import Retort
 from tests.tiny import ROOT, save_teacher
 
@@ -170,11 +171,11 @@ def test_a_killed_engine_node_and_driver_lose_nothing(tiny_chaos: Chaos) -> None
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_twenty_kills_at_random_lose_nothing(tmp_path: Path, shared: Path) -> None:
+def test_twenty_kills_at_random_lose_nothing(tmp_path: Path, real_case: RealCase) -> None:
     rng, victims = random.Random(2026), [KILL_ACTOR, KILL_ENGINE, KILL_NODE, KILL_DRIVER] * 5
     rng.shuffle(victims)
-    source = shared / "data/reddit_comments/dev.jsonl.gz"
-    named = {"task": ROOT / "tasks/goemotions.yaml", "teacher": shared / "teacher/reddit", "comments": source}
+    source = real_case.comments
+    named = {"task": real_case.task, "teacher": real_case.teacher, "comments": source}
     settings = ["teacher.actors=2", "extract.rows_per_unit=64", "comments.limit=2560"]
     arguments = [f"--{name}={value}" for name, value in named.items()] + [f"--set={setting}" for setting in settings]
     for run in range(4):

@@ -172,7 +172,8 @@ def test_a_training_outlives_a_machine(submit: Submit, cluster: RayCluster, shar
         text=True,
     )
     wait_for(lambda: checkpoints(tmp_path), process)
-    cluster.kill(victim)
+    cluster.kill(victim)  # a worker's: there were two such machines, a CPU each
+    assert not (tmp_path / "student/train.json").exists(), "the training ended before its machine did"
     cluster.add(resources=SPOT)
     said(process)
     training = training_of(shards, train={"epochs": 4})

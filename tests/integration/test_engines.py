@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from pipeline.task.task import load_task
 from pipeline.task.tokenization import load_teacher_tokenizer
 from pipeline.teacher.capture import Captured
 from pipeline.teacher.engines import Job, Request, engine_environment, open_teacher
-from tests.tiny import ROOT, save_conditional, save_teacher, tiny_task
+from tests.conftest import RealCase
+from tests.tiny import save_conditional, save_teacher, tiny_task
 
 LOGIT_TOLERANCE = 1e-4
 MARGIN = 1e-3  # two tokens closer than this may change places
@@ -186,15 +185,9 @@ def test_conditional_generation_checkpoint_goes_through_both_engines(tmp_path: P
     assert_same(case, case.capture(float32("vllm"))[0], case.capture(float32("transformers"))[0])
 
 
-def real_case(shared: Path, count: int) -> Case:
-    with gzip.open(shared / "data/reddit_comments/dev.jsonl.gz", "rt") as lines:
-        texts = [json.loads(line)["body"] for line, _ in zip(lines, range(count), strict=False)]
-    return Case(shared / "teacher/reddit", ROOT / "tasks/goemotions.yaml", texts)
-
-
 @pytest.mark.slow
-def test_real_teacher_float32_and_bfloat16(shared: Path) -> None:
-    case = real_case(shared, 500)
+def test_real_teacher_float32_and_bfloat16(real_case: RealCase) -> None:
+    case = Case(real_case.teacher, real_case.task, real_case.texts(500))
     reference, _ = case.capture(float32("transformers", max_num_seqs=50))
     for settings in ({}, {"max_num_batched_tokens": 256, "max_num_seqs": 64}):
         assert_same(case, case.capture(float32("vllm", **settings))[0], reference)

@@ -20,6 +20,7 @@ from pipeline.task.compiled import CompiledTask
 from tests.integration.conftest import Retort
 from tests.student.conftest import compiled, made_up_shards
 from tests.tiny import ROOT
+from tune.search.trials import Trial
 
 __all__ = ["compiled"]
 
@@ -30,11 +31,13 @@ student.head_width: [16]
 student.mlp_ratio: [2]
 train.learning_rate: {low: 0.003, high: 0.03, log: true}
 """
+MOST = 10_000  # parameters: less than those of the widest and deepest
 SETTINGS = [
     "--trials=4",
     "--set=train.epochs=4",
     "--set=train.batch_size=16",
     "--set=train.threads=1",
+    f"--max-params={MOST}",
 ]
 BROKEN = 1  # the trial whose student has no folder to go to
 
@@ -126,17 +129,27 @@ def test_a_killed_search_goes_on_and_mlflow_knows_every_trial(retort: Retort, co
         "test/field/mood",
         "speed/latency_ms",
     } <= finished.data.metrics.keys()
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("search/trials/*/trial.json")]
+    assert all(record["parameters"] <= MOST for record in records)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     assert [file.path for file in client.list_artifacts(finished.info.run_id, "report")] == [
         "report/fidelity.html",
         "report/fidelity.json",
     ]
-    assert client.get_model_version_by_alias("retort-tiny", "best").run_id in {run.info.run_id for run in trials}
+    best = max((Trial(**record) for record in records if record["model"]), key=lambda trial: trial.score(0.5))
+    assert client.get_model_version_by_alias("retort-tiny", "best").run_id == best.run_id
     assert (tmp_path / "search/compare.html").exists()
 
     again = retort("tune", "--resume", f"--out={tmp_path}")
     assert "already holds this search" in again
     assert "holds another search" in retort.refuses(*command, "--max-params=10000000")
+
+
+@pytest.mark.slow
+def test_a_student_that_is_too_slow_is_refused_before_it_trains(retort: Retort, command: list[str], tmp_path: Path) -> None:
+    retort(*command, "--trials=2", "--max-latency-ms=0.001")
+    assert set(states(tmp_path).values()) == {"refused"}
+    assert not list(tmp_path.glob("search/trials/*/student"))
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from pipeline.task.automaton import (
 )
 from pipeline.task.task import Task, load_task
 from pipeline.task.tokenization import TextTokenizer, load_teacher_tokenizer
+from tests.conftest import RealCase
 
 Tokens = tuple[int, ...]
 ALPHABET = 'aab12 ",:\\{}é日😀\n▁'
@@ -237,9 +238,9 @@ def test_twelve_fields_compile_in_seconds(bpe_tokenizer: TextTokenizer) -> None:
     assert count_answers(automaton) == task.outputs
 
 
-def test_twelve_fields_compile_for_the_small_real_teacher(shared: Path) -> None:
+def test_twelve_fields_compile_for_the_small_real_teacher(real_case: RealCase) -> None:
     task = large_task()
-    automaton = compile_automaton(task, load_teacher_tokenizer(str(shared / "teacher" / "reddit")))
+    automaton = compile_automaton(task, load_teacher_tokenizer(str(real_case.teacher)))
     assert count_answers(automaton) == task.outputs
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from ray.tune.schedulers import TrialScheduler
 
 from cluster.config import ClusterSettings
 from pipeline.base.errors import UserError
@@ -123,6 +125,15 @@ def test_half_a_student_may_lose_the_points_of_a_halving(agreement: float, param
     whole = Trial(number=0, point={}, parameters=2 * parameters, epochs=[epoch(1, agreement)])
     half = Trial(number=1, point={}, parameters=parameters, epochs=[epoch(1, agreement)])
     assert half.score(points) - whole.score(points) == pytest.approx(points, abs=1e-6)
+
+
+@pytest.mark.parametrize(("score", "action"), [(40.0, TrialScheduler.STOP), (80.0, TrialScheduler.CONTINUE)])
+def test_early_stopping_stops_the_worse_one(score: float, action: str) -> None:
+    config = ClusterSettings.model_validate({"tune": {"points_per_halving": 0}})
+    known = [Trial(number=i, point={}, state="finished", parameters=1, epochs=[epoch(1, i / 10)]) for i in (5, 6, 7)]
+    scheduler, trial = asha(config, known), SimpleNamespace(trial_id="new")
+    scheduler.on_trial_add(None, trial)
+    assert scheduler.on_trial_result(None, trial, {"epoch": 1, "score": score}) == action
 
 
 def test_early_stopping_remembers_the_trials_of_before_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from cluster.config import ClusterSettings
 from pipeline.base.errors import UserError
 from pipeline.shards.manifest import Shards
+from tune.config import TuneConfig
 from tune.search import search as driver
 from tune.search.trials import Trial, save
 
@@ -60,6 +62,24 @@ def test_a_missing_search_to_learn_from_is_refused_before_anything_begins(begin:
     with pytest.raises(UserError, match=r"no search in .*nowhere to learn from"):
         begin(warm_start=[str(tmp_path / "nowhere")])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_best_finished_trial_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[str] = []
+    monkeypatch.setattr(driver, "register_best", lambda _, model, *__, **___: registered.append(model))
+    trials = [
+        Trial(
+            number=number,
+            point={},
+            state=state,
+            parameters=1,
+            model=f"models:/{number}",
+            epochs=[{"epoch": 1, "agreement": share}],
+        )
+        for number, (state, share) in enumerate([("finished", 0.5), ("finished", 0.8), ("stopped", 0.9), ("finished", 0.7)])
+    ]
+    driver._register_best(trials, TuneConfig(), SimpleNamespace(uri="", run_id=""), "task")
+    assert registered == ["models:/1"]
 
 
 def test_trials_that_start_from_a_student_have_its_shape(shards: Shards, tmp_path: Path) -> None:
