@@ -11,7 +11,7 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: help setup local ui test test-slow gpu-check lint format lock clean
+.PHONY: help setup local ui test test-slow gpu-check tables lint format lock clean
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -47,6 +47,9 @@ gpu-check:  ## where there is a GPU and .venv is installed from requirements-gpu
 	$(VENV)/bin/pip install --quiet --no-deps $$(grep -E '^(pytest|pytest-xdist|execnet|hypothesis|iniconfig|pluggy|sortedcontainers)==' requirements-cpu.lock)
 	$(VENV)/bin/python -m pytest tests/test_device.py --verbose
 	$(VENV)/bin/python -m benchmarks.training --synthetic --precision bf16 --sequence choices
+
+tables: setup  ## put the figures of benchmarks/results into README and docs
+	$(VENV)/bin/python -m benchmarks.tables
 
 lint: setup  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save as save_tensors
 
+from benchmarks.results import keep
 from pipeline.shards.codec import Codec, ErrorSummary, divergence, pack_lse, unpack_lse
 from pipeline.shards.files import read_shard, shard_path
 from pipeline.shards.manifest import open_shards
@@ -243,10 +243,9 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 @click.command()
 @click.option("--shards", "folder", required=True, help="Folder of plain (float16) logit shards, at least two.")
-@click.option("--out", required=True, type=click.Path(dir_okay=False), help="JSON file of what was measured.")
 @click.option("--calibration", default=512, show_default=True, help="Answers of the first shard the codec is fitted on.")
 @click.option("--measured", default=4, show_default=True, help="Shards measured after it, at most.")
-def main(folder: str, out: str, calibration: int, measured: int) -> None:
+def main(folder: str, calibration: int, measured: int) -> None:
     """Measures every way to store logits on real shards."""
     shards = open_shards(folder)
     units = min(shards.manifest.units, 1 + measured)
@@ -263,7 +262,6 @@ def main(folder: str, out: str, calibration: int, measured: int) -> None:
     show(rows)
     lse = [np.abs(unpack_lse(pack_lse(part.lse)) - part.lse).max(0).tolist() for part in parts]
     report = {
-        "machine": {"cpu": cpu_name(), "python": platform.python_version(), "numpy": np.__version__, "pyarrow": pa.__version__},
         "temperatures": TEMPERATURES,
         "watched": fitted.logprobs.shape[1],
         "fit": {"answers": len(fitted.lengths), "steps": len(fitted.states), "seconds": seconds},
@@ -272,17 +270,7 @@ def main(folder: str, out: str, calibration: int, measured: int) -> None:
         "rows": rows,
     }
     print(f"fitted in {seconds:.1f} s on {len(fitted.lengths)} answers: {codec.components} components, {codec.columns} codes")
-    with open(out, "w") as stream:
-        json.dump(report, stream, indent=2)
-
-
-def cpu_name() -> str:
-    """The processor, as the system names it."""
-    try:
-        with open("/proc/cpuinfo") as stream:
-            return next(line.split(":", 1)[1].strip() for line in stream if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    keep("codec", report)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.results import keep
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP = 64
@@ -60,9 +60,7 @@ class Contender:
     baseline: bool = False
 
 
-def ours(
-    question: Question, jump: bool = True, capture: str = "all", record: bool = True, **teacher_config: Any
-) -> tuple[Run, list[int]]:
+def ours(question: Question, jump: bool = True, capture: str = "all", record: bool = True) -> tuple[Run, list[int]]:
     """Retort's vLLM engine."""
     from pipeline.config import TeacherConfig
     from pipeline.teacher.capture import Recorder
@@ -71,7 +69,7 @@ def ours(
 
     c = question.compiled
     job = Job(c.automaton, c.tokenizer.end_id, question.max_prompt, c.watched.tokens, capture, jump=jump)
-    teacher = VllmTeacher(question.model, TeacherConfig(**teacher_config), job)
+    teacher = VllmTeacher(question.model, TeacherConfig(compile=True), job)
     calls = count_calls(teacher._llm)
     if record:
         return lambda prompts: teacher.record([Request(prompt) for prompt in prompts]), calls
@@ -86,7 +84,7 @@ def vllm(question: Question, sampling: dict[str, Any] | None = None, **options: 
 
     vllm.sampling_params.MAX_LOGPROB_TOKEN_IDS = 10**6
     c = question.compiled
-    settings = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "enforce_eager": True, "skip_tokenizer_init": True}
+    settings = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "skip_tokenizer_init": True}
     settings |= {"max_model_len": question.max_prompt + c.automaton.longest, "generation_config": "vllm", "block_size": 32}
     llm = LLM(model=question.model, **(settings | options))
     params = {"temperature": 0, "max_tokens": c.automaton.longest, "stop_token_ids": [c.tokenizer.end_id], "detokenize": False}
@@ -115,33 +113,22 @@ def structured(question: Question) -> tuple[Run, list[int]]:
 
 
 def transformers(question: Question) -> tuple[Run, list[int]]:
-    """`generate` with the logits of every step."""
+    """`generate` with the logits of every step, as fast as it goes: see `benchmarks.inference_contenders.Generate`."""
     import torch
     from transformers import AutoModelForCausalLM
+
+    from benchmarks.inference_contenders import Generate
 
     model: Any = AutoModelForCausalLM.from_pretrained(question.model, dtype="auto").eval()
     watched, calls = torch.as_tensor(question.compiled.watched.tokens, dtype=torch.int64), [0]
 
-    @torch.inference_mode()
-    def run(prompts: list[list[int]]) -> None:
-        for start in range(0, len(prompts), 64):
-            batch = prompts[start : start + 64]
-            longest = max(map(len, batch))
-            ids = torch.tensor([[0] * (longest - len(row)) + row for row in batch])
-            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in batch])
-            out = model.generate(
-                ids,
-                attention_mask=mask,
-                max_new_tokens=question.compiled.automaton.longest,
-                eos_token_id=question.compiled.tokenizer.end_id,
-                do_sample=False,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-            calls[0] += len(out.logits) * len(batch)
-            [logits[:, watched].half().numpy() for logits in out.logits]
+    def keep_logits(out: Any) -> None:
+        calls[0] += sum(len(logits) for logits in out.logits)
+        [logits[:, watched].half().numpy() for logits in out.logits]
 
-    return run, calls
+    options = {"max_new_tokens": question.compiled.automaton.longest, "eos_token_id": question.compiled.tokenizer.end_id}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    return Generate(model, question.prompts[: 2 * WARM_UP], keep_logits, **options), calls
 
 
 def count_calls(llm: Any) -> list[int]:
@@ -162,30 +149,19 @@ def count_calls(llm: Any) -> list[int]:
 
 
 CONTENDERS = {
-    "choices": Contender("ours, forced steps skipped, choices kept", lambda q: ours(q, capture="choices")),
-    "all": Contender("ours, forced steps skipped, all kept", ours),
-    "choices-compiled": Contender(
-        "ours, forced steps skipped, choices kept, compiled", lambda q: ours(q, capture="choices", compile=True)
-    ),
-    "all-compiled": Contender("ours, forced steps skipped, all kept, compiled", lambda q: ours(q, compile=True)),
-    "bare": Contender("ours, forced steps skipped, nothing kept", lambda q: ours(q, capture="choices", record=False)),
-    "step-all": Contender("ours, step by step, all kept", lambda q: ours(q, jump=False)),
-    "step-bare": Contender("ours, step by step, nothing kept", lambda q: ours(q, jump=False, record=False)),
+    "choices": Contender("Retort, logits of choice steps", lambda q: ours(q, capture="choices")),
+    "all": Contender("Retort, logits of all steps", ours),
+    "bare": Contender("Retort, no logits", lambda q: ours(q, capture="choices", record=False)),
+    "step-all": Contender("Retort, step by step, logits of all steps", lambda q: ours(q, jump=False)),
     "plain": Contender("vLLM, unconstrained, no logits", vllm, baseline=True),
-    "plain-async": Contender(
-        "vLLM, unconstrained, no logits, async scheduling", lambda q: vllm(q, async_scheduling=True), baseline=True
-    ),
-    "plain-compiled": Contender(
-        "vLLM, unconstrained, no logits, compiled", lambda q: vllm(q, enforce_eager=False), baseline=True
-    ),
     "structured": Contender("vLLM, structured outputs, no logits", structured, baseline=True),
     "logprobs": Contender(
-        "vLLM, logprob_token_ids, cap lifted",
-        lambda q: vllm(q, {"logprob_token_ids": q.compiled.watched.tokens.tolist()}),
+        "vLLM, `logprob_token_ids` with its cap lifted, flat",
+        lambda q: vllm(q, {"logprob_token_ids": q.compiled.watched.tokens.tolist(), "flat_logprobs": True}),
         rows=96,
         baseline=True,
     ),
-    "transformers": Contender("transformers, output_logits", transformers, rows=128, baseline=True),
+    "transformers": Contender("`transformers`, `output_logits`", transformers, rows=512, baseline=True),
 }
 
 
@@ -248,10 +224,9 @@ def table_of(results: dict[str, dict[str, Any]]) -> Table:
 @click.option("--comments", required=True, help="A .jsonl.gz of comments.")
 @click.option("--rows", default=1024, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--out", default="runs/benchmarks/extraction.json", show_default=True)
 @click.option("--contender", "names", multiple=True, type=click.Choice(list(CONTENDERS)), help="By default all.")
 @click.option("--only", type=click.Choice(list(CONTENDERS)), hidden=True)
-def main(teacher: str, shards: str, comments: str, rows: int, rounds: int, out: str, names: tuple[str, ...], only: str) -> None:
+def main(teacher: str, shards: str, comments: str, rows: int, rounds: int, names: tuple[str, ...], only: str) -> None:
     """Times every contender and prints the table."""
     if only:
         print(json.dumps(measure(only, load_question(teacher, shards, comments, rows))))
@@ -272,9 +247,7 @@ def main(teacher: str, shards: str, comments: str, rows: int, rounds: int, out: 
         for name, done in rounds_of.items()
     }
     Console(width=140).print(table_of(results))
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "numpy": np.__version__}
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
+    keep("extraction", {"results": results})
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ automaton does not allow. The likeliest answer is found by scoring every output 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+from benchmarks.results import keep
 from pipeline.base.console import progress
 from pipeline.shards.manifest import open_shards
 from pipeline.task.compiled import CompiledTask
@@ -86,8 +85,7 @@ class Outputs:
 @click.option("--shards", required=True, help="Folder of logit shards.")
 @click.option("--student", required=True, help="Folder of a student trained on them.")
 @click.option("--comments", default=1000, show_default=True, help="Test comments.")
-@click.option("--out", default="greedy.json", show_default=True)
-def main(shards: str, student: str, comments: int, out: str) -> None:
+def main(shards: str, student: str, comments: int) -> None:
     """Greedy decoding against a slow reference and against the likeliest answer."""
     model, compiled = load_student(student)
     test = open_examples(open_shards(shards), TEST, model.shape.sequence, model.shape.separator).first(comments)
@@ -113,7 +111,7 @@ def main(shards: str, student: str, comments: int, out: str) -> None:
     result = found | {f"{name} equals the teacher's": count for name, count in agree.items()}
     for name, count in result.items():
         Console().print(f"{count:6,}  {name}", highlight=False)
-    Path(out).write_text(json.dumps(result, indent=2))
+    keep("greedy", result)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.inference_contenders import CONTENDERS, Question
+from benchmarks.results import keep
 from pipeline.shards.manifest import open_shards
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,13 +163,6 @@ def sizes_of(shards: str, student: str) -> dict[str, int]:
     return {"student": sum(counts.values()), "teacher": open_shards(shards).manifest.teacher.parameters}
 
 
-def write(out: str, content: dict[str, Any]) -> None:
-    """Writes the figures as JSON, with what they were measured on."""
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "numpy": np.__version__}
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps({"machine": machine} | content, indent=2) + "\n")
-
-
 @click.command(help=__doc__)
 @click.option("--shards", required=True, metavar="DIR", help="An extraction; its test split is what is answered.")
 @click.option("--student", required=True, metavar="DIR", help="A student of these shards.")
@@ -179,12 +172,9 @@ def write(out: str, content: dict[str, Any]) -> None:
 @click.option("--singles", default=500, show_default=True, help="One after another; slow contenders get fewer.")
 @click.option("--rounds", default=2, show_default=True)
 @click.option("--threads", type=int, help="Of each contender; by default one for each core.")
-@click.option("--out", default="runs/benchmarks/inference.json", show_default=True)
 @click.option("--contender", "names", multiple=True, type=click.Choice(list(CONTENDERS)), help="By default all.")
 @click.option("--only", type=click.Choice(list(CONTENDERS)), hidden=True)
-def main(
-    rounds: int, threads: int | None, out: str, names: tuple[str, ...], only: str | None, singles: int, **options: Any
-) -> None:
+def main(rounds: int, threads: int | None, names: tuple[str, ...], only: str | None, singles: int, **options: Any) -> None:
     """Times every contender and prints the table."""
     if only:
         print(json.dumps(measure(only, load_question(**options, singles=singles), singles)))
@@ -200,16 +190,8 @@ def main(
     Console(width=140).print(table_of(results))
     for name, row in asked.items():
         print(f"{name}: {row['found']:.3g}, asked {row['asked']}: {'met' if row['met'] else 'missed'}")
-    write(
-        out,
-        {
-            "threads": threads or os.cpu_count(),
-            "parameters": sizes,
-            "asked": asked,
-            "ratios": ratios(results),
-            "results": results,
-        },
-    )
+    found = {"parameters": sizes, "asked": asked, "ratios": ratios(results), "results": results}
+    keep("inference", {"threads": threads or os.cpu_count()} | found)
 
 
 if __name__ == "__main__":

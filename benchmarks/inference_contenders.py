@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import os
 import statistics
@@ -93,30 +95,64 @@ def onnx(question: Question, file: str) -> Run:
     return run
 
 
-def generate(model: Any, prompts: list[list[int]], size: int, **options: Any) -> list[list[int]]:
-    """What `transformers` writes after each prompt, batch after batch."""
-    import torch
+class Generate:
+    """`generate` of `transformers`, batches of like length, what all prompts begin with computed once.
 
-    answers: list[list[int]] = []
-    with torch.inference_mode():
-        for start in range(0, len(prompts), size):
-            batch = prompts[start : start + size]
-            longest = max(map(len, batch))
-            ids = torch.tensor([[0] * (longest - len(row)) + row for row in batch])
-            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in batch])
-            written = model.generate(ids, attention_mask=mask, do_sample=False, pad_token_id=0, **options)
-            answers += written[:, longest:].tolist()
-    return answers
+    Args:
+        model: of `transformers`.
+        prompts: some, to find their common beginning and the size of batches with the most answers a second.
+        each: is given what `generate` returns for a batch.
+        options: of `generate`.
+    """
 
+    def __init__(self, model: Any, prompts: list[list[int]], each: Callable[[Any], None] | None = None, **options: Any) -> None:
+        import torch
+        from transformers import DynamicCache
 
-def fastest_size(answer: Callable[[list[list[int]], int], Any], prompts: list[list[int]]) -> int:
-    """The size of batches with the most answers a second."""
-    rates = {}
-    for size in BATCH_SIZES:
+        self._model, self._each, self._options = model, each, {"do_sample": False, "pad_token_id": 0} | options
+        first, last = min(prompts), max(prompts)
+        self._prefix = [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))][:-1]
+        self._cache = DynamicCache(config=model.config)
+        if self._prefix:
+            with torch.inference_mode():
+                model(torch.tensor([self._prefix]), past_key_values=self._cache)
+        rates = {size: self._rate(prompts[:size], size) for size in BATCH_SIZES}
+        self._size = max(rates, key=rates.__getitem__)
+
+    def __call__(self, prompts: list[list[int]]) -> list[list[int]]:
+        """What the model writes after each prompt."""
+        return self._written(prompts, self._size)
+
+    def _rate(self, prompts: list[list[int]], size: int) -> float:
         started = time.perf_counter()
-        answer(prompts[:size], size)
-        rates[size] = size / (time.perf_counter() - started)
-    return max(rates, key=rates.__getitem__)
+        self._written(prompts, size)
+        return size / (time.perf_counter() - started)
+
+    def _written(self, prompts: list[list[int]], size: int) -> list[list[int]]:
+        order, answers = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), {}
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            answers |= zip(part, self._batch([prompts[i] for i in part]), strict=True)
+        return [answers[i] for i in range(len(prompts))]
+
+    def _batch(self, prompts: list[list[int]]) -> list[list[int]]:
+        import torch
+
+        shared, longest = len(self._prefix), max(map(len, prompts))
+        gaps = [longest - len(row) for row in prompts]  # between what is shared and the rest
+        ids = [self._prefix + [0] * gap + row[shared:] for gap, row in zip(gaps, prompts, strict=True)]
+        mask = [[1] * shared + [0] * gap + [1] * (longest - shared - gap) for gap in gaps]
+        cache = copy.deepcopy(self._cache)
+        if shared:
+            cache.batch_repeat_interleave(len(prompts))
+        with torch.inference_mode():
+            written = self._model.generate(
+                torch.tensor(ids), attention_mask=torch.tensor(mask), past_key_values=cache, **self._options
+            )
+        if self._each:
+            self._each(written)
+        tokens = written if isinstance(written, torch.Tensor) else written.sequences
+        return tokens[:, longest:].tolist()
 
 
 def same_size(question: Question) -> Run:
@@ -144,14 +180,11 @@ def same_size(question: Question) -> Run:
     model, separator = LlamaForCausalLM(config).eval(), list(shape.separator or question.compiled.separator)
     length = round(statistics.mean(question.lengths(question.truth)))
 
-    def answer(prompts: list[list[int]], size: int) -> list[list[int]]:
-        return generate(model, prompts, size, min_new_tokens=length, max_new_tokens=length, eos_token_id=None)
-
     def prompts(texts: list[str]) -> list[list[int]]:
         return [row.tokens + separator for row in question.rows(texts)]
 
-    size = fastest_size(answer, prompts(question.texts))
-    return lambda texts: [None for _ in answer(prompts(texts), size)]
+    answer = Generate(model, prompts(question.texts), min_new_tokens=length, max_new_tokens=length, eos_token_id=None)
+    return lambda texts: [None for _ in answer(prompts(texts))]
 
 
 def teacher_prompts(question: Question) -> Callable[[list[str]], list[list[int]]]:
@@ -170,12 +203,9 @@ def transformers(question: Question) -> Run:
     compiled, prompts = question.compiled, teacher_prompts(question)
     model: Any = AutoModelForCausalLM.from_pretrained(question.teacher, dtype="auto").eval()
 
-    def answer(ids: list[list[int]], size: int) -> list[list[int]]:
-        end = compiled.tokenizer.end_id
-        return generate(model, ids, size, max_new_tokens=compiled.automaton.longest, eos_token_id=end)
-
-    size = fastest_size(answer, prompts(question.texts))
-    return lambda texts: [question.parse(tokens) for tokens in answer(prompts(texts), size)]
+    asked = {"max_new_tokens": compiled.automaton.longest, "eos_token_id": compiled.tokenizer.end_id}
+    answer = Generate(model, prompts(question.texts), **asked)
+    return lambda texts: [question.parse(tokens) for tokens in answer(prompts(texts))]
 
 
 def vllm(question: Question, held: bool = False, **options: Any) -> Run:
@@ -219,7 +249,7 @@ def jumping(question: Question) -> Run:
     compiled, prompts = question.compiled, teacher_prompts(question)
     longest = max(map(len, prompts(question.texts)))
     job = Job(compiled.automaton, compiled.tokenizer.end_id, longest, compiled.watched.tokens, "choices")
-    teacher = VllmTeacher(question.teacher, TeacherConfig(), job)
+    teacher = VllmTeacher(question.teacher, TeacherConfig(compile=True), job)
 
     def run(texts: list[str]) -> list[Values | None]:
         captured = teacher.record([Request(ids) for ids in prompts(texts)])

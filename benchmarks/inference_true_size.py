@@ -27,7 +27,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.inference import in_process_of_its_own, seconds_of, take_turns, write
+from benchmarks.inference import in_process_of_its_own, seconds_of, take_turns
+from benchmarks.results import keep
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.vocabulary import WatchedSet
 from student.config import THESIS
@@ -204,7 +205,6 @@ def starts(shards: str, rounds: int) -> dict[str, dict[str, Any]]:
 @click.option("--singles", default=5, show_default=True, help="Comments one after another.")
 @click.option("--rounds", default=2, show_default=True)
 @click.option("--threads", type=int, help="Of each contender; by default one for each core.")
-@click.option("--out", default="runs/benchmarks/inference_true_size.json", show_default=True)
 @click.option("--contender", "names", multiple=True, type=click.Choice(list(STARTS)), help="By default all.")
 @click.option("--starts", "only_starts", is_flag=True, help="Measure how a student starts instead.")
 @click.option("--only", hidden=True)
@@ -215,7 +215,6 @@ def main(
     singles: int,
     rounds: int,
     threads: int | None,
-    out: str,
     names: tuple[str, ...],
     only_starts: bool,
     only: str | None,
@@ -226,14 +225,14 @@ def main(
         print(json.dumps(start_of(only, folder) if folder else measure(only, shards, rows, singles)))
         return
     if only_starts:
-        write(out, {"starts": starts(shards, rounds)})
+        keep("inference_starts", {"starts": starts(shards, rounds)})
         return
     arguments = [f"--shards={shards}", f"--rows={rows}", f"--singles={singles}"]
     chosen = list(names or STARTS)
     results = take_turns(chosen, rounds, lambda name: in_process_of_its_own(__file__, name, arguments, 1800, threads))
     Console(width=128).print(table_of(results))
     print(f"the thesis says {THESIS_RATIO} times the teacher's answers a second", file=sys.stderr)
-    write(out, {"threads": threads or os.cpu_count(), "thesis": THESIS_RATIO, "results": results})
+    keep("inference_true_size", {"threads": threads or os.cpu_count(), "thesis": THESIS_RATIO, "results": results})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import keep
+
 ROOT = Path(__file__).resolve().parent.parent
 TASK = """
 name: tiny
@@ -58,8 +60,7 @@ def peak(folder: Path, rows: int) -> float:
 
 @click.command()
 @click.option("--rows", multiple=True, default=(4_000, 40_000), show_default=True)
-@click.option("--out", default="runs/benchmarks/memory.json", show_default=True)
-def main(rows: tuple[int, ...], out: str) -> None:
+def main(rows: tuple[int, ...]) -> None:
     """Extracts each number of comments and prints the driver's peak memory."""
     sys.path.insert(0, str(ROOT))
     from tests.tiny import save_teacher
@@ -73,8 +74,7 @@ def main(rows: tuple[int, ...], out: str) -> None:
     for count, value in peaks.items():
         table.add_row(f"{count:,}", f"{value:.0f}", f"{value / peaks[rows[0]]:.2f}")
     Console().print(table)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps({"peak_mib": peaks}, indent=2) + "\n")
+    keep("memory", {"peak_mib": peaks})
 
 
 if __name__ == "__main__":

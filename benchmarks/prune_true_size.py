@@ -5,9 +5,7 @@ Time is given beside that of plain forward passes over the same examples, memory
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import keep
 from benchmarks.students import peak_gib
 from pipeline.shards.manifest import open_shards
 from student.config import THESIS, PruneConfig
@@ -43,8 +42,7 @@ def forward(student: Student, examples: Examples, chosen: Any) -> float:
 @click.option("--shards", required=True, metavar="DIR")
 @click.option("--examples", "count", default=1024, show_default=True)
 @click.option("--fraction", default=0.5, show_default=True)
-@click.option("--out", required=True, metavar="FILE")
-def main(shards: str, count: int, fraction: float, out: str) -> None:
+def main(shards: str, count: int, fraction: float) -> None:
     """Measures, prints the table and writes it."""
     opened, config = open_shards(shards), THESIS
     compiled = opened.compiled
@@ -72,7 +70,7 @@ def main(shards: str, count: int, fraction: float, out: str) -> None:
         "peak_gib": peak_gib(torch.device("cpu")),
         "peak_to_weights": peak_gib(torch.device("cpu")) / weights,
     }
-    Path(out).write_text(json.dumps(results, indent=1))
+    keep("prune_true_size", results)
     table = Table("", "")
     for name, value in results.items():
         table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import keep
 from pipeline.base.plots import STYLE
 from pipeline.shards.manifest import Shards, open_shards
 from student.config import PruneConfig, TrainConfig
@@ -213,9 +214,9 @@ def show(summaries: list[dict[str, Any]], title: str) -> None:
     Console(width=150).print(table)
 
 
-def show_speeds(rows: list[dict[str, Any]], out: str) -> None:
-    """Prints the table and writes it."""
-    Path(out).write_text(json.dumps(rows, indent=1))
+def show_speeds(rows: list[dict[str, Any]]) -> None:
+    """Prints the table and keeps it."""
+    keep("pruning_speed", {"rows": rows})
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
@@ -265,7 +266,7 @@ def _lines(axis: Any, lines: dict[str, list[tuple[float, dict[str, Any], str]]])
 @click.option("--steps", default=150, show_default=True, help="Of 32 examples.")
 @click.option("--rate", type=float, help="Learning rate; by default the training's.")
 @click.option("--comments", default=1000, show_default=True, help="Test comments to measure on.")
-@click.option("--out", required=True, metavar="FILE", help="JSON lines, one a training; a summary goes beside it.")
+@click.option("--out", required=True, metavar="FILE", help="JSON lines, one a training; its name is the result's too.")
 @click.option("--plot", "picture", metavar="PNG")
 @click.option("--speed", is_flag=True, help="Measure how fast the students are, instead of training them.")
 def main(
@@ -279,11 +280,11 @@ def main(
         return Bench(open_shards(shards), PruneConfig(source=source), **how)
 
     if speed:
-        show_speeds(bench().speeds(wanted), out)
+        show_speeds(bench().speeds(wanted))
         return
     done = run_missing(bench, wanted, Path(out))
     summaries = summarise(done)
-    Path(out).with_suffix(".summary.json").write_text(json.dumps(summaries, indent=1))
+    keep(Path(out).stem, {"rows": summaries})
     show(summaries, f"whole answers as the teacher's, %, of {how['comments']:,} test comments")
     if picture:
         plot(summaries, picture)

@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import click
@@ -26,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import keep
 from pipeline.base.runtime import MALLOC
 from pipeline.comments.reading import KEPT, Columns, filter_rows, read_file
 from student.decode.answerer import Answerer
@@ -289,8 +289,7 @@ def expectations(student: str, path: str, count: int) -> Expected:
 @click.option("--comments", required=True, help="A file of comments, their text under body.")
 @click.option("--requests", default=100_000, show_default=True, help="Of the soak.")
 @click.option("--seconds", default=8.0, show_default=True, help="At each rate.")
-@click.option("--out", default="service.json", show_default=True)
-def main(student: str, comments: str, requests: int, seconds: float, out: str) -> None:
+def main(student: str, comments: str, requests: int, seconds: float) -> None:
     """The service under load on loopback."""
     expected = expectations(student, comments, 3000)
     bodies = [json.dumps({"text": text, "probabilities": False}).encode() for text in expected]
@@ -316,7 +315,7 @@ def main(student: str, comments: str, requests: int, seconds: float, out: str) -
         "soak": {"seconds": took, "texts": tally.texts, **tally.counts, "wrong": tally.wrong},
         "drain": ended,
     }
-    Path(out).write_text(json.dumps(result, indent=2))
+    keep("service", result)
 
 
 if __name__ == "__main__":

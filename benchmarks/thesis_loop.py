@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import statistics
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
+from transformers import Trainer as HfTrainer
 
 from benchmarks.students import Contender, Data, spread
 from student.config import TrainConfig
@@ -27,12 +31,14 @@ from student.model.model import Student
 from student.train.order import Order
 from student.train.strategy import DataParallel, make_strategy
 
+STEPS = 4  # of the Trainer at a time
 EQUAL = 1e-4  # relative error of the loop's gradient, float32
 LABELS = {
-    "full": "ours, whole answers",
-    "choices": "ours, choices alone",
-    "loop": "thesis' loop, batches",
-    "loop-1": "thesis' loop, 1",
+    "choices": "Retort, choices",
+    "full": "Retort, whole answers",
+    "trainer": "`transformers`' Trainer, whole answers, the teacher's tokens as labels",
+    "loop": "the loop, in batches",
+    "loop-1": "the loop, one example at a time",
 }
 
 
@@ -74,6 +80,77 @@ class Loop(Contender):
         """The passes of one optimizer step."""
         groups = (indices[at : at + self._together] for at in range(0, len(indices), self._together))
         return [one.to(self._device) for group in groups for one in passes(self._data.examples.batch(group))]
+
+
+class Ordinary(Contender):
+    """What people would use for labels alone: a Llama of the student's sizes under the Trainer of `transformers`.
+
+    Its feed-forward is gated, and two thirds as wide as the student's, so that both have equally many parameters; its input
+    table is the student's, and its output table as wide as the student's own.
+    """
+
+    def __init__(self, data: Data, config: TrainConfig, device: torch.device) -> None:
+        shape, self._data, self._device, self._config = data.shape, data, device, config
+        sizes = LlamaConfig(
+            vocab_size=shape.embeddings,
+            hidden_size=shape.width,
+            intermediate_size=2 * shape.mlp // 3,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            max_position_embeddings=shape.context,
+            pad_token_id=0,
+        )
+        self._model = LlamaForCausalLM(sizes)
+        self._model.lm_head = torch.nn.Linear(shape.width, shape.output_vocabulary, bias=False)
+
+    def batches(self, indices: NDArray[np.int64]) -> list[Batch]:
+        """The whole batch; the model reads its tokens as rows of the student's embedding."""
+        return [self._data.examples.batch(indices)]
+
+    def step(self, indices: NDArray[np.int64], batches: list[Batch]) -> float:
+        """Seconds of a step, of some that the Trainer makes: its own start is left out."""
+        rows = torch.as_tensor(self._data.rows)[batches[0].tokens.long()].long()
+        labels = torch.full_like(rows, -100)
+        labels.view(-1)[batches[0].predict] = batches[0].targets.long()
+        clock = Clock()
+        arguments = TrainingArguments(
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=len(rows),
+            max_steps=STEPS,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=self._device.type == "cpu",
+            bf16=self._config.precision == "bf16",
+            disable_tqdm=True,
+            logging_strategy="no",
+        )
+        examples = [{"input_ids": row, "labels": label} for row, label in zip(rows, labels, strict=True)] * STEPS
+        Labelled(model=self._model, args=arguments, train_dataset=examples, callbacks=[clock]).train()
+        return statistics.median(clock.seconds[1:])
+
+
+class Labelled(HfTrainer):
+    """Cross-entropy of the next watched token, at the positions that have one."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
+        """See the Trainer."""
+        logits = model(input_ids=inputs["input_ids"]).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten(), ignore_index=-100)
+
+
+class Clock(TrainerCallback):
+    """Takes the time of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Notes the seconds."""
+        self.seconds.append(time.perf_counter() - self._start)
 
 
 class Kept(DataParallel):
@@ -118,9 +195,10 @@ def compare(data: Data, config: TrainConfig, device: torch.device, rounds: int, 
     errors = {str(n): gradient_error(data, config, device, chosen[0][:4], n) for n in (1, 4)}
     if max(errors.values()) > EQUAL:
         raise SystemExit(f"the loop's gradient is not ours: relative errors {errors}")
-    contenders = {
+    contenders: dict[str, Contender] = {
         "full": Contender(data, config, device),
         "choices": Contender(data.of("choices"), config, device),
+        "trainer": Ordinary(data, config, device),
         "loop": Loop(data, config, device, config.batch_size),
         "loop-1": Loop(data, config, device, 1),
     }

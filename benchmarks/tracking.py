@@ -7,11 +7,9 @@ training loses the first alone. Measured as shares of the same seconds, as two r
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import keep
 from pipeline.base.runtime import start_ray
 from pipeline.base.tracking import Tracking, Writer
 from pipeline.shards.manifest import open_shards
@@ -75,11 +74,10 @@ def show(results: list[dict[str, Any]]) -> None:
 @click.command()
 @click.option("--shards", required=True, help="Folder of logit shards.")
 @click.option("--seconds", default=30.0, show_default=True, help="Of training, for each student.")
-@click.option("--out", default="runs/benchmarks/tracking.json", show_default=True)
-def main(shards: str, seconds: float, out: str) -> None:
+def main(shards: str, seconds: float) -> None:
     """Measures what MLflow costs a training step."""
     start_ray()
-    cores, results = os.cpu_count() or 1, []
+    results = []
     for layers, width in ((2, 128), (4, 256)):
         student = StudentConfig(layers=layers, width=width, heads=width // 32, mlp=4 * width, sequence="choices")
         training = Training.of(student, TrainConfig(epochs=1000, batch_size=64), open_shards(shards))
@@ -90,8 +88,7 @@ def main(shards: str, seconds: float, out: str) -> None:
             found = measure(Loop(training, open_shards(shards)), channel, driver, seconds)
         results.append({"student": f"{layers} × {width}", "threads": torch.get_num_threads()} | found)
     show(results)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps({"cores": cores, "results": results}, indent=1) + "\n")
+    keep("tracking", {"results": results})
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import platform
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import click
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import keep
 from benchmarks.students import Contender, Data, peak_gib, real_data, spread, synthetic_data, timed
 from benchmarks.thesis_loop import compare, show_comparison
 from benchmarks.true_size import memory, show_memory, train_share
@@ -181,7 +181,6 @@ def options(command: Any) -> Any:
         click.option("--memory-workers", type=click.Choice(["1", "2"]), multiple=True, default=("1", "2"), show_default=True),
         click.option("--threads", type=int, help="CPU threads; by default PyTorch's."),
         click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True),
-        click.option("--out", default="runs/benchmarks/training.json", show_default=True),
         click.option("--rank", type=int, hidden=True),
         click.option("--workers", default=1, hidden=True),
         click.option("--meeting", default="", hidden=True),
@@ -204,9 +203,8 @@ def main(**given: Any) -> None:
         print(json.dumps(train_share(data_of(given), config_of(given), **worker)))
         return
     done = run(given, device)
-    report = {"machine": machine(device), "options": given, "results": done}
-    Path(given["out"]).parent.mkdir(parents=True, exist_ok=True)
-    Path(given["out"]).write_text(json.dumps(report, indent=2) + "\n")
+    kind = "training_memory" if given["memory_of"] else "thesis_loop" if given["against"] else "training"
+    keep(kind, {"device": machine(device), "results": done})
 
 
 def run(given: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -69,3 +69,8 @@ def test_every_command_explains_itself() -> None:
     for command in main.commands.values():
         assert command.get_short_help_str()
         assert all(not isinstance(p, click.Option) or p.help or p.name in {"out", "verbose"} for p in command.params)
+
+
+def test_tables_are_those_of_the_benchmarks_results() -> None:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        assert filled(page.read_text("utf-8")) == page.read_text("utf-8"), f"{page.name}: run `make tables`"

@@ -1,0 +1,125 @@
+"""`make tables`: puts what benchmarks kept in `benchmarks/results/` into the tables of README and docs.
+
+A table's place is marked in Markdown by `<!-- table: NAME -->` before and `<!-- end -->` behind it.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.results import ROOT, load
+
+Rows = list[list[str]]
+
+PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+WAYS = {
+    "ours": "student, `retort predict`'s way",
+    "probabilities": "student, with every value's probability",
+    "onnx": "student, ONNX Runtime",
+    "onnx-int8": "student, ONNX Runtime, 8 bits",
+    "same-size": "`transformers` generate, a model of the student's size",
+    "jumping": "teacher, Retort's engine on vLLM",
+    "vllm": "teacher, vLLM",
+    "structured": "teacher, vLLM with structured outputs",
+    "transformers": "teacher, `transformers` generate",
+}
+SHORT = ("ours", "onnx", "same-size", "jumping", "vllm")
+
+
+def speed() -> Rows:
+    """README's: answers a second of a student and its teacher."""
+    found = load("inference")
+    names = [name for name in SHORT if name in found["results"]]
+    rows = [[WAYS[n], f"{found['results'][n]['rate']:,.0f}", digits(found["ratios"][n]["batch"])] for n in names]
+    return [["", "answers/s", "× teacher"], *rows]
+
+
+def inference() -> Rows:
+    """All of `benchmarks.inference`."""
+    found = load("inference")
+    head = ["", "answers/s", "tokens/s", "p50 ms, one alone", "p99 ms", "× teacher, in batch", "× teacher, alone", "agreement"]
+    rows = []
+    for name, label in WAYS.items():
+        if (row := found["results"].get(name)) is not None:
+            ratio = found["ratios"][name]
+            agreement = "" if row["agreement"] is None else f"{row['agreement']:.1%}".replace("%", " %")
+            rates = [f"{row['rate']:,.0f}", f"{row['token_rate']:,.0f}", digits(row["p50_ms"]), digits(row["p99_ms"])]
+            rows.append([label, *rates, digits(ratio["batch"]), digits(ratio["single"]), agreement])
+    return [head, *rows]
+
+
+def extraction() -> Rows:
+    """Of `benchmarks.extraction`."""
+    from benchmarks.extraction import CONTENDERS
+
+    found = load("extraction")["results"]
+    rows = [[CONTENDERS[n].label, f"{row['answers_per_second']:.0f}", f"{row['model_calls']:.1f}"] for n, row in found.items()]
+    return [["", "answers/s", "model calls an answer"], *rows]
+
+
+def codec() -> Rows:
+    """Of `benchmarks.codec`."""
+    rows = []
+    for row in load("codec")["rows"]:
+        size, kl = f"{row['bytes_a_step']:,.0f}", f"{row['choice']['kl_mean'][0]:.1g}"
+        rows.append([row["name"], size, kl, f"{row['encode_mb_s']:.0f}"])
+    return [["", "bytes a step", "KL, nats", "encoded, MB of float16 a second on one core"], *rows]
+
+
+def thesis_loop() -> Rows:
+    """Of `benchmarks.training --against thesis-loop`; ratios are medians over batches."""
+    from benchmarks.thesis_loop import LABELS
+
+    rates = load("thesis_loop")["results"]["examples_per_second"]
+    rows = []
+    for name, label in LABELS.items():
+        against = [_ratio(rates[name], rates[other]) if name != other else "" for other in ("trainer", "loop", "loop-1")]
+        rows.append([label, digits(statistics.median(rates[name])), *against])
+    return [["", "examples/s", "× Trainer", "× the loop in batches", "× the loop one by one"], *rows]
+
+
+def _ratio(rates: list[float], others: list[float]) -> str:
+    return digits(statistics.median(mine / other for mine, other in zip(rates, others, strict=True)))
+
+
+TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
+    "speed": ("inference", speed),
+    "inference": ("inference", inference),
+    "extraction": ("extraction", extraction),
+    "codec": ("codec", codec),
+    "thesis_loop": ("thesis_loop", thesis_loop),
+}
+
+
+def digits(value: float) -> str:
+    """Three digits, two where the number is a ratio below ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 10 else f"{value:.2g}"
+
+
+def table(name: str) -> str:
+    """A table in Markdown, and under it what it was measured on."""
+    result, make = TABLES[name]
+    head, *rows = make()
+    lines = [head, ["---"] * len(head), *rows]
+    about: dict[str, Any] = load(result)["about"]
+    machine, commit = about["machine"], about["commit"]
+    source = f"`{about['command']}`, commit {commit}, {about['date']}, {machine['cores']} cores of {machine['cpu']}"
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n<sub>{source}</sub>\n"
+
+
+def filled(text: str) -> str:
+    """Markdown with its marked tables made anew."""
+    return PLACE.sub(lambda found: found[1] + table(found[2]) + found[3], text)
+
+
+def main() -> None:
+    """Writes every table into its page."""
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        page.write_text(filled(page.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
