@@ -68,7 +68,7 @@ def task_of(shards: str) -> CompiledTask:
 def thesis_student(compiled: CompiledTask, sequence: str) -> Student:
     """With random weights, and a row of the embedding for every token."""
     config = THESIS.model_copy(update={"sequence": sequence})
-    shape = Shape(VOCABULARY, VOCABULARY, compiled.watched.size, compiled.context, **config.model_dump())
+    shape = Shape(VOCABULARY, VOCABULARY, compiled.watched.size, compiled.context, **config.sizes())
     return Student(shape, np.arange(VOCABULARY, dtype=np.int32)).eval()
 
 

@@ -46,7 +46,7 @@ def main(shards: str, count: int, fraction: float) -> None:
     """Measures, prints the table and writes it."""
     opened, config = open_shards(shards), THESIS
     compiled = opened.compiled
-    shape = Shape(VOCABULARY, VOCABULARY, compiled.watched.size, compiled.context, **config.model_dump())
+    shape = Shape(VOCABULARY, VOCABULARY, compiled.watched.size, compiled.context, **config.sizes())
     student = Student(shape, np.arange(VOCABULARY, dtype=np.int32)).eval()
     weights = 4 * sum(student.parameter_counts().values()) / 2**30
     examples = open_examples(opened, TRAIN, shape.sequence)

@@ -78,7 +78,7 @@ def synthetic_data(student: StudentConfig, embeddings: str) -> Data:
     forced = np.arange(STEPS) % (STEPS // CHOICES) != 0
     compiled: Any = SimpleNamespace(automaton=SimpleNamespace(tokens=answers, forced=forced))
     stored, separator = Stored(columns["values"], columns["lse"], None), np.zeros(2, np.int32)
-    shape = Shape(VOCABULARY, int(rows.max()) + 1, WATCHED, CONTEXT, **student.model_dump())
+    shape = Shape(VOCABULARY, int(rows.max()) + 1, WATCHED, CONTEXT, **student.sizes())
     return Data(lambda sequence: Examples(columns, compiled, stored, sequence == "choices", separator), shape, rows)
 
 

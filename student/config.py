@@ -29,6 +29,15 @@ class StudentConfig(Strict):
         "choices", description="read and write only the tokens that were choices, or whole answers"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of each layer's output left out in training")
+    reader: str = Field(
+        "own",
+        description="what reads a text: its own blocks, `ngrams`, or a model of transformers by folder or Hub name",
+    )
+    reader_layers: int | None = Field(None, ge=1, description="of such a model, the first ones; null takes all")
+
+    def sizes(self) -> dict[str, Any]:
+        """All but the reader."""
+        return self.model_dump(exclude={"reader", "reader_layers"})
 
     @model_validator(mode="after")
     def _even_heads(self) -> Self:
@@ -49,6 +58,8 @@ class StudentChanges(Strict):
     mlp: int | None = None
     sequence: Literal["full", "choices"] | None = None
     dropout: float | None = None
+    reader: str | None = None
+    reader_layers: int | None = None
 
     def of(self, shape: StudentConfig) -> StudentConfig:
         """The changed shape.
@@ -136,6 +147,9 @@ class TrainConfig(Strict):
     accumulation: int = Field(1, ge=1, description="parts a worker runs its share of a step in, to save memory")
     learning_rate: float | None = Field(
         None, gt=0, description="peak of the cosine; null takes 0.25 / width, or with init 0.1 / width"
+    )
+    reader_learning_rate: float = Field(
+        1e-4, ge=0, description="peak for the weights of a pretrained reader; 0 leaves them as they are"
     )
     weight_decay: float = Field(0.01, ge=0)
     precision: Literal["float32", "bf16"] = Field("float32", description="of the matrix products; weights stay float32")

@@ -9,6 +9,7 @@ import click
 import pytest
 import yaml
 
+from benchmarks.tables import filled
 from pipeline.cli.main import main
 from pipeline.cli.settings import load_config
 from pipeline.task.task import Task

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from pipeline.base.config import Seed, Strict
 from student.config import StudentSettings
@@ -42,8 +42,31 @@ class ScaleConfig(Strict):
         return workers
 
 
+def _words(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
+
+
+class LadderConfig(Strict):
+    """The students that `retort run` trains, and how the best is told."""
+
+    rungs: Annotated[tuple[Literal["ngrams", "own", "teacher"], ...], BeforeValidator(_words)] = Field(
+        ("ngrams", "own", "teacher"),
+        description="hashed words and characters; a student of random weights; half of the teacher, where it is a Gemma 3 here",
+    )
+    readers: tuple[str, ...] = Field(
+        (),
+        description="pretrained models for more rungs, by folder or Hub name, as sentence-transformers/all-MiniLM-L6-v2",
+    )
+    minutes: float = Field(15, gt=0, description="of training for each rung, which cut its epochs where they would take longer")
+    points_per_doubling: float = Field(
+        0.5, ge=0, description="points of agreement that a student of twice the time for an answer has to be better by"
+    )
+
+
 class TuneSettings(StudentSettings):
     """All that many trainings can be told."""
+
+    ladder: LadderConfig = LadderConfig()
 
     tune: TuneConfig = TuneConfig()
     scale: ScaleConfig = ScaleConfig()

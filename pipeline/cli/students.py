@@ -17,12 +17,23 @@ SHARE = click.FloatRange(0, 1)
 
 
 @click.command()
+@setting("ladder.rungs", "--ladder", metavar="RUNGS", help="Students to train, of ngrams,own,teacher; by default all three.")
+@setting("ladder.readers", "--reader", multiple=True, metavar="MODEL", help="A pretrained model, for one more student.")
 @stage_options("task", "teacher", "comments", "limit")
 def run(**options: Any) -> None:
-    """Everything: extract, train, evaluate, and a summary."""
+    """Everything: extract, train, evaluate, and a summary.
+
+    Trains a student for each rung of a ladder in OUT/ladder, from hashed words to half of the teacher, and takes the one with
+    the best agreement on validation comments, less half a point for each doubling of its time for an answer.
+
+    \b
+      retort run ... --ladder own                                        a single student
+      retort run ... --reader sentence-transformers/all-MiniLM-L6-v2     a pretrained one beside the others
+      retort run ... --set ladder.minutes=60                             more time for each
+    """  # noqa: D301 (\b is click's mark, as a character)
     from pipeline.extract.extract import extract
     from student.evaluate.evaluate import evaluate
-    from student.train.train import train
+    from tune.search.ladder import climb
 
     config, out = configure(**options)
     shape = planned_shape(config)
@@ -32,13 +43,14 @@ def run(**options: Any) -> None:
         )
     extract(config)
     shards, student, report = (folder_of(None, out, name) for name in ("shards", "student", "report"))
-    trained = train(config, shards, student)
+    trained = climb(config, shards, out)
     figures = evaluate(config.floors, shards, student, report)
     show_report(figures, shards, student, report, trained.mlflow.uri)
 
 
 @click.command()
 @click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
+@setting("student.reader", "--reader", metavar="MODEL", help="What reads texts: own, ngrams, or a pretrained model.")
 @setting(
     "train.init", "--init", metavar="DIR", help="Start from this student's weights, and with its shape; see `retort prune`."
 )

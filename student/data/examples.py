@@ -17,7 +17,10 @@ from pipeline.base.errors import UserError
 from pipeline.shards.manifest import Shards
 from pipeline.shards.payload import Compact, Stored
 from pipeline.task.compiled import CompiledTask
-from student.data.unpack import unpack
+from student.data.unpack import reader_columns, unpack
+from student.model.model import Student
+from student.model.reader import Reader, side_by_side
+from student.model.shape import ReaderShape
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Batch:
         lse: float32 [M, K], the teacher's log-sum-exps.
         choice: bool [M], whether the automaton leaves a choice there.
         state: int64 [M], the automaton's state there.
+        text: for a reader, its ids of the texts, int64 [B, L], and their lengths [B]; their vectors take the first places.
     """
 
     tokens: torch.Tensor
@@ -41,10 +45,18 @@ class Batch:
     lse: torch.Tensor
     choice: torch.Tensor
     state: torch.Tensor
+    text: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+        text = None if self.text is None else (self.text[0].to(device), self.text[1].to(device))
+        rest: dict[str, Any] = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if k != "text"}
+        return Batch(**rest, text=text)
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """What a student is called with."""
+        return (self.tokens, self.predict) if self.text is None else (self.tokens, self.predict, self.text)
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,7 @@ class Examples:
         stored: the logits of the C steps.
         choices_only: leave forced tokens out.
         separator: int32, ids between comment and answer.
+        reader: of the texts, whose ids are in place of the comments' tokens; None for the student itself.
     """
 
     columns: dict[str, NDArray[Any]]
@@ -64,6 +77,7 @@ class Examples:
     stored: Stored
     choices_only: bool
     separator: NDArray[np.int32]
+    reader: ReaderShape | None = None
 
     def __len__(self) -> int:
         return len(self.columns["choice_starts"]) - 1
@@ -93,7 +107,7 @@ class Examples:
         return self.columns["text"][start:end].tobytes().decode()
 
     def prefix(self, index: int) -> NDArray[np.int32]:
-        """Token ids of the comment and the separator."""
+        """Token ids of the comment and the separator, or the reader's ids."""
         start, end = self.columns["comment_starts"][index : index + 2]
         return np.concatenate([self.columns["comment"][start:end], self.separator])
 
@@ -108,11 +122,16 @@ class Examples:
         answer, states = self.columns["answer"][steps], self.columns["state"][steps]
         comments, positions = self._counts("comment_starts", indices), self._counts(self._positions, indices)
         prefixes = comments + len(self.separator)
+        if self.reader and self.reader.pools:
+            prefixes = np.ones_like(comments)
         length = int((prefixes + positions).max()) - 1
         rows = np.arange(len(indices)) * length
         tokens = np.zeros(len(indices) * length, np.int64)
-        tokens[_ranges(rows, comments)] = self.columns["comment"][_ranges(self.columns["comment_starts"][indices], comments)]
-        tokens[(rows + comments)[:, None] + np.arange(len(self.separator))] = self.separator
+        if self.reader is None:
+            tokens[_ranges(rows, comments)] = self.columns["comment"][
+                _ranges(self.columns["comment_starts"][indices], comments)
+            ]
+            tokens[(rows + comments)[:, None] + np.arange(len(self.separator))] = self.separator
         predict = _ranges(rows + prefixes - 1, positions)  # the separator's last token predicts the answer's first
         read = np.ones(len(predict), bool)
         read[np.cumsum(positions) - 1] = False  # an answer's last token is only a target
@@ -125,6 +144,7 @@ class Examples:
             lse=torch.from_numpy(self.stored.lse[logits]),
             choice=torch.from_numpy(~self.compiled.automaton.forced[states]),
             state=torch.from_numpy(states.astype(np.int64)),
+            text=side_by_side([self.prefix(int(i)) for i in indices]) if self.reader else None,
         )
 
     def _steps(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -144,13 +164,20 @@ class Examples:
         return replace(self, columns=columns)
 
 
-def open_examples(shards: Shards, split: str, sequence: str, separator: tuple[int, ...] | None = None) -> Examples:
+def open_examples(
+    shards: Shards,
+    split: str,
+    sequence: str,
+    separator: tuple[int, ...] | None = None,
+    reader: Reader | None = None,
+) -> Examples:
     """The examples of one split of an extraction.
 
     Args:
         split: `train`, `validation` or `test`.
         sequence: `full` or `choices`.
         separator: ids between comment and answer; by default the task's.
+        reader: of the texts, where it is not the student itself.
 
     Raises:
         UserError: the split is empty, or whole answers are wanted of shards with the logits of choice steps alone.
@@ -168,7 +195,15 @@ def open_examples(shards: Shards, split: str, sequence: str, separator: tuple[in
     compact = Compact.load(shards.folder, shards.compiled.automaton) if columns["values"].dtype == np.int8 else None
     stored = Stored(columns["values"], columns["lse"], compact.codec if compact else None)
     between = np.array(shards.compiled.separator if separator is None else separator, np.int32)
-    return Examples(columns, shards.compiled, stored, sequence == "choices", between)
+    if reader is not None:
+        columns = columns | reader_columns(shards, split, columns, reader)
+    shape = reader.shape if reader else None
+    return Examples(columns, shards.compiled, stored, sequence == "choices", between, shape)
+
+
+def student_examples(shards: Shards, split: str, model: Student) -> Examples:
+    """The examples of one split as a student reads them; see `open_examples`."""
+    return open_examples(shards, split, model.shape.sequence, model.shape.separator, model.reader)
 
 
 def columns_of(compiled: CompiledTask, tokens: NDArray[np.int32]) -> NDArray[np.int64]:

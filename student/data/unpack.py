@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -38,11 +39,13 @@ from pipeline.base.errors import UserError
 from pipeline.shards.files import ShardTable
 from pipeline.shards.manifest import Shards
 from pipeline.task.compiled import cache_folder
+from student.model.reader import Reader
 
 log = logging.getLogger(__name__)
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLIT_TENTHS = {TRAIN: range(8), VALIDATION: range(8, 9), TEST: range(9, 10)}
+TEXTS = 4096  # given to a reader at once
 PIECE = 1 << 20  # ids counted at once
 LAYOUT = 2  # of the columns; another number makes another cache
 
@@ -64,6 +67,33 @@ def unpack(shards: Shards) -> dict[str, Columns]:
             if not folder.exists():
                 _unpack(shards, folder)
     return {split: _map(folder / split) for split in SPLIT_TENTHS}
+
+
+def reader_columns(shards: Shards, split: str, columns: Columns, reader: Reader) -> Columns:
+    """A reader's ids of a split's texts, under the names of the comments' tokens; made once on each machine."""
+    folder = cache_of(shards) / f"{split}-{reader.identity}"
+    if not folder.exists():
+        with _locked(folder.with_suffix(".lock")):
+            if not folder.exists():
+                _encode(columns, reader, folder)
+    return _map(folder)
+
+
+def _encode(columns: Columns, reader: Reader, folder: Path) -> None:
+    """Texts in a reader's ids, to a folder that appears when it is whole."""
+    temporary, starts = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".texts-")), columns["text_starts"]
+    try:
+        with _Writer(temporary / "whole") as writer, progress("reading texts", len(starts) - 1) as (bar, task):
+            for first in range(0, len(starts) - 1, TEXTS):
+                ends = starts[first : first + TEXTS + 1]
+                texts = [columns["text"][a:b].tobytes().decode() for a, b in itertools.pairwise(ends)]
+                ids = reader.encode(texts)
+                group = _Group(_lengths(ids), {"comment": np.concatenate(ids)})
+                writer.add({"comment_starts": group}, np.ones(len(ids), bool))
+                bar.update(task, completed=first + len(ids))
+        (temporary / "whole").rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def token_counts(ids: NDArray[np.int32], size: int) -> NDArray[np.int64]:

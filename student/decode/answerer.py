@@ -10,7 +10,7 @@ import torch
 from pipeline.comments.reading import Comment
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.task import Scalar, Values
-from student.decode.decode import Decoder
+from student.decode.decode import Decoder, Prefixes
 from student.model.checkpoint import load_student, load_temperatures
 from student.model.model import Student
 
@@ -55,6 +55,7 @@ class Answerer:
         self.compiled = compiled
         self._decoder = Decoder(model, compiled, temperatures)
         self._separator = compiled.separator if model.shape.separator is None else list(model.shape.separator)
+        self._reader = model.reader
         self._known: dict[tuple[int, ...], Values] = {}
 
     @staticmethod
@@ -80,9 +81,7 @@ class Answerer:
         return [answers[i] for i in range(len(rows))]
 
     def _answer(self, rows: list[Comment], value_probabilities: bool) -> list[Answer]:
-        decoded = self._decoder.constrained(
-            [np.array(row.tokens + self._separator, np.int32) for row in rows], value_probabilities
-        )
+        decoded = self._decoder.constrained(self._prefixes(rows), value_probabilities)
         values = [dict(zip(self.compiled.task.fields, self._read(tokens), strict=True)) for tokens in decoded.tokens]
         confidence = decoded.confidence.round(6).tolist()
         if decoded.value_probabilities is None:
@@ -90,6 +89,11 @@ class Answerer:
         by_field = {name: share.round(4).tolist() for name, share in decoded.value_probabilities.items()}
         each = [{name: share[i] for name, share in by_field.items()} for i in range(len(rows))]
         return [Answer(*parts) for parts in zip(values, confidence, each, strict=True)]
+
+    def _prefixes(self, rows: list[Comment]) -> Prefixes:
+        if self._reader is not None:
+            return self._reader.encode([row.text for row in rows])
+        return [np.array(row.tokens + self._separator, np.int32) for row in rows]
 
     def _read(self, tokens: list[int]) -> Values:
         key = tuple(tokens)

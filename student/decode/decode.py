@@ -21,9 +21,10 @@ from student.decode.choices import LEFT, NONE, Choices, Chunks, padded
 from student.decode.fields import Fields
 from student.decode.value_probabilities import ValueProbabilities, ValueProbabilityWalk
 from student.model.cache import KeyValueCache
-from student.model.model import Student
+from student.model.model import Student, Text
+from student.model.reader import side_by_side
 
-Prefixes = list[NDArray[np.int32]]  # token ids of each comment and the separator
+Prefixes = list[NDArray[np.int32]]  # token ids of each comment and the separator, or a reader's ids of each text
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,11 @@ class Decoder:
         confidence, rows = np.ones(len(prefixes)), np.arange(len(prefixes))
         states = np.full(len(prefixes), choices.first)
         walk = ValueProbabilityWalk(self._task, self._fields, len(prefixes), self._ask) if value_probabilities else None
-        cache, chunks = self._cache(prefixes), padded([np.concatenate([prefix, choices.opening]) for prefix in prefixes])
+        chunks, text = self._first(prefixes, choices.opening)
+        cache = self._cache(chunks)
         for step in range(choices.most):
-            probability_BW = self._probability(self._read(chunks, cache), states if masked else None)
+            probability_BW = self._probability(self._read(chunks, cache, text), states if masked else None)
+            text = None
             if walk:
                 walk.note(rows, states, probability_BW.double().cpu().numpy(), cache)
             chosen, columns = (found.cpu().numpy() for found in probability_BW.max(-1))
@@ -125,9 +128,11 @@ class Decoder:
     def _every_step(self, prefixes: Prefixes) -> Decoded:
         answers: list[list[int]] = [[] for _ in prefixes]
         confidence, calls, rows = np.ones(len(prefixes)), 0, np.arange(len(prefixes))
-        cache, chunks = self._cache(prefixes), padded(prefixes)
+        chunks, text = self._first(prefixes, self._choices.opening[:0])
+        cache = self._cache(chunks)
         while len(rows) and calls < self._longest:
-            probability_BW = self._probability(self._read(chunks, cache), None)
+            probability_BW = self._probability(self._read(chunks, cache, text), None)
+            text = None
             chosen, columns = (found.cpu().numpy() for found in probability_BW.max(-1))
             tokens = self._choices.watched[columns]
             for row, token in zip(rows, tokens.tolist(), strict=True):
@@ -139,11 +144,21 @@ class Decoder:
             cache = cache.select(going) if len(going) < len(tokens) else cache
         return Decoded(answers, confidence, calls)
 
-    def _cache(self, prefixes: Prefixes) -> KeyValueCache:
-        answer = self._choices.most if self._choices_only else self._longest
-        slots = max(map(len, prefixes)) + 2 * answer  # a chunk is padded to one of another length, of an answer at most
-        return self._model.cache(len(prefixes), slots, self._opening)
+    def _first(self, prefixes: Prefixes, opening: NDArray[np.int64]) -> tuple[Chunks, Text | None]:
+        """What is read before the first choice: tokens, or places for a reader's vectors and its ids of the texts."""
+        reader = self._model.shape.reader
+        if reader is None:
+            return padded([np.concatenate([prefix, opening]) for prefix in prefixes]), None
+        places = [1 if reader.pools else len(prefix) for prefix in prefixes]
+        ids, lengths = side_by_side(prefixes)
+        chunks = padded([np.concatenate([np.zeros(count, np.int64), opening]) for count in places])
+        return chunks, (ids.to(self._device), lengths.to(self._device))
 
-    def _read(self, chunks: Chunks, cache: KeyValueCache) -> torch.Tensor:
+    def _cache(self, chunks: Chunks) -> KeyValueCache:
+        answer = self._choices.most if self._choices_only else self._longest
+        slots = chunks[0].shape[1] + 2 * answer  # a chunk is padded to one of another length, of an answer at most
+        return self._model.cache(len(chunks[0]), slots, self._opening)
+
+    def _read(self, chunks: Chunks, cache: KeyValueCache, text: Text | None = None) -> torch.Tensor:
         tokens, lengths = (torch.from_numpy(part).to(self._device) for part in chunks)
-        return self._model.read(tokens, lengths, cache)
+        return self._model.read(tokens, lengths, cache, text)

@@ -34,7 +34,7 @@ def fit_temperatures(model: Student, compiled: CompiledTask, batches: Iterable[B
     logits, targets, field = [], [], []
     for batch in batches:
         at = batch.choice
-        logits_MR = model(batch.tokens.to(device), batch.predict.to(device)).float().cpu()[at, : allowed_SR.shape[1]]
+        logits_MR = model(*batch.to(device).inputs).float().cpu()[at, : allowed_SR.shape[1]]
         logits.append(logits_MR.masked_fill(~allowed_SR[batch.state[at]], -torch.inf))
         targets.append(batch.targets[at])
         field.append(fields[batch.state[at].numpy()])

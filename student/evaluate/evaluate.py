@@ -20,7 +20,7 @@ from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.compiled import require_same
 from student.config import FloorsConfig
 from student.data.answers import parse_all, teacher_answers
-from student.data.examples import Batch, Examples, open_examples
+from student.data.examples import Batch, Examples, student_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION
 from student.decode.decode import Decoded, Decoder, Prefixes
 from student.evaluate.calibrate import fit_temperatures
@@ -62,15 +62,15 @@ def measure(floors: FloorsConfig, shards_folder: str, student_folder: str, repor
     shards, training = open_shards(shards_folder), load_training(student_folder)
     model, compiled = load_student(student_folder, "cuda" if torch.cuda.is_available() else "cpu")
     require_same(compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
-    test = open_examples(shards, TEST, model.shape.sequence, model.shape.separator)
+    test = student_examples(shards, TEST, model)
     log.info("evaluating on %s test comments", f"{len(test):,}")
     truth = teacher_answers(test)
-    held_out = open_examples(shards, VALIDATION, model.shape.sequence, model.shape.separator)
+    held_out = student_examples(shards, VALIDATION, model)
     temperatures = fit_temperatures(model, compiled, _batches(held_out, BATCH_SIZE))
     save_temperatures(student_folder, temperatures)
     constrained, seconds = _decode_all(Decoder(model, compiled, temperatures).constrained, test, BATCH_SIZE, "decoding")
     free, _ = _decode_all(Decoder(model, compiled).free, test, BATCH_SIZE, "decoding freely")
-    task, train = compiled.task, open_examples(shards, TRAIN, model.shape.sequence, model.shape.separator)
+    task, train = compiled.task, student_examples(shards, TRAIN, model)
     answers = parse_all(compiled, constrained.tokens)
     close = close_answers(compiled, _batches(test, BATCH_SIZE))
     steps = step_measures(model, _batches(test, BATCH_SIZE)) | {"close_answers": close}

@@ -71,7 +71,7 @@ def step_measures(model: Student, batches: Iterable[Batch]) -> dict[str, Any]:
     device = next(model.parameters()).device
     columns: list[list[NDArray[np.float64]]] = []
     for batch in batches:
-        logits_MW = model(batch.tokens.to(device), batch.predict.to(device)).float().cpu()[:, : batch.teacher.shape[1]]
+        logits_MW = model(*batch.to(device).inputs).float().cpu()[:, : batch.teacher.shape[1]]
         best = logits_MW.softmax(-1).max(-1)
         measured = (
             best.indices == batch.targets,

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.shards.manifest import open_shards
 from pipeline.task.compiled import CompiledTask
-from student.data.examples import Examples, open_examples
+from student.data.examples import Examples, student_examples
 from student.data.unpack import TRAIN
 from student.decode.decode import Decoder
 from student.model.model import Student
@@ -31,5 +31,5 @@ def latency_ms(model: Student, compiled: CompiledTask, examples: Examples) -> fl
 def latency_before_training(training: Training, shards_folder: str) -> float:
     """The same of a student that is not trained yet: how long an answer takes does not depend on the weights."""
     shards = open_shards(shards_folder)
-    model = Student(training.shape, training.rows).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return latency_ms(model, shards.compiled, open_examples(shards, TRAIN, training.shape.sequence, training.shape.separator))
+    model = training.student().to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return latency_ms(model, shards.compiled, student_examples(shards, TRAIN, model))

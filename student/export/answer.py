@@ -1,5 +1,7 @@
 """Answers comments with the student in this folder. It needs torch, safetensors, tokenizers and numpy, and nothing of Retort.
 
+One whose texts are read by a pretrained model needs transformers too.
+
     python answer.py "I love it" "What a waste of time"
     python answer.py < comments.txt
 
@@ -25,6 +27,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from student.model.model import Student
+from student.model.reader import side_by_side
 from student.model.shape import Shape
 
 URL = re.compile(r"https?://|\bwww\.", re.IGNORECASE)
@@ -59,14 +62,15 @@ class Answerer:
         Raises:
             RefusedError: the comment is none that the student was made for.
         """
-        tokens, confidence = self._decode(self._encode(comment))
+        comment = comment.strip()
+        tokens, confidence = self._decode(comment, self._encode(comment))
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         values = json.loads(text.removeprefix(self._rules["prefix"]).removesuffix(self._rules["suffix"]))
         return {"answer": values, "confidence": round(confidence, 6)}
 
     def _encode(self, comment: str) -> list[int]:
         """The comment's tokens."""
-        text, rules = comment.strip(), self._rules
+        text, rules = comment, self._rules
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -87,15 +91,18 @@ class Answerer:
         return list(ids)
 
     @torch.inference_mode()
-    def _decode(self, comment: list[int]) -> tuple[list[int], float]:
+    def _decode(self, comment: str, tokens: list[int]) -> tuple[list[int], float]:
         """The answer's tokens, and the product of the probabilities of the choices made."""
-        read, answer, confidence, state = comment + self._rules["separator"], [], 1.0, 0
+        read, answer, confidence, state, text = tokens + self._rules["separator"], [], 1.0, 0, None
+        if self._model.reader is not None:  # its vectors take the first places
+            text = side_by_side(self._model.reader.encode([comment]))
+            read = [0] * (1 if self._model.reader.shape.pools else int(text[1]))
         while state != len(self._next_state) - 1:
             allowed = self._next_state[state] >= 0
             forced = int(allowed.sum()) == 1
             column = int(allowed.int().argmax())
             if not forced:
-                logits = self._model(torch.tensor([read]))[0, -1, : len(allowed)]
+                logits = self._model(torch.tensor([read]), text=text)[0, -1, : len(allowed)]
                 logits = logits / self._rules["temperatures"].get(str(state), 1.0)
                 best = logits.masked_fill(~allowed, -torch.inf).softmax(-1).max(-1)
                 column, confidence = int(best.indices), confidence * float(best.values)

@@ -13,7 +13,7 @@ from pipeline.comments.reading import filter_rows, text_row
 from pipeline.shards.manifest import open_shards
 from pipeline.task.compiled import require_same
 from student.data.answers import teacher_answers
-from student.data.examples import Examples, open_examples
+from student.data.examples import Examples, student_examples
 from student.data.unpack import TEST
 from student.evaluate.evaluate import BATCH_SIZE
 from student.evaluate.fidelity import agreement
@@ -50,8 +50,7 @@ def export(shards_folder: str, student_folder: str, report_folder: str, folder: 
     require_student(student_folder)
     training, source, shards = load_training(student_folder), ExportedStudent.load(student_folder), open_shards(shards_folder)
     require_same(source.compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
-    shape = source.model.shape
-    test = open_examples(shards, TEST, shape.sequence, shape.separator)
+    test = student_examples(shards, TEST, source.model)
     with tempfile.TemporaryDirectory() as scratch:
         forms = _make(source, Path(scratch))
         log.info("answering %s test comments in each form", f"{len(test):,}")

@@ -11,15 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base import storage
+from pipeline.comments.reading import Comment
 from pipeline.task.compiled import CompiledTask
 from student.decode.choices import Choices
+from student.decode.decode import Prefixes
 from student.decode.fields import Fields
 from student.export.graph import answers_before, choice_states
 from student.model.checkpoint import load_student, load_temperatures, save_student, save_temperatures
 from student.model.model import Student
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("model/__init__.py", "model/model.py", "model/cache.py", "model/shape.py")  # they import nothing else of Retort
+MODULES = (
+    "model/__init__.py",
+    "model/model.py",
+    "model/cache.py",
+    "model/reader.py",
+    "model/shape.py",
+)
 ANSWER, RULES, ANSWERS = "answer.py", "rules.json", "answers.json"
 LISTED = 100_000  # answers: a task of more has no list of them
 
@@ -59,6 +67,12 @@ class ExportedStudent:
         """Ids that the student reads between comment and answer."""
         given = self.model.shape.separator
         return self.compiled.separator if given is None else list(given)
+
+    def prefixes(self, rows: list[Comment]) -> Prefixes:
+        """What the student reads of comments: their tokens and the separator, or its reader's ids."""
+        if self.model.reader is not None:
+            return self.model.reader.encode([row.text for row in rows])
+        return [np.array(row.tokens + self.separator, np.int32) for row in rows]
 
     @cached_property
     def choices(self) -> Choices:

@@ -137,8 +137,8 @@ class Greedy(nn.Module):
         """Decodes.
 
         Args:
-            tokens_BT: int64 ids of comment and separator, padded on the right.
-            lengths_B: int64, tokens of each row.
+            tokens_BT: int64 ids of comment and separator, or a reader's ids of the text, padded on the right.
+            lengths_B: int64, ids of each row.
 
         Returns:
             Columns of the watched set int64 [B, M], `NONE` behind the last; probabilities float32 [B, M, R], 0 behind the
@@ -146,12 +146,14 @@ class Greedy(nn.Module):
         """
         tables = self.tables
         cache = GrowingCache(self.model.shape, tokens_BT, self._opening)
-        chunk_BT, chunk_lengths_B = self._opened(tokens_BT, lengths_B)
+        text = (tokens_BT, lengths_B) if self.model.shape.reader else None
+        chunk_BT, chunk_lengths_B = self._opened(*self._places(tokens_BT, lengths_B))
         state_B = number_B = torch.zeros_like(lengths_B)
         columns, probabilities = [], []
         for _ in range(self._most):
             going_B = state_B != self._end
-            probability_BR = self._probability(self.model.read(chunk_BT, chunk_lengths_B, cache), state_B)
+            probability_BR = self._probability(self.model.read(chunk_BT, chunk_lengths_B, cache, text), state_B)
+            text = None
             column_B = probability_BR.argmax(-1)
             columns.append(column_B.masked_fill(~going_B, NONE))
             probabilities.append(probability_BR.masked_fill(~going_B[:, None], 0))
@@ -165,6 +167,15 @@ class Greedy(nn.Module):
         else:
             found = (torch.stack(columns, 1), torch.stack(probabilities, 1))
         return (*found, number_B) if self._numbered else found
+
+    def _places(self, tokens_BT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The comments themselves, or places for the vectors that a reader makes of them."""
+        reader = self.model.shape.reader
+        if reader is None:
+            return tokens_BT, lengths_B
+        if reader.pools:
+            return torch.zeros_like(tokens_BT[:, :1]), torch.ones_like(lengths_B)
+        return torch.zeros_like(tokens_BT), lengths_B
 
     def _opened(self, tokens_BT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The comments with the forced tokens before the first choice right behind them."""

@@ -32,7 +32,7 @@ comments = json.loads(Path(given).read_text())
 """
 PORTABLE = """
 sys.path.insert(0, model)
-sys.modules.update(dict.fromkeys(("pipeline", "cluster", "tune", "pydantic", "pyarrow", "yaml")))  # importing them fails
+sys.modules.update(dict.fromkeys(("pipeline", "cluster", "tune", "pydantic", "pyarrow")))  # importing them fails
 import answer
 student = answer.load(model)
 def each(comment):
@@ -112,7 +112,7 @@ def by_onnx(path: str, source: ExportedStudent, rows: list[Comment], batch_size:
     numbered = [tuple(answer.values()) for answer in numbered_answers(source)] if source.numbered else []
     values: list[Values | None] = []
     confidence, margin = [], []
-    for found in run_onnx(path, [np.array(row.tokens + source.separator) for row in rows], batch_size):
+    for found in run_onnx(path, source.prefixes(rows), batch_size):
         batch = parse_all(source.compiled, [source.choices.spell(trail) for trail in found.trails])
         if found.numbers is not None and batch != [numbered[number] for number in found.numbers]:
             raise UserError("the ONNX graph numbers answers otherwise than their list")

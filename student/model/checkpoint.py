@@ -137,7 +137,8 @@ def _require_fit(path: str, shape: Shape, compiled: CompiledTask) -> None:
     """
     watched = compiled.watched.size
     separator = compiled.separator if shape.separator is None else shape.separator
-    need = len(shape.opening) + compiled.task.comments.max_tokens + len(separator) + compiled.automaton.longest - 1
+    most = shape.reader.most_vectors if shape.reader else compiled.task.comments.max_tokens
+    need = len(shape.opening) + most + len(separator) + compiled.automaton.longest - 1
     sizes = {
         "output_vocabulary": (shape.output_vocabulary, {watched, watched + 1}),
         "context": (shape.context, {need, compiled.context}),
@@ -162,7 +163,7 @@ def _require_whole(path: str, shape: Shape, tensors: Tensors) -> None:
     for name, size in shape.tensors():
         if name not in tensors:
             raise UserError(f"{path} does not fit {SHAPE} beside it: {name} is missing")
-        tensor, kind = tensors[name], torch.int32 if name == "rows" else torch.float32
+        tensor, kind = tensors[name], {"rows": torch.int32, "reader.tokenizer": torch.uint8}.get(name, torch.float32)
         if tuple(tensor.shape) != size or tensor.dtype != kind:
             found = f"{list(tensor.shape)} of {tensor.dtype}, not {list(size)} of {kind}".replace("torch.", "")
             raise UserError(f"{path} does not fit {SHAPE} beside it: {name} is {found}")

@@ -20,8 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from student.model.cache import AttentionMask, KeyValueCache, Memory, Opening, PrefixCache
+from student.model.reader import make_reader, placed
 from student.model.shape import PLAIN, Layer, Shape
 
+Text = tuple[torch.Tensor, torch.Tensor]  # ids of texts for a reader, int64 [B, L], and their lengths [B]
 Places = EllipsisType | tuple[torch.Tensor, torch.Tensor]  # of [B, T]: all, or rows and columns
 
 
@@ -102,7 +104,7 @@ class Block(nn.Module):
 
 
 class Student(nn.Module):
-    """Token ids in, logits over the watched set out.
+    """Token ids in, logits over the watched set out; with a reader, texts in its ids beside them.
 
     A corpus uses few of the teacher's ids, so the embedding has rows for those alone: its memory, its optimizer's and its
     share of an all-reduce are theirs. All other ids share row 0.
@@ -126,6 +128,7 @@ class Student(nn.Module):
         self.embedding = nn.Embedding(shape.embeddings, shape.width, _weight=table)
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(shape, layer) for layer in range(shape.layers))
+        self.reader = make_reader(shape.reader, shape.width) if shape.reader else None
         self.norm = nn.RMSNorm(shape.width, shape.epsilon)
         self.head = nn.Linear(shape.width, shape.output_vocabulary, bias=False)
         self._kinds = list(dict.fromkeys(shape.each_layer))
@@ -140,16 +143,17 @@ class Student(nn.Module):
     def _initialise(self) -> None:
         """GPT-2's: normal 0.02, and less for what is added to the residual stream in every layer."""
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
+            if parameter.ndim == 2 and not name.startswith("reader.model."):
                 residual = name.endswith(("attention.out.weight", "down.weight"))
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.shape.layers) if residual else 0.02)
 
-    def forward(self, tokens_BT: torch.Tensor, predict_M: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, tokens_BT: torch.Tensor, predict_M: torch.Tensor | None = None, text: Text | None = None) -> torch.Tensor:
         """Logits of whole sequences, padded on the right (causality hides the padding).
 
         Args:
             tokens_BT: int64 ids.
             predict_M: int64 positions of the flattened [B × T] to predict at; None for all.
+            text: for a reader, whose vectors take the first places of each row.
 
         Returns:
             [M, W], or [B, T, W] without `predict_M`.
@@ -159,9 +163,8 @@ class Student(nn.Module):
         with torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=self.bf16):
             opening = self.read_opening()
             positions_1T = torch.arange(before, before + length, device=tokens_BT.device)[None]
-            return self._logits(
-                tokens_BT, self._reach(positions_1T, before + length, PrefixCache(opening) if opening else None), at
-            )
+            reach = self._reach(positions_1T, before + length, PrefixCache(opening) if opening else None)
+            return self._logits(tokens_BT, reach, at, text)
 
     def read_opening(self) -> Opening | None:
         """What every row looks back at, computed once for all of them; None without an opening."""
@@ -188,13 +191,16 @@ class Student(nn.Module):
             parameter.data = parameter.data.to(torch.bfloat16)
         return self
 
-    def read(self, tokens_BT: torch.Tensor, lengths_B: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+    def read(
+        self, tokens_BT: torch.Tensor, lengths_B: torch.Tensor, cache: KeyValueCache, text: Text | None = None
+    ) -> torch.Tensor:
         """Reads one more chunk of each row into the cache.
 
         Args:
             tokens_BT: int64 ids, padded on the right.
             lengths_B: int64, tokens of each row's chunk; 0 leaves a row as it is.
             cache: what was read before; it grows.
+            text: as in `forward`, with the first chunk.
 
         Returns:
             [B, W], logits after each row's last token; of no meaning for rows with an empty chunk.
@@ -202,7 +208,7 @@ class Student(nn.Module):
         positions_BT = cache.positions(tokens_BT.shape[1])
         rows = torch.arange(len(tokens_BT), device=tokens_BT.device)
         reach = self._reach(positions_BT, cache.filled, cache)
-        logits_BW = self._logits(tokens_BT, reach, (rows, (lengths_B - 1).clamp_min(0)))
+        logits_BW = self._logits(tokens_BT, reach, (rows, (lengths_B - 1).clamp_min(0)), text)
         cache.read(lengths_B)
         return logits_BW
 
@@ -228,21 +234,25 @@ class Student(nn.Module):
         positions_BT = reach.positions_BT.clamp_max(self.shape.context - 1)
         return {kind: angles[positions_BT][:, None] for kind, angles in zip(self._kinds, self.rotations, strict=True)}
 
-    def _logits(self, tokens_BT: torch.Tensor, reach: AttentionMask, at: Places) -> torch.Tensor:
-        return self.head(self.norm(self._blocks(tokens_BT, reach, at)))
+    def _logits(self, tokens_BT: torch.Tensor, reach: AttentionMask, at: Places, text: Text | None = None) -> torch.Tensor:
+        return self.head(self.norm(self._blocks(tokens_BT, reach, at, text)))
 
-    def _blocks(self, tokens_BT: torch.Tensor, reach: AttentionMask, at: Places) -> torch.Tensor:
+    def _blocks(self, tokens_BT: torch.Tensor, reach: AttentionMask, at: Places, text: Text | None = None) -> torch.Tensor:
         """The residual stream at some places: the last layer's keys and values are wanted of all, its feed-forward is not."""
         rotary = self._rotary(reach)
-        x_BTD = self.dropout(self.embedding(self.rows[tokens_BT]))
+        x_BTD = self.embedding(self.rows[tokens_BT])
+        if self.reader is not None and text is not None:
+            x_BTD = placed(x_BTD, *self.reader(*text))
+        x_BTD = self.dropout(x_BTD)
         *before, last = self.blocks
         for block in before:
             x_BTD = block(x_BTD, rotary, reach)
         return last(x_BTD, rotary, reach, at)
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters of the input embedding and of all the rest."""
-        embedding = self.embedding.weight.numel()
+        """Parameters of the tables that ids are looked up in, and of all the rest."""
+        tables = (module for module in self.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
+        embedding = sum(table.weight.numel() for table in tables)
         return {"embedding": embedding, "rest": sum(p.numel() for p in self.parameters()) - embedding}
 
 

@@ -42,6 +42,54 @@ PLAIN = Layer()
 
 
 @dataclass(frozen=True)
+class ReaderShape:
+    """What turns a text into vectors, where the student does not read the teacher's tokens.
+
+    Attributes:
+        kind: `pretrained`, a model of `transformers`, or `ngrams`.
+        vocabulary: ids it reads, or rows its n-grams are hashed into.
+        context: ids of a text it reads at most.
+        config: of the model, as `transformers` writes it.
+        tokenizer: bytes of its tokenizer.json, which lies among the weights.
+
+    Raises:
+        ValueError: there is no such reader.
+    """
+
+    kind: str
+    vocabulary: int
+    context: int
+    config: dict[str, Any] | None = None
+    tokenizer: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what is no reader."""
+        _require_positive(self, "vocabulary", "context")
+        if self.kind not in ("pretrained", "ngrams"):
+            raise ValueError(f"no reader {self.kind!r} is known")
+
+    @property
+    def pools(self) -> bool:
+        """Whether a text becomes one vector, and not one for each of its ids."""
+        return self.kind == "ngrams"
+
+    @property
+    def most_vectors(self) -> int:
+        """Vectors of the longest text."""
+        return 1 if self.pools else self.context
+
+    def tensors(self, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and size of every tensor of its weights."""
+        import torch
+
+        from student.model.reader import make_reader
+
+        with torch.device("meta"):
+            weights = make_reader(self, width).state_dict()
+        yield from ((f"reader.{name}", tuple(tensor.shape)) for name, tensor in weights.items())
+
+
+@dataclass(frozen=True)
 class Shape:
     """Everything that sizes a student, and what it reads.
 
@@ -62,6 +110,7 @@ class Shape:
         score_scale: what attention scores are multiplied by; by default 1 / √K.
         opening: ids that the student reads before every comment, computed once.
         separator: ids between comment and answer; by default the task's.
+        reader: of the text; None for the student's own embedding and blocks.
 
     Raises:
         ValueError: no student has these sizes.
@@ -86,6 +135,7 @@ class Shape:
     score_scale: float | None = None
     opening: tuple[int, ...] = ()
     separator: tuple[int, ...] | None = None
+    reader: ReaderShape | None = None
 
     def __post_init__(self) -> None:
         """Refuses sizes that no student has."""
@@ -144,10 +194,16 @@ class Shape:
             yield from ((f"blocks.{layer}.{name}.weight", size) for name, size in block.items())
         yield "norm.weight", (width,)
         yield "head.weight", (self.output_vocabulary, width)
+        if self.reader:
+            yield from self.reader.tensors(width)
 
     def as_dict(self) -> dict[str, Any]:
-        """As it is read back from JSON, tuples as lists; what is None or empty is left out."""
-        return {name: value for name, value in json.loads(json.dumps(asdict(self))).items() if value not in (None, [])}
+        """As it is read back from JSON, tuples as lists; what is None is left out, and an empty opening."""
+        return {
+            name: value
+            for name, value in json.loads(json.dumps(asdict(self))).items()
+            if value is not None and (value or name == "separator")
+        }
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> Shape:
@@ -155,4 +211,6 @@ class Shape:
         tuples: dict[str, Any] = {name: tuple(content[name]) for name in ("opening", "separator") if name in content}
         if "kinds" in content:
             tuples["kinds"] = tuple(Layer(**kind) for kind in content["kinds"])
+        if "reader" in content:
+            tuples["reader"] = ReaderShape(**content["reader"])
         return Shape(**(content | tuples))

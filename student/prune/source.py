@@ -71,6 +71,8 @@ def open_source(config: PruneConfig, sequence: str, shards: Shards) -> PruneSour
     if is_student(folder):
         model, compiled = load_student(folder)
         require_same(compiled.hashes, shards.compiled.hashes, config.source, shards.folder)
+        if model.reader is not None:
+            raise UserError(f"the student in {config.source} has a reader of its own: only students without one can be cut")
         return PruneSource(folder, model.shape)
     return _gemma(config, sequence, shards)
 

@@ -18,10 +18,12 @@ from pipeline.base.errors import UserError
 from pipeline.shards.manifest import Shards
 from pipeline.task.compiled import require_same
 from student.config import StudentConfig, TrainConfig
-from student.data.examples import Batch, Examples, columns_of, open_examples
+from student.data.examples import Batch, Examples, columns_of, open_examples, student_examples
 from student.data.unpack import TRAIN, VALIDATION, token_counts
 from student.model.checkpoint import WEIGHTS, load_student, load_tensors
 from student.model.model import Student, embedding_rows
+from student.model.pretrained import load_pretrained, pretrained_folder, reader_shape
+from student.model.reader import Pretrained
 from student.model.shape import Shape
 from student.prune.parent import open_parent, parent_folder
 from student.train.losses import Loss
@@ -41,15 +43,19 @@ class Training:
         shape: of the student.
         rows: int32 [V], the embedding's row of each id.
         config: of the training.
+        source: folder of the model that the student's reader was, pretrained.
     """
 
     shape: Shape
     rows: NDArray[np.int32]
     config: TrainConfig
+    source: str | None = None
 
     def student(self) -> Student:
         """The student before its first step."""
         student = Student(self.shape, self.rows)
+        if self.source and isinstance(student.reader, Pretrained):
+            load_pretrained(student.reader, self.source)
         if self.config.init:
             student.load_state_dict(load_tensors(storage.join(self.config.init, WEIGHTS)))
         return student
@@ -67,17 +73,21 @@ class Training:
         if config.init:
             return Training._from(config.init, student, config, shards)
         compiled = shards.compiled
-        examples = open_examples(shards, TRAIN, student.sequence)
-        counts = token_counts(examples.columns["comment"], compiled.tokenizer.size)
+        source = pretrained_folder(student.reader)
+        reader = reader_shape(student, source)
+        comments = open_examples(shards, TRAIN, student.sequence).columns["comment"]
+        counts = token_counts(comments[:0] if reader else comments, compiled.tokenizer.size)
         rows = embedding_rows(counts, np.union1d(compiled.automaton.tokens, compiled.separator))
         shape = Shape(
             input_vocabulary=compiled.tokenizer.size,
             embeddings=int(rows.max()) + 1,
             output_vocabulary=compiled.watched.size + config.tail,
-            context=compiled.context,
-            **student.model_dump(),
+            context=reader.most_vectors + compiled.automaton.longest - 1 if reader else compiled.context,
+            separator=() if reader else None,
+            reader=reader,
+            **student.sizes(),
         )
-        return Training(shape, rows, config)
+        return Training(shape, rows, config, source)
 
     @staticmethod
     def _from(folder: str, student: StudentConfig, config: TrainConfig, shards: Shards) -> Training:
@@ -88,7 +98,7 @@ class Training:
             raise UserError(
                 f"train.tail is {config.tail}, but the student in {folder} was not made so: leave it as it was there"
             )
-        open_examples(shards, TRAIN, model.shape.sequence, model.shape.separator)
+        student_examples(shards, TRAIN, model)
         here = config.model_copy(update={"init": storage.absolute(folder)})  # workers run in other folders
         return Training(replace(model.shape, dropout=student.dropout), model.rows.numpy(), here)
 
@@ -131,11 +141,14 @@ class Loop:
     ) -> None:
         config, self.device = training.config, device or torch.device("cpu")
         self._config, self._rank, self._workers = config, rank, workers
-        self._train = open_examples(shards, TRAIN, training.shape.sequence, training.shape.separator)
-        self.validation = open_examples(shards, VALIDATION, training.shape.sequence, training.shape.separator)
-        self._order = Order(self._train.lengths, config)
         torch.manual_seed(config.seed)
         student = training.student()
+        self._train = student_examples(shards, TRAIN, student)
+        self.validation = student_examples(shards, VALIDATION, student)
+        self.constants = {
+            name: buffer for name, buffer in student.state_dict().items() if buffer.dtype in (torch.int32, torch.uint8)
+        }
+        self._order = Order(self._train.lengths, config)
         self._strategy = make_strategy(student, config, self.device)
         parent = open_parent(config.init, student, shards) if config.hidden else None
         loss = Loss(config, token_weights(self._train, config.balance, self.device))
@@ -152,6 +165,15 @@ class Loop:
     def state(self) -> State:
         """Weights and moments; all workers must ask."""
         return self._strategy.state()
+
+    def seconds_an_epoch(self, steps: int) -> float:
+        """What an epoch takes here, by its first few steps; they are taken, so that the loop is of no further use."""
+        times, weight = [], self._config.forced_weight
+        for indices in itertools.islice(self._order.epoch(1), steps + 1):
+            batch, started = self._train.batch(indices).to(self.device), time.perf_counter()
+            float(self._trainer.step([batch], self._train.weight(indices, weight), Sums()))
+            times.append(time.perf_counter() - started)
+        return self._order.steps * sum(times[1:]) / max(1, len(times) - 1)
 
     def run(self) -> Iterator[TrainingReport]:
         """Trains to the end. Between two reports the training may be saved, or left."""

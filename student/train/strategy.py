@@ -62,12 +62,23 @@ def worker_count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; norms and the embedding, many of whose rows are rarely touched, do not."""
-    named = list(model.named_parameters())
-    decays = [p for name, p in named if p.ndim == 2 and "embedding" not in name]
-    others = [p for name, p in named if p.ndim != 2 or "embedding" in name]
-    return [{"params": decays, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+def parameter_groups(model: Student, config: TrainConfig) -> list[dict[str, Any]]:
+    """Matrices decay; norms, biases and tables, many of whose rows are rarely touched, do not.
+
+    A pretrained reader has a learning rate of its own: `scale` times that of all others.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        pretrained = name.startswith("reader.model.")
+        parameter.requires_grad_(not pretrained or config.reader_learning_rate > 0)
+        if parameter.requires_grad:
+            decays = parameter.ndim == 2 and "embed" not in name and "table" not in name
+            groups.setdefault((decays, pretrained), []).append(parameter)
+    scale = config.reader_learning_rate / config.peak_rate(model.shape.width)
+    return [
+        {"params": members, "weight_decay": decays * config.weight_decay, "scale": scale if pretrained else 1.0}
+        for (decays, pretrained), members in groups.items()
+    ]
 
 
 class DataParallel:
@@ -75,7 +86,7 @@ class DataParallel:
 
     def __init__(self, student: Student, config: TrainConfig) -> None:
         self._student = student
-        groups = parameter_groups(student, config.weight_decay)
+        groups = parameter_groups(student, config)
         self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
         self.module: nn.Module = student
         if worker_count() > 1:
@@ -94,7 +105,7 @@ class DataParallel:
     def step(self, rate: float) -> torch.Tensor:
         """See `Strategy`."""
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         norm = nn.utils.clip_grad_norm_(self._student.parameters(), CLIP_NORM)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -119,7 +130,7 @@ class DataParallel:
         """See `Strategy`."""
         for name, parameter in self._student.named_parameters():
             parameter.copy_(state.weights[name])
-            if steps:
+            if steps and parameter.requires_grad:
                 self._optimizer.state[parameter] = {
                     "step": torch.tensor(float(steps), device=parameter.device),
                     "exp_avg": state.first_moment[name].to(parameter.device, copy=True),

@@ -13,7 +13,6 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-import torch
 from pyarrow.fs import FileSelector, FileType
 
 from pipeline.base import storage
@@ -26,12 +25,14 @@ from pipeline.base.signals import Stopped, StopRequest
 from pipeline.base.tracking import MetricsRow, Tracking, Writer, tracking_uri
 from pipeline.base.version import VARIABLE, code_version
 from pipeline.shards.manifest import Shards, open_shards
+from pipeline.teacher.model_files import fingerprint
 from student.config import StudentSettings, TrainConfig, student_shape
-from student.data.examples import open_examples
+from student.data.examples import student_examples
 from student.data.sample_size import few_examples
 from student.data.unpack import TRAIN
 from student.model.checkpoint import PRUNED, TRAINED, WEIGHTS, Trained, load_student, load_training, save_student
 from student.model.model import Student
+from student.model.pretrained import NGRAMS, OWN
 from student.train.channel import open_channel
 from student.train.checkpoint import POSITION
 from student.train.loop import Training
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 
 BEGUN = "begun.json"  # in the student's folder: which training it is, and its run in MLflow
 CHECKPOINTS = "checkpoints"  # in the student's folder: the best epoch's and the last, to go on from
-NOT_LOGGED = ("kinds", "opening", "separator", "epsilon")  # of a student: they follow from what it was cut from
+NOT_LOGGED = ("kinds", "opening", "separator", "epsilon", "reader")  # of a student: they follow from what it was cut from
 POLL = 0.3  # seconds between two looks for metrics
 
 
@@ -95,9 +96,10 @@ def train(
     if find_run(student_folder, TRAINED, identity, "training"):
         log.info("%s already holds this training", student_folder)
         return load_training(student_folder)
-    examples = open_examples(shards, TRAIN, training.shape.sequence, training.shape.separator)
+    student = training.student()
+    examples = student_examples(shards, TRAIN, student)
     steps = Order(examples.lengths, config.train).steps
-    _announce(training, len(examples), steps)
+    _announce(student, len(examples), steps)
     if shards.manifest.answers == "given" and config.train.objective != "hard-label":
         log.warning("the answers were given: train.objective=hard-label leaves the teacher's own probabilities out")
     start_ray()
@@ -109,12 +111,11 @@ def train(
         return _keep_best(training.config, result, student_folder, identity, tracking)
 
 
-def _announce(training: Training, examples: int, steps: int) -> None:
+def _announce(student: Student, examples: int, steps: int) -> None:
     few = few_examples(examples)
     if few:
         log.warning("%s", few)
-    with torch.device("meta"):
-        counts = Student(training.shape).parameter_counts()
+    counts = student.parameter_counts()
     log.info(
         "training %.1f M parameters + %.1f M of the embedding on %s examples, %s steps an epoch",
         *(counts["rest"] / 1e6, counts["embedding"] / 1e6),
@@ -127,15 +128,18 @@ def _identity(training: Training, shards: Shards) -> dict[str, Any]:
     made_of = shards.manifest.model_dump(mode="json", include={"task_name", "hashes", "teacher", "rows", "steps", "digest"})
     init = training.config.init
     begun_from = {"init": storage.fingerprint(storage.join(init, WEIGHTS))} if init else {}
+    if training.source:
+        begun_from["reader"] = str(fingerprint(training.source))
     return {"student": training.shape.as_dict(), "train": training.config.recipe(), "shards": made_of} | begun_from
 
 
 def _start_run(config: StudentSettings, identity: dict[str, Any], child: Child | None) -> Tracking:
     uri = tracking_uri(config.tracking.uri, config.out or ".")
     name = child.name if child else f"{identity['shards']['task_name']}-{shape_name(identity['student'])}"
+    logged = {key: value for key, value in identity["student"].items() if key not in NOT_LOGGED}
     parameters = {
         "shards": identity["shards"],
-        "student": {key: value for key, value in identity["student"].items() if key not in NOT_LOGGED},
+        "student": logged | {"reader": reader_name(identity["student"].get("reader"))},
         "train": identity["train"] | _chosen(config.train, identity["student"]["width"]),
         "pruned": _pruned(config.train.init),
     }
@@ -160,8 +164,17 @@ def _chosen(config: TrainConfig, width: int) -> dict[str, float]:
 
 
 def shape_name(student: dict[str, Any]) -> str:
-    """Layers × width, for people."""
-    return f"{student['layers']}x{student['width']}"
+    """Reader, layers × width, for people."""
+    reader = reader_name(student.get("reader"))
+    return f"{'' if reader == OWN else f'{reader}-'}{student['layers']}x{student['width']}"
+
+
+def reader_name(reader: dict[str, Any] | None) -> str:
+    """A reader in a word: `own`, `ngrams`, or a pretrained model's kind and size."""
+    if reader is None:
+        return OWN
+    config = reader["config"]
+    return f"{config['model_type']}-{config['num_hidden_layers']}x{config['hidden_size']}" if config else NGRAMS
 
 
 def _run(

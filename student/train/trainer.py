@@ -178,7 +178,7 @@ class Trainer:
         return terms, weights_M
 
     def _logits(self, batch: Batch) -> torch.Tensor:
-        logits_MC: torch.Tensor = self._strategy.module(batch.tokens, batch.predict)
+        logits_MC: torch.Tensor = self._strategy.module(*batch.inputs)
         return logits_MC.float()
 
     def _terms(self, logits_MC: torch.Tensor, batch: Batch, training: bool) -> tuple[Terms, torch.Tensor]:

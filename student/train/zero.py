@@ -35,7 +35,7 @@ class Zero:
         deepspeed = _deepspeed(self._device)
         self._stage = int(config.strategy.removeprefix("zero"))
         self._named = list(student.named_parameters())  # all workers visit them in this order, as each visit communicates
-        groups = parameter_groups(student, config.weight_decay)
+        groups = parameter_groups(student, config)
         self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
         settings = _settings(self._stage, CLIP_NORM, sum(p.numel() for p in student.parameters()))
         self.module: Any
@@ -58,7 +58,7 @@ class Zero:
     def step(self, rate: float) -> torch.Tensor:
         """See `Strategy`."""
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         self.module.step()
         return torch.as_tensor(self.module.get_global_grad_norm(), dtype=torch.float32)
 

@@ -61,7 +61,7 @@ def joined(batch: Batch, more: Batch) -> Batch:
     """The examples of both."""
     width = max(batch.tokens.shape[1], more.tokens.shape[1])
     batch, more = padded(batch, width - batch.tokens.shape[1]), padded(more, width - more.tokens.shape[1])
-    fields = {name: torch.cat([getattr(batch, name), getattr(more, name)]) for name in Batch.__dataclass_fields__}
+    fields = {name: torch.cat([part, getattr(more, name)]) for name, part in vars(batch).items() if name != "text"}
     return Batch(**fields | {"predict": torch.cat([batch.predict, more.predict + batch.tokens.numel()])})
 
 

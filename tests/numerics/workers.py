@@ -164,7 +164,7 @@ def _traffic(rank: int) -> Traffic:
         return add_up(bucket)
 
     student.train.strategy._add_up = counting
-    shape = Shape(VOCABULARY, ROWS, output_vocabulary=20, context=16, **ODD.model_dump())
+    shape = Shape(VOCABULARY, ROWS, output_vocabulary=20, context=16, **ODD.sizes())
     rows = np.arange(VOCABULARY, dtype=np.int32) % ROWS
     strategy = DataParallel(Student(shape, rows), CONFIG)
     tokens = torch.arange(12).view(2, 6) + rank

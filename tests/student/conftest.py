@@ -85,5 +85,5 @@ def shards(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> 
 def model(compiled: CompiledTask) -> Student:
     torch.manual_seed(0)
     ids, context = compiled.tokenizer.size, compiled.context
-    shape = Shape(ids, ids, compiled.watched.size, context, **DEBUG.model_dump())
+    shape = Shape(ids, ids, compiled.watched.size, context, **DEBUG.sizes())
     return Student(shape, np.arange(ids, dtype=np.int32)).eval()

@@ -37,7 +37,7 @@ def test_flops_are_the_formula() -> None:
 
 
 def test_synthetic_examples_make_batches() -> None:
-    data = synthetic_data(StudentConfig(**DEBUG.model_dump()), "corpus")
+    data = synthetic_data(StudentConfig(**DEBUG.sizes()), "corpus")
     batch = data.examples.batch(np.arange(4))
     assert len(batch.predict) == 4 * 36
     assert int(data.rows.max()) + 1 == data.shape.embeddings < data.shape.input_vocabulary

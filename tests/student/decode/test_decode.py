@@ -26,7 +26,7 @@ def make_student(compiled: CompiledTask, seed: int = 0, scale: float = 1.0, tail
     """A student of random weights; scaled, it is sure of what it says and its answers differ."""
     torch.manual_seed(seed)
     ids = compiled.tokenizer.size
-    about = DEBUG.model_dump() | changes
+    about = DEBUG.sizes() | changes
     shape = Shape(ids, ids, compiled.watched.size + tail, compiled.context, **about)
     student = Student(shape, np.arange(ids, dtype=np.int32)).eval()
     with torch.no_grad():

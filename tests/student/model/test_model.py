@@ -19,7 +19,7 @@ from tests.student.prune.students import FAMILIES, make
 
 
 def true_size(embeddings: int = 262_144) -> Shape:
-    return Shape(262_144, embeddings, 310, 75, **THESIS.model_dump())
+    return Shape(262_144, embeddings, 310, 75, **THESIS.sizes())
 
 
 def test_true_size_has_the_thesis_parameters() -> None:
@@ -70,7 +70,7 @@ def test_ids_that_share_a_row_are_read_alike(compiled: CompiledTask) -> None:
     counts[[5, 9]] = 2
     counts[7] = 1
     rows = embedding_rows(counts, compiled.automaton.tokens)
-    shape = Shape(ids, int(rows.max()) + 1, compiled.watched.size, 90, **DEBUG.model_dump())
+    shape = Shape(ids, int(rows.max()) + 1, compiled.watched.size, 90, **DEBUG.sizes())
     student = Student(shape, rows).eval()
     assert student.parameter_counts()["embedding"] == len({5, 9, *compiled.automaton.tokens.tolist(), -1}) * DEBUG.width
     unknown = [i for i in range(ids) if rows[i] == 0]
@@ -90,7 +90,7 @@ def test_rows_are_kept_with_the_weights(model: Student) -> None:
 
 def test_dropout_is_for_training_alone(compiled: CompiledTask) -> None:
     ids = compiled.tokenizer.size
-    shape = Shape(ids, ids, compiled.watched.size, 90, **DEBUG.model_dump() | {"dropout": 0.5})
+    shape = Shape(ids, ids, compiled.watched.size, 90, **DEBUG.sizes() | {"dropout": 0.5})
     student, tokens = Student(shape, np.arange(ids, dtype=np.int32)), torch.randint(0, 300, (2, 20))
     assert torch.equal(student.eval()(tokens), student(tokens))
     assert not torch.equal(student.train()(tokens), student(tokens))

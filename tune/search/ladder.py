@@ -1,0 +1,192 @@
+"""`retort run`'s ladder: students that start differently, the cheapest first, and the one that is worth its time.
+
+Each rung is a folder of its own with its student and report, and leaves what it has finished alone: a ladder that was killed
+goes on by the same command. The validation split picks; the pick's student is copied to where a run has its student.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from pipeline.base import storage
+from pipeline.base.errors import UserError
+from pipeline.base.run import tracked_run
+from pipeline.base.tracking import Tracking, tracking_uri
+from pipeline.shards.manifest import Shards, open_shards
+from student.config import FloorsConfig, PruneConfig, StudentChanges, student_shape
+from student.data.examples import student_examples
+from student.data.unpack import VALIDATION
+from student.evaluate.evaluate import evaluate
+from student.evaluate.speed import latency_ms
+from student.model.checkpoint import (
+    TRAINED,
+    Trained,
+    load_student,
+    load_temperatures,
+    load_training,
+    save_student,
+    save_temperatures,
+)
+from student.model.pretrained import OWN
+from student.prune.prune import prune
+from student.prune.source import open_source
+from student.train.loop import Loop, Training
+from student.train.train import BEGUN, Child, train
+from tune.config import TuneSettings
+
+log = logging.getLogger(__name__)
+
+LADDER, RUNG = "ladder.json", "rung.json"  # in the ladder's folder, and in each rung's, written last
+TEACHER = "teacher"  # the rung's name
+TEACHER_SHARE = 0.5  # of the teacher's parameters that its rung keeps
+PROBE = 6  # steps that are timed before a rung trains, after one that is not
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A student of the ladder, trained.
+
+    Attributes:
+        name: for people: `ngrams`, `own`, `teacher`, or a reader's last name.
+        agreement: share of validation comments answered as the teacher does.
+        latency_ms: of one comment.
+        parameters: its embedding included.
+        epochs: it was given.
+        seconds: its training took.
+        test: share of test comments answered as the teacher does; nothing is picked by it.
+    """
+
+    name: str
+    agreement: float
+    latency_ms: float
+    parameters: int
+    epochs: int
+    seconds: float
+    test: float
+
+    def score(self, fastest_ms: float, points: float) -> float:
+        """Percent of agreement, less some points for each doubling of the time that the fastest takes."""
+        return 100 * self.agreement - points * math.log2(self.latency_ms / fastest_ms)
+
+
+def climb(config: TuneSettings, shards_folder: str, out: str) -> Trained:
+    """Trains the students of the ladder in `out/ladder`, and copies the best to `out/student`; returns its training.
+
+    Raises:
+        UserError: the shards are unusable, or the folder holds another ladder.
+        Stopped: a signal ended it early.
+    """
+    shards, folder = open_shards(shards_folder), storage.join(out, "ladder")
+    rungs = dict(_rungs(config, shards))
+    if not rungs:
+        raise UserError(f"the ladder has no rung: {', '.join(config.ladder.rungs)} cannot be trained on these shards")
+    identity = {"shards": shards.manifest.digest, "minutes": config.ladder.minutes}
+
+    def start() -> Tracking:
+        uri = tracking_uri(config.tracking.uri, config.out or ".")
+        return Tracking.start(uri, config.tracking.experiment, "ladder", identity | {"rungs": list(rungs)}, "ladder")
+
+    with tracked_run(folder, "begun.json", identity, "ladder", start) as tracking:
+        done = [_train(name, changed, shards_folder, folder, tracking.run_id) for name, changed in rungs.items()]
+    best = pick(done, config.ladder.points_per_doubling)
+    storage.write_json(storage.join(folder, LADDER), {"pick": best.name, "rungs": [asdict(rung) for rung in done]})
+    return _copy(storage.join(folder, best.name, "student"), storage.join(out, "student"))
+
+
+def pick(rungs: list[Rung], points: float) -> Rung:
+    """The best by score; says why."""
+    fastest = min(rung.latency_ms for rung in rungs)
+    best = max(rungs, key=lambda rung: rung.score(fastest, points))
+    for rung in sorted(rungs, key=lambda rung: -rung.score(fastest, points)):
+        log.info(
+            "%-10s %.1f %% of validation answers, %.1f ms, %s parameters, %.0f s of training: score %.1f",
+            *(rung.name, 100 * rung.agreement, rung.latency_ms, f"{rung.parameters:,}", rung.seconds),
+            rung.score(fastest, points),
+        )
+    return best
+
+
+def _rungs(config: TuneSettings, shards: Shards) -> Iterator[tuple[str, TuneSettings]]:
+    """The configuration of each rung that can be trained, by name."""
+    planned = student_shape(shards.compiled.task, config.student)
+    for name in config.ladder.rungs:
+        if name == TEACHER:
+            cut = PruneConfig(source=shards.manifest.teacher.model, fraction=TEACHER_SHARE)
+            changed = StudentChanges(sequence=planned.sequence, dropout=config.student.dropout)
+            try:
+                open_source(cut, planned.sequence, shards)
+            except UserError as error:
+                log.info("no rung of the teacher: %s", error)
+                continue
+            yield name, config.model_copy(update={"prune": cut, "student": changed})
+        else:
+            yield name, _with_reader(config, name)
+    for reader in config.ladder.readers:
+        yield reader.rstrip("/").split("/")[-1], _with_reader(config, reader)
+
+
+def _with_reader(config: TuneSettings, reader: str) -> TuneSettings:
+    changes = {"reader": reader} if reader != OWN else {"reader": OWN, "reader_layers": None}
+    return config.model_copy(update={"student": config.student.model_copy(update=changes)})
+
+
+def _train(name: str, config: TuneSettings, shards_folder: str, folder: str, run: str) -> Rung:
+    """Trains and measures one rung, or finds that it was."""
+    place = storage.join(folder, name)
+    done = storage.join(place, RUNG)
+    student, report = storage.join(place, "student"), storage.join(place, "report")
+    if storage.exists(done):
+        return Rung(**storage.read_json(done))
+    log.info("rung %s of the ladder", name)
+    if name == TEACHER:
+        pruned = storage.join(place, "pruned")
+        prune(config.prune, config.train, config.student, shards_folder, pruned)
+        config = config.model_copy(
+            update={
+                "train": config.train.model_copy(update={"init": pruned}),
+                "student": StudentChanges(dropout=config.student.dropout),
+            }
+        )
+    epochs = _epochs(config, shards_folder, storage.join(place, "epochs.json"))
+    config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
+    trained = train(config, shards_folder, student, Child(name, run))
+    figures = evaluate(FloorsConfig(examples=0), shards_folder, student, report)
+    model, compiled = load_student(student)
+    rung = Rung(
+        name,
+        trained.epochs[trained.best_epoch - 1]["validation_answer_accuracy"],
+        latency_ms(model, compiled, student_examples(open_shards(shards_folder), VALIDATION, model)),
+        figures["sizes"]["student"],
+        epochs,
+        trained.epochs[-1]["seconds"],
+        figures["student"]["whole"],
+    )
+    storage.write_json(done, asdict(rung))
+    return rung
+
+
+def _epochs(config: TuneSettings, shards_folder: str, path: str) -> int:
+    """How many epochs the rung's minutes allow, at most the configured ones; what was found once stays so."""
+    if not storage.exists(path):
+        shards = open_shards(shards_folder)
+        training = Training.of(student_shape(shards.compiled.task, config.student), config.train, shards)
+        seconds = Loop(training, shards).seconds_an_epoch(PROBE) / config.train.most_workers
+        epochs = max(1, min(config.train.epochs, int(60 * config.ladder.minutes / seconds)))
+        storage.write_json(path, {"epochs": epochs, "seconds_an_epoch": seconds})
+    return int(storage.read_json(path)["epochs"])
+
+
+def _copy(source: str, folder: str) -> Trained:
+    """The pick, to where a run has its student."""
+    model, compiled = load_student(source)
+    temperatures = load_temperatures(source, compiled.task)
+    storage.delete(storage.join(folder, TRAINED))  # from here until it is whole, no student is there
+    save_student(folder, model, compiled)
+    if temperatures:
+        save_temperatures(folder, temperatures)
+    for name in (BEGUN, TRAINED):
+        storage.write_json(storage.join(folder, name), storage.read_json(storage.join(source, name)))
+    return load_training(folder)
