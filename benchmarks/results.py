@@ -41,6 +41,11 @@ def about() -> dict[str, Any]:
     }
 
 
+def has(name: str) -> bool:
+    """Whether a benchmark has kept something."""
+    return (RESULTS / f"{name}.json").exists()
+
+
 def load(name: str) -> dict[str, Any]:
     """What a benchmark kept."""
     return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))

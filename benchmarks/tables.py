@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.results import ROOT, load
+from benchmarks.results import ROOT, has, load
 
 Rows = list[list[str]]
 
@@ -111,8 +111,12 @@ def table(name: str) -> str:
 
 
 def filled(text: str) -> str:
-    """Markdown with its marked tables made anew."""
-    return PLACE.sub(lambda found: found[1] + table(found[2]) + found[3], text)
+    """Markdown with its marked tables made anew, those whose benchmark kept something."""
+
+    def made(found: re.Match[str]) -> str:
+        return found[1] + table(found[2]) + found[3] if has(TABLES[found[2]][0]) else found[0]
+
+    return PLACE.sub(made, text)
 
 
 def main() -> None:

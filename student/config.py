@@ -149,7 +149,7 @@ class TrainConfig(Strict):
         None, gt=0, description="peak of the cosine; null takes 0.25 / width, or with init 0.1 / width"
     )
     reader_learning_rate: float = Field(
-        1e-4, ge=0, description="peak for the weights of a pretrained reader; 0 leaves them as they are"
+        2e-4, ge=0, description="peak for the weights of a pretrained reader; 0 leaves them as they are"
     )
     weight_decay: float = Field(0.01, ge=0)
     precision: Literal["float32", "bf16"] = Field("float32", description="of the matrix products; weights stay float32")

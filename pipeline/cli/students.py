@@ -43,9 +43,10 @@ def run(**options: Any) -> None:
         )
     extract(config)
     shards, student, report = (folder_of(None, out, name) for name in ("shards", "student", "report"))
-    trained = climb(config, shards, out)
+    trained, why = climb(config, shards, out)
     figures = evaluate(config.floors, shards, student, report)
     show_report(figures, shards, student, report, trained.mlflow.uri)
+    say(why)
 
 
 @click.command()

@@ -42,7 +42,7 @@ def _against_floors(figures: dict[str, Any]) -> str:
 
 def _next(figures: dict[str, Any]) -> list[str]:
     """Commands that lift a student, the one that promises most first (docs/is-it-for-me.md)."""
-    cut = "start from a Gemma 3 teacher's own layers (retort prune --from TEACHER --fraction 1/2, then retort train --init)"
+    cut = "start from what is known: a pretrained reader (--reader MODEL), or half of a Gemma 3 teacher (retort prune)"
     more = "more answers (retort extract with more --comments)"
     search = "a search (retort tune)"
     epochs = figures["training"]["epochs"]

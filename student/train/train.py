@@ -99,7 +99,7 @@ def train(
     student = training.student()
     examples = student_examples(shards, TRAIN, student)
     steps = Order(examples.lengths, config.train).steps
-    _announce(student, len(examples), steps)
+    _announce(student, not config.train.init and student.reader is None, len(examples), steps)
     if shards.manifest.answers == "given" and config.train.objective != "hard-label":
         log.warning("the answers were given: train.objective=hard-label leaves the teacher's own probabilities out")
     start_ray()
@@ -111,9 +111,9 @@ def train(
         return _keep_best(training.config, result, student_folder, identity, tracking)
 
 
-def _announce(student: Student, examples: int, steps: int) -> None:
+def _announce(student: Student, fresh: bool, examples: int, steps: int) -> None:
     few = few_examples(examples)
-    if few:
+    if few and fresh:
         log.warning("%s", few)
     counts = student.parameter_counts()
     log.info(

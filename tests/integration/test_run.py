@@ -19,6 +19,7 @@ from tests.integration.conftest import Retort
 
 SMALL = [f"--set={setting}" for setting in ("student.layers=2", "student.width=64", "student.heads=2", "student.mlp=256")]
 FAST = ["--set=train.epochs=10", "--set=train.batch_size=32", "--set=train.workers=2"]  # the rest as the defaults leave it
+LADDER = ["--ladder=ngrams,own", "--set=ladder.points_per_doubling=0"]
 UNITS = ["--set=extract.rows_per_unit=300", "--set=extract.calibration_floor=0.8"]
 
 
@@ -31,7 +32,7 @@ def arguments(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
 
 @pytest.fixture(scope="module")
 def output(retort: Retort, arguments: list[str]) -> str:
-    return retort("run", *arguments, *SMALL, *FAST, *UNITS, "--limit=1200")
+    return retort("run", *arguments, *SMALL, *FAST, *UNITS, *LADDER, "--limit=1200")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_what_the_defaults_trained_can_be_exported(out: Path) -> None:
 @pytest.mark.slow
 def test_a_rerun_does_nothing_again_and_another_run_is_refused(retort: Retort, arguments: list[str], out: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (out / "shards").glob("shard-*")}
-    again = retort("run", *arguments, *SMALL, *FAST, *UNITS, "--limit=1200")
+    again = retort("run", *arguments, *SMALL, *FAST, *UNITS, *LADDER, "--limit=1200")
     assert "already holds this training" in again
     assert before == {path: path.stat().st_mtime_ns for path in (out / "shards").glob("shard-*")}
     assert "holds another run" in retort("extract", *arguments, *UNITS, "--limit=1100", ok=False)

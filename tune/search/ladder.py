@@ -35,6 +35,7 @@ from student.prune.prune import prune
 from student.prune.source import open_source
 from student.train.loop import Loop, Training
 from student.train.train import BEGUN, Child, train
+from tune.compare.page import PAGE, compare_runs
 from tune.config import TuneSettings
 
 log = logging.getLogger(__name__)
@@ -71,9 +72,16 @@ class Rung:
         """Percent of agreement, less some points for each doubling of the time that the fastest takes."""
         return 100 * self.agreement - points * math.log2(self.latency_ms / fastest_ms)
 
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.name} ({100 * self.agreement:.1f} % of validation answers, {self.latency_ms:.1f} ms)"
 
-def climb(config: TuneSettings, shards_folder: str, out: str) -> Trained:
-    """Trains the students of the ladder in `out/ladder`, and copies the best to `out/student`; returns its training.
+
+def climb(config: TuneSettings, shards_folder: str, out: str) -> tuple[Trained, str]:
+    """Trains the students of the ladder in `out/ladder`, and copies the best to `out/student`.
+
+    Returns:
+        Its training, and a sentence that says why it was taken.
 
     Raises:
         UserError: the shards are unusable, or the folder holds another ladder.
@@ -91,22 +99,17 @@ def climb(config: TuneSettings, shards_folder: str, out: str) -> Trained:
 
     with tracked_run(folder, "begun.json", identity, "ladder", start) as tracking:
         done = [_train(name, changed, shards_folder, folder, tracking.run_id) for name, changed in rungs.items()]
-    best = pick(done, config.ladder.points_per_doubling)
-    storage.write_json(storage.join(folder, LADDER), {"pick": best.name, "rungs": [asdict(rung) for rung in done]})
-    return _copy(storage.join(folder, best.name, "student"), storage.join(out, "student"))
+        compare_runs(tracking.uri, config.tracking.experiment, folder, tracking.run_id, by=["student.reader"])
+    ranked = rank(done, config.ladder.points_per_doubling)
+    storage.write_json(storage.join(folder, LADDER), {"pick": ranked[0].name, "rungs": [asdict(rung) for rung in done]})
+    trained = _copy(storage.join(folder, ranked[0].name, "student"), storage.join(out, "student"))
+    return trained, f"Of the ladder: {', then '.join(map(str, ranked))}. All are in {storage.join(folder, PAGE)}"
 
 
-def pick(rungs: list[Rung], points: float) -> Rung:
-    """The best by score; says why."""
+def rank(rungs: list[Rung], points: float) -> list[Rung]:
+    """By score, the best first."""
     fastest = min(rung.latency_ms for rung in rungs)
-    best = max(rungs, key=lambda rung: rung.score(fastest, points))
-    for rung in sorted(rungs, key=lambda rung: -rung.score(fastest, points)):
-        log.info(
-            "%-10s %.1f %% of validation answers, %.1f ms, %s parameters, %.0f s of training: score %.1f",
-            *(rung.name, 100 * rung.agreement, rung.latency_ms, f"{rung.parameters:,}", rung.seconds),
-            rung.score(fastest, points),
-        )
-    return best
+    return sorted(rungs, key=lambda rung: -rung.score(fastest, points))
 
 
 def _rungs(config: TuneSettings, shards: Shards) -> Iterator[tuple[str, TuneSettings]]:
@@ -138,8 +141,6 @@ def _train(name: str, config: TuneSettings, shards_folder: str, folder: str, run
     place = storage.join(folder, name)
     done = storage.join(place, RUNG)
     student, report = storage.join(place, "student"), storage.join(place, "report")
-    if storage.exists(done):
-        return Rung(**storage.read_json(done))
     log.info("rung %s of the ladder", name)
     if name == TEACHER:
         pruned = storage.join(place, "pruned")
@@ -150,9 +151,11 @@ def _train(name: str, config: TuneSettings, shards_folder: str, folder: str, run
                 "student": StudentChanges(dropout=config.student.dropout),
             }
         )
-    epochs = _epochs(config, shards_folder, storage.join(place, "epochs.json"))
+    epochs = min(config.train.epochs, _epochs(config, shards_folder, storage.join(place, "epochs.json")))
     config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
     trained = train(config, shards_folder, student, Child(name, run))
+    if storage.exists(done):
+        return Rung(**storage.read_json(done))
     figures = evaluate(FloorsConfig(examples=0), shards_folder, student, report)
     model, compiled = load_student(student)
     rung = Rung(
@@ -169,12 +172,12 @@ def _train(name: str, config: TuneSettings, shards_folder: str, folder: str, run
 
 
 def _epochs(config: TuneSettings, shards_folder: str, path: str) -> int:
-    """How many epochs the rung's minutes allow, at most the configured ones; what was found once stays so."""
+    """How many epochs the rung's minutes allow; what was found once stays so."""
     if not storage.exists(path):
         shards = open_shards(shards_folder)
         training = Training.of(student_shape(shards.compiled.task, config.student), config.train, shards)
         seconds = Loop(training, shards).seconds_an_epoch(PROBE) / config.train.most_workers
-        epochs = max(1, min(config.train.epochs, int(60 * config.ladder.minutes / seconds)))
+        epochs = max(1, int(60 * config.ladder.minutes / seconds))
         storage.write_json(path, {"epochs": epochs, "seconds_an_epoch": seconds})
     return int(storage.read_json(path)["epochs"])
 
