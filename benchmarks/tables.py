@@ -81,6 +81,18 @@ def thesis_loop() -> Rows:
     return [["", "examples/s", "× Trainer", "× the loop in batches", "× the loop one by one"], *rows]
 
 
+def starts() -> Rows:
+    """Of `benchmarks.starts`."""
+    from benchmarks.starts import cell
+
+    rows = load("starts")["rows"]
+    counts = sorted({row["examples"] for row in rows})
+    labels = {"floors": "linear SVM", "ngrams": "`ngrams`", "own": "`own`", "pretrained": "MiniLM as the reader"}
+    labels |= {"fine-tuned": "MiniLM, fine-tuned on the plain answers"}
+    head = ["", *(f"{count:,} answers" for count in counts)]
+    return [head, *([label, *(f"{cell(rows, start, count)} %" for count in counts)] for start, label in labels.items())]
+
+
 def _ratio(rates: list[float], others: list[float]) -> str:
     return digits(statistics.median(mine / other for mine, other in zip(rates, others, strict=True)))
 
@@ -90,6 +102,7 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "inference": ("inference", inference),
     "extraction": ("extraction", extraction),
     "codec": ("codec", codec),
+    "starts": ("starts", starts),
     "thesis_loop": ("thesis_loop", thesis_loop),
 }
 

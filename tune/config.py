@@ -50,14 +50,14 @@ class LadderConfig(Strict):
     """The students that `retort run` trains, and how the best is told."""
 
     rungs: Annotated[tuple[Literal["ngrams", "own", "teacher"], ...], BeforeValidator(_words)] = Field(
-        ("ngrams", "own", "teacher"),
-        description="hashed words and characters; a student of random weights; half of the teacher, where it is a Gemma 3 here",
+        ("own", "teacher"),
+        description="a student of random weights; half of the teacher, where it is a Gemma 3 here; hashed words and characters",
     )
     readers: tuple[str, ...] = Field(
         (),
         description="pretrained models for more rungs, by folder or Hub name, as sentence-transformers/all-MiniLM-L6-v2",
     )
-    minutes: float = Field(15, gt=0, description="of training for each rung, which cut its epochs where they would take longer")
+    minutes: float = Field(8, gt=0, description="of training for each rung, which cut its epochs where they would take longer")
     points_per_doubling: float = Field(
         0.5, ge=0, description="points of agreement that a student of twice the time for an answer has to be better by"
     )

@@ -17,14 +17,15 @@ SHARE = click.FloatRange(0, 1)
 
 
 @click.command()
-@setting("ladder.rungs", "--ladder", metavar="RUNGS", help="Students to train, of ngrams,own,teacher; by default all three.")
+@setting("ladder.rungs", "--ladder", metavar="RUNGS", help="Students to train, of own,teacher,ngrams; by default own,teacher.")
 @setting("ladder.readers", "--reader", multiple=True, metavar="MODEL", help="A pretrained model, for one more student.")
 @stage_options("task", "teacher", "comments", "limit")
 def run(**options: Any) -> None:
     """Everything: extract, train, evaluate, and a summary.
 
-    Trains a student for each rung of a ladder in OUT/ladder, from hashed words to half of the teacher, and takes the one with
-    the best agreement on validation comments, less half a point for each doubling of its time for an answer.
+    Trains a student for each rung of a ladder in OUT/ladder: one of random weights, and half of the teacher where it is a
+    Gemma 3 model. Takes the one with the best agreement on validation comments, less half a point for each doubling of its time
+    for an answer.
 
     \b
       retort run ... --ladder own                                        a single student

@@ -92,7 +92,7 @@ def run(submit: Submit, cluster: RayCluster, bucket: Bucket, demo: Path, tmp_pat
     parts = {"student": STUDENT, "train": TRAIN, "teacher": TEACHER}
     settings = [*EXTRACT, f"tracking.uri={store}", *(f"{part}.{one}" for part, some in parts.items() for one in some)]
     where = [f"--comments=s3://{bucket.name}/comments/*.gz", f"--out=s3://{bucket.name}/run", f"--teacher={demo / 'teacher'}"]
-    options = [*where, "--task=tasks/demo.yaml", "--limit=600", *(f"--set={one}" for one in settings)]
+    options = [*where, "--task=tasks/demo.yaml", "--limit=600", "--ladder=own", *(f"--set={one}" for one in settings)]
     process, victim = submit("run", *options), cluster.machines[-1]
     wait_for(lambda: len(shards_in(bucket)) >= 4 and has_engine(victim), process)
     cluster.kill(victim)
