@@ -27,6 +27,7 @@ from student.export.onnx import write_onnx
 from student.model.checkpoint import load_student, save_student
 from student.model.reader import Pretrained, ngram_rows, side_by_side
 from student.train.loop import Loop, Training
+from tests.numerics.workers import train
 from tests.student.conftest import compiled, shards
 
 __all__ = ["compiled", "shards"]
@@ -47,10 +48,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 DEBUG = StudentConfig(layers=1, width=32, heads=2, mlp=64)
 
 
-def save_pretrained(folder: Path, family: str) -> str:
+def save_pretrained(folder: Path, family: str, **changes: Any) -> str:
     """A tiny model with random weights, and its tokenizer."""
     torch.manual_seed(0)
-    AutoModel.from_config(AutoConfig.for_model(family, **FAMILIES[family])).save_pretrained(folder)
+    AutoModel.from_config(AutoConfig.for_model(family, **FAMILIES[family] | changes)).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)])
     words.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
@@ -152,6 +153,25 @@ def test_a_training_goes_on_to_the_bit(reader: str, shards: Shards) -> None:
     list(second.run())
     weights = second.state().weights
     assert all(torch.equal(weight, weights[name]) for name, weight in whole.state().weights.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("family", ["bert", "ngrams"])
+def test_two_workers_equal_one(family: str, strategy: str, shards: Shards, tmp_path: Path) -> None:
+    reader = "ngrams"
+    if family != "ngrams":  # without its own dropout, which each worker would draw for itself
+        reader = save_pretrained(tmp_path / family, family, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = TrainConfig(epochs=1, batch_size=16, reader_learning_rate=1e-3, strategy=strategy)
+    training = Training.of(DEBUG.model_copy(update={"reader": reader}), config, shards)
+    torch.multiprocessing.spawn(train, (2, str(tmp_path), shards.folder, training), nprocs=2)
+    alone = Loop(
+        Training.of(DEBUG.model_copy(update={"reader": reader}), config.model_copy(update={"strategy": "ddp"}), shards), shards
+    )
+    list(alone.run())
+    ours = torch.load(tmp_path / "weights", weights_only=True)
+    for name, weight in alone.state().weights.items():
+        torch.testing.assert_close(ours[name], weight, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_exports_give_its_answers(reader: str, shards: Shards, tmp_path: Path) -> None:
