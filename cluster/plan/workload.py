@@ -168,7 +168,7 @@ def _shares(train: TrainConfig) -> list[float]:
 
 def _sizes(shape: StudentConfig, rows: int, watched: int, context: int) -> tuple[int, int]:
     """Parameters of the student's layers, and of all of it."""
-    full = Shape(input_vocabulary=rows, embeddings=rows, output_vocabulary=watched, context=context, **shape.model_dump())
+    full = Shape(input_vocabulary=rows, embeddings=rows, output_vocabulary=watched, context=context, **shape.sizes())
     with torch.device("meta"):
         student = Student(full)
         counts = student.parameter_counts()

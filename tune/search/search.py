@@ -28,7 +28,7 @@ from student.model.checkpoint import load_student
 from student.model.model import Student
 from student.registry.mlflow_model import log_report, register_best
 from student.train.loop import Training
-from student.train.train import BEGUN
+from student.train.train import BEGUN, CHECKPOINTS
 from tune.compare.page import Comparison, compare_runs
 from tune.config import TuneConfig, TuneSettings
 from tune.search.proposals import Proposals
@@ -98,6 +98,8 @@ def _require_whole(init: str | None, shards: Shards) -> None:
 def _run(job: Search, proposals: Proposals, left: int) -> list[Trial]:
     """Runs what is left of a search; returns all its trials."""
     config, trials = job.base, proposals.trials
+    for trial in ended(trials.values()):  # a kill may have come between its end and this
+        storage.delete(storage.join(folder_of(job.folder, trial.number), "student", CHECKPOINTS))
     at_once = concurrent_trials(config.tune, config.train)
     log.info("%s trials to run, %s at once, of up to %s epochs each", left, min(at_once, left), config.train.epochs)
     try:
