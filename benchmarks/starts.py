@@ -7,6 +7,7 @@ do by themselves: the reader with a classifier of whole answers on it, fine-tune
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.results import keep
+from benchmarks.results import has, keep, load
 from pipeline.shards.manifest import Shards, open_shards
 from student.config import FloorsConfig, StudentConfig, TrainConfig, task_shape
 from student.data.answers import teacher_answers
@@ -98,7 +99,7 @@ def _fine_tuned(study: Study, folder: str, epochs: int, rate: float) -> dict[str
         num_train_epochs=epochs,
         per_device_train_batch_size=32,
         per_device_eval_batch_size=BATCH,
-        warmup_ratio=0.05,
+        warmup_steps=0.05,  # a share
         lr_scheduler_type="cosine",
         weight_decay=0.01,
         report_to=[],
@@ -146,20 +147,24 @@ def run(study: Study, start: str, reader: str | None, epochs: int) -> dict[str, 
 @click.option("--seeds", default=1, show_default=True)
 def main(shards: str, reader: str | None, counts: tuple[int, ...], starts: tuple[str, ...], **how: int) -> None:
     """Trains every start at every size and prints the table."""
-    opened, rows, tested = open_shards(shards), [], how["tested"]
-    for count in counts:
-        for start in starts:
-            rows += [run(Study(opened, count, tested, seed), start, reader, how["epochs"]) for seed in range(how["seeds"])]
+    opened, tested = open_shards(shards), how["tested"]
+    rows = load("starts")["rows"] if has("starts") else []  # what was found before stays: each row is minutes
+    known = {(row["start"], row["examples"], row["seed"]) for row in rows}
+    for count, start, seed in itertools.product(counts, starts, range(how["seeds"])):
+        if (start, count, seed) not in known:
+            rows.append(run(Study(opened, count, tested, seed), start, reader, how["epochs"]))
+            keep("starts", {"tested": tested, "rows": rows})
     table = Table("start", *(f"{count:,} answers" for count in counts), box=None)
     for start in starts:
         table.add_row(start, *(cell(rows, start, count) for count in counts))
     Console().print(table)
-    keep("starts", {"tested": tested, "rows": rows})
 
 
 def cell(rows: list[dict[str, Any]], start: str, count: int) -> str:
     """Percent of whole answers, with the spread of several seeds."""
     mine = [row for row in rows if (row["start"], row["examples"]) == (start, count)]
+    if not mine:
+        return "-"
     values = [100 * (row["linear_svm"] if start == "floors" else row["test"]) for row in mine]
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from pipeline.base.errors import UserError
 from pipeline.comments.reading import Comment
 from pipeline.shards.manifest import Shards
-from student.config import StudentConfig, TrainConfig
+from student.config import PruneConfig, StudentConfig, TrainConfig
 from student.data.examples import student_examples
 from student.data.unpack import TEST, TRAIN
 from student.decode.answerer import Answerer
@@ -26,6 +26,7 @@ from student.export.measure import by_folder, by_onnx, by_pytorch, verify
 from student.export.onnx import write_onnx
 from student.model.checkpoint import load_student, save_student
 from student.model.reader import Pretrained, ngram_rows, side_by_side
+from student.prune.source import open_source
 from student.train.loop import Loop, Training
 from tests.numerics.workers import train
 from tests.student.conftest import compiled, shards
@@ -95,6 +96,23 @@ def test_states_are_those_of_transformers(family: str, shards: Shards) -> None:
         vectors, counts = student.reader(*side_by_side([alone]))
         projected = student.reader.project(truth if counts > 1 else truth[-1:])
         torch.testing.assert_close(vectors[0], projected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_control_token_in_a_text_is_text_and_long_texts_are_cut(tmp_path: Path, shards: Shards) -> None:
+    student = Training.of(
+        DEBUG.model_copy(update={"reader": save_pretrained(tmp_path, "bert")}), TrainConfig(), shards
+    ).student()
+    assert isinstance(student.reader, Pretrained)
+    ids, long = student.reader.encode(["good [SEP] [CLS] bad", "good " * 1000])
+    assert not {WORDS.index("[CLS]"), WORDS.index("[SEP]"), WORDS.index("[PAD]")} & set(ids[1:-1].tolist())
+    assert (len(long), long[-1]) == (64, WORDS.index("[SEP]"))
+
+
+def test_a_student_with_a_reader_is_not_cut(tmp_path: Path, shards: Shards) -> None:
+    student = Training.of(DEBUG.model_copy(update={"reader": "ngrams"}), TrainConfig(), shards).student()
+    save_student(str(tmp_path), student, shards.compiled)
+    with pytest.raises(UserError, match="has a reader of its own"):
+        open_source(PruneConfig(source=str(tmp_path), fraction=0.5), "choices", shards)
 
 
 def test_the_first_layers_alone(family: str, shards: Shards) -> None:
