@@ -90,7 +90,13 @@ def starts() -> Rows:
     labels = {"floors": "linear SVM", "ngrams": "`ngrams`", "own": "`own`", "pretrained": "MiniLM as the reader"}
     labels |= {"fine-tuned": "MiniLM, fine-tuned on the plain answers"}
     head = ["", *(f"{count:,} answers" for count in counts)]
-    return [head, *([label, *(f"{cell(rows, start, count)} %" for count in counts)] for start, label in labels.items())]
+    return [
+        head,
+        *(
+            [label, *(f"{cell(rows, start, count)} %".replace("- %", "") for count in counts)]
+            for start, label in labels.items()
+        ),
+    ]
 
 
 def _ratio(rates: list[float], others: list[float]) -> str:
