@@ -155,28 +155,34 @@ class Generate:
         return tokens[:, longest:].tolist()
 
 
+def llama_config(shape: Any, vocabulary: int, context: int, **others: Any) -> Any:
+    """A Llama with a student's sizes. Its feed-forward is gated, so two thirds as wide: both have equally many parameters."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=2 * shape.mlp // 3,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        head_dim=shape.per_head,
+        max_position_embeddings=context,
+        **others,
+    )
+
+
 def same_size(question: Question) -> Run:
     """A Llama with the student's sizes, random weights and the teacher's vocabulary, that writes all tokens of an answer.
 
     Its feed-forward is gated, and two thirds as wide as the student's, so that both have equally many parameters; its input
     and output tables are one.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     from student.model.checkpoint import load_shape
 
     shape = load_shape(question.student)
-    config = LlamaConfig(
-        vocab_size=shape.input_vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=2 * shape.mlp // 3,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.groups,
-        head_dim=shape.per_head,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )
+    config = llama_config(shape, shape.input_vocabulary, 512, num_key_value_heads=shape.groups, tie_word_embeddings=True)
     model, separator = LlamaForCausalLM(config).eval(), list(shape.separator or question.compiled.separator)
     length = round(statistics.mean(question.lengths(question.truth)))
 

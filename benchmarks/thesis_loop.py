@@ -20,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
+from transformers import LlamaForCausalLM, TrainerCallback, TrainingArguments
 from transformers import Trainer as HfTrainer
 
+from benchmarks.inference_contenders import llama_config
 from benchmarks.students import Contender, Data, spread
 from student.config import TrainConfig
 from student.data.examples import Batch
@@ -91,15 +92,7 @@ class Ordinary(Contender):
 
     def __init__(self, data: Data, config: TrainConfig, device: torch.device) -> None:
         shape, self._data, self._device, self._config = data.shape, data, device, config
-        sizes = LlamaConfig(
-            vocab_size=shape.embeddings,
-            hidden_size=shape.width,
-            intermediate_size=2 * shape.mlp // 3,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            max_position_embeddings=shape.context,
-            pad_token_id=0,
-        )
+        sizes = llama_config(shape, shape.embeddings, shape.context, pad_token_id=0)
         self._model = LlamaForCausalLM(sizes)
         self._model.lm_head = torch.nn.Linear(shape.width, shape.output_vocabulary, bias=False)
 
