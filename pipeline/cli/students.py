@@ -34,7 +34,7 @@ def run(**options: Any) -> None:
     """  # noqa: D301 (\b is click's mark, as a character)
     from pipeline.extract.extract import extract
     from student.evaluate.evaluate import evaluate
-    from tune.search.ladder import climb
+    from tune.search.ladder import climb, require_readers
 
     config, out = configure(**options)
     shape = planned_shape(config)
@@ -42,6 +42,8 @@ def run(**options: Any) -> None:
         raise UserError(
             "a student of whole answers needs the logits of all steps: set student.sequence=choices, or extract.capture=all"
         )
+    if shape:
+        require_readers(config.ladder, shape)
     extract(config)
     shards, student, report = (folder_of(None, out, name) for name in ("shards", "student", "report"))
     trained, why = climb(config, shards, out)

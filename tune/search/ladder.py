@@ -16,7 +16,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.run import tracked_run
 from pipeline.base.tracking import Tracking, tracking_uri
 from pipeline.shards.manifest import Shards, open_shards
-from student.config import FloorsConfig, PruneConfig, StudentChanges, student_shape
+from student.config import FloorsConfig, PruneConfig, StudentChanges, StudentConfig, student_shape
 from student.data.examples import student_examples
 from student.data.unpack import VALIDATION
 from student.evaluate.evaluate import evaluate
@@ -30,13 +30,13 @@ from student.model.checkpoint import (
     save_student,
     save_temperatures,
 )
-from student.model.pretrained import OWN
+from student.model.pretrained import OWN, pretrained_folder, reader_shape
 from student.prune.prune import prune
 from student.prune.source import open_source
 from student.train.loop import Loop, Training
 from student.train.train import BEGUN, Child, train
 from tune.compare.page import PAGE, compare_runs
-from tune.config import TuneSettings
+from tune.config import LadderConfig, TuneSettings
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def climb(config: TuneSettings, shards_folder: str, out: str) -> tuple[Trained, 
         Stopped: a signal ended it early.
     """
     shards, folder = open_shards(shards_folder), storage.join(out, "ladder")
-    rungs = dict(_rungs(config, shards))
+    rungs = rungs_of(config, shards)
     if not rungs:
         raise UserError(f"the ladder has no rung: {', '.join(config.ladder.rungs)} cannot be trained on these shards")
     identity = {"shards": shards.manifest.digest, "minutes": config.ladder.minutes}
@@ -112,8 +112,21 @@ def rank(rungs: list[Rung], points: float) -> list[Rung]:
     return sorted(rungs, key=lambda rung: -rung.score(fastest, points))
 
 
+def rungs_of(config: TuneSettings, shards: Shards) -> dict[str, TuneSettings]:
+    """The configuration of each rung that can be trained, by name.
+
+    Raises:
+        UserError: two would have one name, and so one folder.
+    """
+    rungs: dict[str, TuneSettings] = {}
+    for name, changed in _rungs(config, shards):
+        if name in rungs:
+            raise UserError(f"two rungs of the ladder are called {name}: give their folders different names")
+        rungs[name] = changed
+    return rungs
+
+
 def _rungs(config: TuneSettings, shards: Shards) -> Iterator[tuple[str, TuneSettings]]:
-    """The configuration of each rung that can be trained, by name."""
     planned = student_shape(shards.compiled.task, config.student)
     for name in config.ladder.rungs:
         if name == TEACHER:
@@ -125,15 +138,30 @@ def _rungs(config: TuneSettings, shards: Shards) -> Iterator[tuple[str, TuneSett
                 log.info("no rung of the teacher: %s", error)
                 continue
             yield name, config.model_copy(update={"prune": cut, "student": changed})
-        else:
-            yield name, _with_reader(config, name)
-    for reader in config.ladder.readers:
+        else:  # a student that starts from another (train.init) is told nothing of its shape
+            yield name, config if name == planned.reader else _with_reader(config, name)
+    for reader in ladder_readers(config.ladder, planned):
         yield reader.rstrip("/").split("/")[-1], _with_reader(config, reader)
 
 
+def ladder_readers(ladder: LadderConfig, planned: StudentConfig) -> list[str]:
+    """The readers that get a rung of their own: those named for the ladder, and the student's where it has one."""
+    named = [*ladder.readers, planned.reader]
+    return [reader for reader in dict.fromkeys(named) if reader not in (OWN, *ladder.rungs)]
+
+
+def require_readers(ladder: LadderConfig, planned: StudentConfig) -> None:
+    """Refuses readers that cannot be had: better now than after an extraction.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    for reader in ladder_readers(ladder, planned):
+        reader_shape(planned.model_copy(update={"reader": reader}), pretrained_folder(reader))
+
+
 def _with_reader(config: TuneSettings, reader: str) -> TuneSettings:
-    changes = {"reader": reader} if reader != OWN else {"reader": OWN, "reader_layers": None}
-    return config.model_copy(update={"student": config.student.model_copy(update=changes)})
+    return config.model_copy(update={"student": config.student.model_copy(update={"reader": reader})})
 
 
 def _train(name: str, config: TuneSettings, shards_folder: str, folder: str, run: str) -> Rung:

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from cluster.config import ClusterSettings
+from pipeline.base.errors import UserError
+from pipeline.cli.main import main
 from pipeline.shards.manifest import Shards
 from tests.tiny import save_teacher
 from tune.search import ladder
@@ -27,8 +30,8 @@ def test_twice_the_time_must_be_worth_its_points(points: float, best: str) -> No
 
 
 def rungs(shards: Shards, **about: Any) -> dict[str, Any]:
-    config = ClusterSettings.model_validate({"ladder": about, "student": {"layers": 3, "dropout": 0.2}})
-    return dict(ladder._rungs(config, shards))
+    student = {"layers": 3, "dropout": 0.2} | about.pop("student", {})
+    return ladder.rungs_of(ClusterSettings.model_validate({"ladder": about, "student": student}), shards)
 
 
 def test_each_rung_has_its_start_and_a_teacher_that_cannot_be_cut_has_none(shards: Shards) -> None:
@@ -36,10 +39,29 @@ def test_each_rung_has_its_start_and_a_teacher_that_cannot_be_cut_has_none(shard
     assert list(found) == ["own", "ngrams", "MiniLM"]  # the made-up teacher is no model
     assert {name: config.student.reader for name, config in found.items()} == {
         "ngrams": "ngrams",
-        "own": "own",
+        "own": None,  # as the student is by itself
         "MiniLM": "models/MiniLM/",
     }
     assert list(rungs(shards, rungs="own")) == ["own"]
+
+
+def test_the_students_own_reader_is_a_rung_too(shards: Shards) -> None:
+    found = rungs(shards, rungs="own", student={"reader": "models/bert"})
+    assert {name: config.student.reader for name, config in found.items()} == {"own": "own", "bert": "models/bert"}
+
+
+@pytest.mark.parametrize("readers", [["a/bert", "b/bert"], ["models/own"]])
+def test_two_rungs_of_one_name_are_refused(shards: Shards, readers: list[str]) -> None:
+    with pytest.raises(UserError, match=r"two rungs of the ladder are called (bert|own)"):
+        rungs(shards, readers=readers)
+
+
+def test_a_reader_that_is_nowhere_is_refused_before_anything_is_paid_for(tmp_path: Path) -> None:
+    named = ["--task=tasks/demo.yaml", "--teacher=none", "--comments=none.jsonl", f"--out={tmp_path / 'out'}"]
+    (tmp_path / "empty").mkdir()
+    done = CliRunner().invoke(main, ["run", *named, f"--reader={tmp_path / 'empty'}"])
+    assert (done.exit_code, "no tokenizer.json in" in done.output) == (1, True)
+    assert not (tmp_path / "out/comments").exists()
 
 
 def test_half_of_a_teacher_has_its_shape(shards: Shards, tmp_path: Path) -> None:
