@@ -173,25 +173,28 @@ def sizes_of(shards: str, student: str) -> dict[str, int]:
 @click.option("--rounds", default=2, show_default=True)
 @click.option("--threads", type=int, help="Of each contender; by default one for each core.")
 @click.option("--contender", "names", multiple=True, type=click.Choice(list(CONTENDERS)), help="By default all.")
+@click.option("--keep", "name", default="inference", show_default=True, help="Name of the results; `inference_minilm` is one.")
 @click.option("--only", type=click.Choice(list(CONTENDERS)), hidden=True)
-def main(rounds: int, threads: int | None, names: tuple[str, ...], only: str | None, singles: int, **options: Any) -> None:
+def main(
+    rounds: int, threads: int | None, names: tuple[str, ...], name: str, only: str | None, singles: int, **options: Any
+) -> None:
     """Times every contender and prints the table."""
     if only:
         print(json.dumps(measure(only, load_question(**options, singles=singles), singles)))
         return
     arguments = [f"--{ {'count': 'comments'}.get(key, key) }={value}" for key, value in options.items() if value is not None]
     arguments.append(f"--singles={singles}")
-    chosen = [name for name in names or CONTENDERS if options["export"] or not name.startswith("onnx")]
+    chosen = [each for each in names or CONTENDERS if options["export"] or not each.startswith("onnx")]
     if not options["export"]:
         print("no --export: ONNX Runtime is left out", file=sys.stderr)
-    results = take_turns(chosen, rounds, lambda name: in_process_of_its_own(__file__, name, arguments, 900, threads))
+    results = take_turns(chosen, rounds, lambda each: in_process_of_its_own(__file__, each, arguments, 900, threads))
     sizes = sizes_of(options["shards"], options["student"])
     asked = asked_for(results, sizes)
     Console(width=140).print(table_of(results))
-    for name, row in asked.items():
-        print(f"{name}: {row['found']:.3g}, asked {row['asked']}: {'met' if row['met'] else 'missed'}")
+    for what, row in asked.items():
+        print(f"{what}: {row['found']:.3g}, asked {row['asked']}: {'met' if row['met'] else 'missed'}")
     found = {"parameters": sizes, "asked": asked, "ratios": ratios(results), "results": results}
-    keep("inference", {"threads": threads or os.cpu_count()} | found)
+    keep(name, {"threads": threads or os.cpu_count()} | found)
 
 
 if __name__ == "__main__":

@@ -59,11 +59,11 @@ class Question:
         return self.compiled.task.parse(self.compiled.tokenizer.decode(tokens))
 
 
-def ours(question: Question, value_probabilities: bool = False) -> Run:
+def ours(question: Question, value_probabilities: bool = False, weights: str = "float32") -> Run:
     """The student as `retort predict` runs it."""
     from student.decode.answerer import Answerer
 
-    answerer = Answerer.load(question.student)
+    answerer = Answerer.load(question.student, weights)
     return lambda texts: [tuple(found.values.values()) for found in answerer.answer(question.rows(texts), value_probabilities)]
 
 
@@ -73,17 +73,22 @@ def onnx(question: Question, file: str) -> Run:
 
     from student.decode.answerer import BATCH
     from student.decode.choices import padded
-    from student.model.checkpoint import load_shape
+    from student.model.checkpoint import load_student
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = os.cpu_count() or 1
     session = onnxruntime.InferenceSession(f"{question.export}/{file}", options, providers=["CPUExecutionProvider"])
     listed = json.loads(Path(f"{question.export}/answers.json").read_text("utf-8"))
     numbered = [tuple(answer.values()) for answer in listed]
-    separator = load_shape(question.student).separator or question.compiled.separator
+    model, _ = load_student(question.student)
+    separator = model.shape.separator or question.compiled.separator
 
     def run(texts: list[str]) -> list[Values | None]:
-        prefixes = [np.array([*row.tokens, *separator]) for row in question.rows(texts)]
+        rows = question.rows(texts)
+        if model.reader is None:
+            prefixes = [np.array([*row.tokens, *separator], np.int32) for row in rows]
+        else:
+            prefixes = model.reader.encode([row.text for row in rows])
         order, answers = sorted(range(len(texts)), key=lambda i: len(prefixes[i])), {}
         for start in range(0, len(order), BATCH):
             part = order[start : start + BATCH]
@@ -285,6 +290,7 @@ class Contender:
 CONTENDERS = {
     "ours": Contender("student, ours", ours),
     "probabilities": Contender("student, ours, with probabilities", lambda q: ours(q, value_probabilities=True)),
+    "bf16": Contender("student, ours, bf16", lambda q: ours(q, weights="bf16")),
     "onnx": Contender("student, ONNX Runtime", lambda q: onnx(q, "student.onnx")),
     "onnx-int8": Contender("student, ONNX Runtime, int8", lambda q: onnx(q, "student.int8.onnx")),
     "same-size": Contender("transformers generate, student's size", same_size, rows=1024, singles=100),

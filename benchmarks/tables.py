@@ -18,6 +18,7 @@ PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 WAYS = {
     "ours": "student, `retort predict`'s way",
     "probabilities": "student, with every value's probability",
+    "bf16": "student, weights in bf16",
     "onnx": "student, ONNX Runtime",
     "onnx-int8": "student, ONNX Runtime, 8 bits",
     "same-size": "`transformers` generate, a model of the student's size",
@@ -37,14 +38,14 @@ def speed() -> Rows:
     return [["", "answers/s", "× teacher"], *rows]
 
 
-def inference() -> Rows:
+def inference(name: str = "inference") -> Rows:
     """All of `benchmarks.inference`."""
-    found = load("inference")
+    found = load(name)
     head = ["", "answers/s", "tokens/s", "p50 ms, one alone", "p99 ms", "× teacher, in batch", "× teacher, alone", "agreement"]
     rows = []
-    for name, label in WAYS.items():
-        if (row := found["results"].get(name)) is not None:
-            ratio = found["ratios"][name]
+    for way, label in WAYS.items():
+        if (row := found["results"].get(way)) is not None:
+            ratio = found["ratios"][way]
             agreement = "" if row["agreement"] is None else f"{row['agreement']:.1%}".replace("%", " %")
             rates = [f"{row['rate']:,.0f}", f"{row['token_rate']:,.0f}", digits(row["p50_ms"]), digits(row["p99_ms"])]
             rows.append([label, *rates, digits(ratio["batch"]), digits(ratio["single"]), agreement])
@@ -106,6 +107,7 @@ def _ratio(rates: list[float], others: list[float]) -> str:
 TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "speed": ("inference", speed),
     "inference": ("inference", inference),
+    "inference_minilm": ("inference_minilm", lambda: inference("inference_minilm")),
     "extraction": ("extraction", extraction),
     "codec": ("codec", codec),
     "starts": ("starts", starts),

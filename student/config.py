@@ -106,6 +106,7 @@ def changed_shape(shape: StudentConfig, changes: StudentChanges) -> StudentConfi
 RUNTIME_ONLY_KEYS = {
     "init",  # a training's identity has the content instead
     "accumulation",
+    "gradient_checkpointing",
     "strategy",
     "workers",
     "cpus_per_worker",
@@ -145,6 +146,9 @@ class TrainConfig(Strict):
     growth: tuple[float, ...] = Field((1.0,), description="share of the examples each epoch draws from, the last for the rest")
     batch_size: int = Field(32, ge=1, description="examples of one step over all workers")
     accumulation: int = Field(1, ge=1, description="parts a worker runs its share of a step in, to save memory")
+    gradient_checkpointing: bool = Field(
+        False, description="compute a pretrained reader's layers again in the backward pass, to save memory"
+    )
     learning_rate: float | None = Field(
         None, gt=0, description="peak of the cosine; null takes 0.25 / width, or with init 0.1 / width"
     )

@@ -123,19 +123,25 @@ def make_plan(config: ClusterSettings) -> Estimate:
             "distinct": float(work.examples * work.sequence),
             "chinchilla": float(CHINCHILLA * work.body),  # compute-optimal for the student's layers
         },
-        assumptions=tuple(_assumptions(config)),
+        assumptions=tuple(_assumptions(config, work)),
         warnings=tuple(_warnings(config, measured)),
     )
 
 
-def _assumptions(config: ClusterSettings) -> Iterator[str]:
-    plan = config.plan
+def _assumptions(config: ClusterSettings, work: Workload) -> Iterator[str]:
+    plan, ladder = config.plan, config.ladder
     yield (
         f"Published peaks count as reached to {100 * plan.mfu:g} % of FLOP/s and "
         f"{100 * BANDWIDTH_SHARE:g} % of the memory bandwidth; "
         f"{config.teacher.max_num_seqs} answers share a reading of the weights of {plan.teacher_params:.3g} parameters; "
         f"a stage takes {START_SECONDS:g} s to start."
     )
+    if work.trials == 1:
+        students = len(ladder.rungs) + len(ladder.readers)
+        yield (
+            f"Training is that of one student. The ladder of retort run tries {students}, each for {ladder.minutes:g} min at "
+            "most (ladder.*)."
+        )
 
 
 def _warnings(config: ClusterSettings, measured: Measured | None) -> Iterator[str]:

@@ -13,7 +13,8 @@ from pipeline.task.task import Task, load_task
 from student.config import THESIS, StudentConfig, TrainConfig, changed_shape, task_shape
 from student.data.unpack import SPLIT_TENTHS, TEST, TRAIN, VALIDATION
 from student.model.model import Student
-from student.model.shape import Shape
+from student.model.pretrained import pretrained_folder, reader_shape
+from student.model.shape import ReaderShape, Shape
 
 EMBEDDING_ROWS = 262_144  # of the student's embedding: at most Gemma 3's vocabulary; comments use fewer ids
 CHARACTERS_PER_TOKEN = 4  # of English, a rule of thumb
@@ -98,8 +99,10 @@ def workload_of(config: ClusterSettings, measured: Measured | None) -> Workload:
     examples, validation, test = _splits(answers, plan.examples)
     choices = lengths.fields + 1  # and the end token
     positions = choices if shape.sequence == "choices" else lengths.answer
-    sequence = lengths.comment + 1 + positions - 1  # the separator is read, the last token is only a target
-    body, params = _sizes(shape, EMBEDDING_ROWS, lengths.watched, sequence)
+    reader = reader_shape(shape, pretrained_folder(shape.reader))
+    read = lengths.comment + 1  # and a separator
+    sequence = (min(read, reader.most_vectors) if reader else read) + positions - 1  # the last token is only a target
+    body, params = _sizes(shape, reader, lengths.watched, sequence)
     sizes = [max(1, round(share * examples)) for share in _shares(train)]
     return Workload(
         answers=answers,
@@ -166,9 +169,17 @@ def _shares(train: TrainConfig) -> list[float]:
     return [train.growth[min(epoch, len(train.growth) - 1)] for epoch in range(train.epochs)]
 
 
-def _sizes(shape: StudentConfig, rows: int, watched: int, context: int) -> tuple[int, int]:
-    """Parameters of the student's layers, and of all of it."""
-    full = Shape(input_vocabulary=rows, embeddings=rows, output_vocabulary=watched, context=context, **shape.sizes())
+def _sizes(shape: StudentConfig, reader: ReaderShape | None, watched: int, context: int) -> tuple[int, int]:
+    """Parameters of the student's layers, a reader's among them, and of all of it."""
+    full = Shape(
+        input_vocabulary=EMBEDDING_ROWS,
+        embeddings=watched if reader else EMBEDDING_ROWS,
+        output_vocabulary=watched,
+        context=context,
+        separator=() if reader else None,
+        reader=reader,
+        **shape.sizes(),
+    )
     with torch.device("meta"):
         student = Student(full)
         counts = student.parameter_counts()

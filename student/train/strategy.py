@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from student.config import TrainConfig
 from student.model.checkpoint import Tensors
 from student.model.model import Student
+from student.model.reader import Pretrained
 
 BETAS = (0.9, 0.95)  # of AdamW
 CLIP_NORM = 1.0  # largest norm of the gradient of one step
@@ -147,6 +148,8 @@ def _add_up(bucket: Any) -> torch.futures.Future[torch.Tensor]:
 def make_strategy(student: Student, config: TrainConfig, device: torch.device) -> Strategy:
     """The configured strategy, holding a student."""
     student.bf16 = config.precision == "bf16"
+    if config.gradient_checkpointing and isinstance(student.reader, Pretrained):
+        student.reader.model.gradient_checkpointing_enable({"use_reentrant": False})
     if device.type == "cuda":  # alone: torch.set_float32_matmul_precision would change CPUs' too
         torch.backends.cuda.matmul.fp32_precision = "tf32"
     if config.strategy == "ddp":

@@ -10,19 +10,24 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModel
 
 from cluster.config import PlanConfig
 from cluster.plan.estimate import PAYS, make_plan
 from cluster.plan.machines import Machine, read_machines
 from cluster.plan.report import dollars, duration, notes, render, sections, size
+from cluster.plan.workload import workload_of
 from pipeline.base.errors import UserError
 from pipeline.cli.main import main
 from pipeline.cli.settings import load_config
+from student.model.pretrained import NGRAMS, OWN
 from tests.cluster.plan.plans import SMALL, planned, scale_json
 from tests.names import drawn, left_open
+from tests.student.model.test_reader import save_pretrained
 from tests.tiny import ROOT
 
 MACHINES = """
@@ -76,6 +81,20 @@ def test_a_search_trains_that_many_students(prices: str) -> None:
     assert many.stages[0].worker_hours == one.stages[0].worker_hours
     assert many.stages[1].worker_hours == pytest.approx(7 * one.stages[1].worker_hours)
     assert (many.stages[1].name, many.stages[2].dollars) == ("train × 7", pytest.approx(7 * one.stages[2].dollars))
+
+
+def test_a_reader_is_work_of_its_own(tmp_path: Path) -> None:
+    """A pretrained one's layers are read with every token; hashed words cost a student next to nothing."""
+    folder = save_pretrained(tmp_path / "bert", "bert")
+    readers = {name: workload_of(planned(*SMALL, f"student.reader={name}"), None) for name in (OWN, folder, NGRAMS)}
+    model = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+    layers = sum(parameter.numel() for parameter in model.parameters()) - sum(
+        module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Embedding)
+    )
+    projection = model.config.hidden_size * 32
+    assert readers[folder].body == readers[OWN].body + layers + projection
+    assert readers[NGRAMS].sequence < readers[OWN].sequence == readers[folder].sequence
+    assert "tries 2, each for 8 min" in " ".join(make_plan(planned(*SMALL)).assumptions)
 
 
 def test_counts_go_on_while_they_pay(prices: str) -> None:

@@ -24,7 +24,7 @@ from student.decode.decode import Decoder
 from student.export.folder import ExportedStudent, write_folder
 from student.export.measure import by_folder, by_onnx, by_pytorch, verify
 from student.export.onnx import write_onnx
-from student.model.checkpoint import load_student, save_student
+from student.model.checkpoint import Tensors, load_student, save_student
 from student.model.reader import Pretrained, ngram_rows, side_by_side
 from student.prune.source import open_source
 from student.train.loop import Loop, Training
@@ -139,6 +139,26 @@ def test_a_frozen_reader_stays_as_it_is(tmp_path: Path, shards: Shards) -> None:
     after = loop.state().weights
     assert all(torch.equal(after[name], before[name]) for name in after if name.startswith("reader.model."))
     assert not torch.equal(after["reader.project.weight"], before["reader.project.weight"])
+
+
+def test_layers_computed_again_give_the_same_gradients_and_keep_less(family: str, shards: Shards) -> None:
+    def kept_numbers(checkpointing: bool) -> tuple[int, Tensors]:
+        config = TrainConfig(batch_size=16, gradient_checkpointing=checkpointing)
+        loop = Loop(Training.of(DEBUG.model_copy(update={"reader": family}), config, shards), shards)
+        loop._strategy.module.train()
+        kept = []
+        batch = loop._train.batch(np.arange(16))
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            torch.manual_seed(0)
+            logits = loop._strategy.module(*batch.inputs)
+        logits.square().sum().backward()
+        return sum(kept), loop._strategy.gradients()
+
+    whole, gradients = kept_numbers(False)
+    less, again = kept_numbers(True)
+    assert less < 0.8 * whole
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(again[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_it_learns_decodes_as_it_trains_and_comes_back_from_disk(reader: str, shards: Shards, tmp_path: Path) -> None:
