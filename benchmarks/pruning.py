@@ -146,7 +146,7 @@ class Bench:
         return student
 
     def _batches(self, config: TrainConfig) -> Iterator[Any]:
-        order = Order(self._train.lengths, config)
+        order = Order(self._train.lengths, config.with_batch(False))
         batches = (indices for epoch in range(1, 1000) for indices in order.epoch(epoch))
         return (indices for _, indices in zip(range(self._steps), batches, strict=False))
 

@@ -57,7 +57,7 @@ class LadderConfig(Strict):
         (),
         description="pretrained models for more rungs, by folder or Hub name, as sentence-transformers/all-MiniLM-L6-v2",
     )
-    minutes: float = Field(8, gt=0, description="of training for each rung, which cut its epochs where they would take longer")
+    minutes: float = Field(15, gt=0, description="of training for each rung, which cut its epochs where they would take longer")
     points_per_doubling: float = Field(
         0.5, ge=0, description="points of agreement that a student of twice the time for an answer has to be better by"
     )

@@ -92,7 +92,7 @@ def workload_of(config: ClusterSettings, measured: Measured | None) -> Workload:
     Raises:
         UserError: the task cannot be read, or the student has no such shape.
     """
-    plan, train = config.plan, config.train
+    plan = config.plan
     task = load_task(config.task) if config.task else None
     lengths, shape = _lengths(task) if task else WITHOUT_TASK, planned_student(config, task, measured)
     answers = plan.comments * config.extract.samples_per_comment
@@ -100,6 +100,7 @@ def workload_of(config: ClusterSettings, measured: Measured | None) -> Workload:
     choices = lengths.fields + 1  # and the end token
     positions = choices if shape.sequence == "choices" else lengths.answer
     reader = reader_shape(shape, pretrained_folder(shape.reader))
+    train = config.train.with_batch(reader is not None and reader.kind == "pretrained")
     read = lengths.comment + 1  # and a separator
     sequence = (min(read, reader.most_vectors) if reader else read) + positions - 1  # the last token is only a target
     body, params = _sizes(shape, reader, lengths.watched, sequence)
@@ -111,8 +112,8 @@ def workload_of(config: ClusterSettings, measured: Measured | None) -> Workload:
         test=test,
         passes=sum(sizes) / examples,
         epochs=train.epochs,
-        steps=sum(-(-size // train.batch_size) for size in sizes),
-        batch=train.batch_size,
+        steps=sum(-(-size // train.step_examples) for size in sizes),
+        batch=train.step_examples,
         trials=plan.trials,
         lengths=lengths,
         calls=lengths.fields + CALLS[config.extract.capture],

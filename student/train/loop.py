@@ -87,7 +87,7 @@ class Training:
             reader=reader,
             **student.sizes(),
         )
-        return Training(shape, rows, config, source)
+        return Training(shape, rows, config.with_batch(source is not None), source)
 
     @staticmethod
     def _from(folder: str, student: StudentConfig, config: TrainConfig, shards: Shards) -> Training:
@@ -99,6 +99,7 @@ class Training:
                 f"train.tail is {config.tail}, but the student in {folder} was not made so: leave it as it was there"
             )
         student_examples(shards, TRAIN, model)
+        config = config.with_batch(isinstance(model.reader, Pretrained))
         here = config.model_copy(update={"init": storage.absolute(folder)})  # workers run in other folders
         return Training(replace(model.shape, dropout=student.dropout), model.rows.numpy(), here)
 
@@ -194,7 +195,7 @@ class Loop:
                 yield TrainingReport(self.position.step, self._window_ended(window, share[0], norm), epoch_ended=False)
                 window = _Window()
         last = self._window_ended(window, share[0], norm)
-        speed = {"epoch_examples_per_second": (steps - done) * self._config.batch_size / (time.perf_counter() - started)}
+        speed = {"epoch_examples_per_second": (steps - done) * self._config.step_examples / (time.perf_counter() - started)}
         row = {"epoch": float(epoch)} | speed | {f"train_{name}": value for name, value in means(self.position.totals).items()}
         row |= {f"validation_{name}": value for name, value in self._trainer.measure(self._held_out()).items()}
         row["seconds"] = self._count_seconds()

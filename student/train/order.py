@@ -36,17 +36,17 @@ class Order:
             UserError: there are fewer examples than one batch takes, or fewer in a batch than parts it is cut in.
         """
         parts = self.config.most_workers * self.config.accumulation
-        if len(self.lengths) < self.config.batch_size or self.config.batch_size < parts:
+        if len(self.lengths) < self.config.step_examples or self.config.step_examples < parts:
             raise UserError(
-                f"{len(self.lengths):,} training examples, batches of {self.config.batch_size}, {parts} parts of a batch "
+                f"{len(self.lengths):,} training examples, batches of {self.config.step_examples}, {parts} parts of a batch "
                 "(workers × accumulation): each batch needs that many examples, and each part at least one of them"
             )
-        return len(self.lengths) // self.config.batch_size
+        return len(self.lengths) // self.config.step_examples
 
     def epoch(self, epoch: int) -> Iterator[NDArray[np.int64]]:
         """The examples of each step of an epoch, counted from 1."""
         random = np.random.default_rng([self.config.seed, epoch])
-        batches, size = [], self.config.batch_size
+        batches, size = [], self.config.step_examples
         for examples in self._passes(epoch, random):
             for start in range(0, len(examples), WINDOW * size):
                 window = examples[start : start + WINDOW * size]
@@ -59,7 +59,7 @@ class Order:
 
         Sorted by length together, two passes would put an example into a batch more than once.
         """
-        share, size = self.config.growth[min(epoch, len(self.config.growth)) - 1], self.config.batch_size
+        share, size = self.config.growth[min(epoch, len(self.config.growth)) - 1], self.config.step_examples
         known = np.arange(len(self.lengths))
         if share < 1:
             first = max(size, round(share * len(known)))

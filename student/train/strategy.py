@@ -23,6 +23,7 @@ from student.model.reader import Pretrained
 
 BETAS = (0.9, 0.95)  # of AdamW
 CLIP_NORM = 1.0  # largest norm of the gradient of one step
+TABLE_RATE, TABLE_EPSILON = 1000, 1e-2  # of a table of n-grams
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,26 @@ def worker_count() -> int:
 def parameter_groups(model: Student, config: TrainConfig) -> list[dict[str, Any]]:
     """Matrices decay; norms, biases and tables, many of whose rows are rarely touched, do not.
 
-    A pretrained reader has a learning rate of its own: `scale` times that of all others.
+    A pretrained reader has a learning rate of its own, and so has a table of n-grams: `scale` times that of all others. The
+    table's ε is far above its gradients, which makes AdamW gradient descent with momentum: by AdamW's own steps, as long for
+    what was seen once as for all else, n-grams are learnt by heart (docs/log.md).
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    peak = config.peak_rate(model.shape.width)
+    kinds: dict[str, dict[str, Any]] = {
+        "reader.model.": {"scale": config.reader_learning_rate / peak},
+        "reader.table.": {"scale": TABLE_RATE * TABLE_EPSILON / peak, "eps": TABLE_EPSILON},
+        "": {"scale": 1.0},
+    }
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        pretrained = name.startswith("reader.model.")
-        parameter.requires_grad_(not pretrained or config.reader_learning_rate > 0)
+        kind = next(prefix for prefix in kinds if name.startswith(prefix))
+        parameter.requires_grad_(kinds[kind]["scale"] > 0)
         if parameter.requires_grad:
             decays = parameter.ndim == 2 and "embed" not in name and "table" not in name
-            groups.setdefault((decays, pretrained), []).append(parameter)
-    scale = config.reader_learning_rate / config.peak_rate(model.shape.width)
+            groups.setdefault((kind, decays), []).append(parameter)
     return [
-        {"params": members, "weight_decay": decays * config.weight_decay, "scale": scale if pretrained else 1.0}
-        for (decays, pretrained), members in groups.items()
+        {"params": members, "weight_decay": decays * config.weight_decay, **kinds[kind]}
+        for (kind, decays), members in groups.items()
     ]
 
 

@@ -98,7 +98,7 @@ def train(
         return load_training(student_folder)
     student = training.student()
     examples = student_examples(shards, TRAIN, student)
-    steps = Order(examples.lengths, config.train).steps
+    steps = Order(examples.lengths, training.config).steps
     _announce(student, not config.train.init and student.reader is None, len(examples), steps)
     if shards.manifest.answers == "given" and config.train.objective != "hard-label":
         log.warning("the answers were given: train.objective=hard-label leaves the teacher's own probabilities out")

@@ -22,6 +22,7 @@ from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.task import load_task
 from student.config import RUNTIME_ONLY_KEYS, student_shape
 from student.data.unpack import unpack
+from student.model.pretrained import NGRAMS, OWN
 from student.train.loop import Training
 from tune.config import TuneSettings
 from tune.scaling.extraction import UNITS_PER_WORKER, measure_extraction
@@ -117,9 +118,10 @@ def _identity(stage: Stage, config: TuneSettings, shards: Shards | None) -> dict
         }
     assert shards is not None  # noqa: S101 (opened for this stage)
     how = config.train.model_dump(mode="json", include=RUNTIME_ONLY_KEYS - {"workers", "checkpoint_minutes", "max_failures"})
+    student = student_shape(shards.compiled.task, config.student)
     return machine | {
-        "student": student_shape(shards.compiled.task, config.student).model_dump(mode="json"),
-        "train": config.train.recipe() | how,
+        "student": student.model_dump(mode="json"),
+        "train": config.train.with_batch(student.reader not in (OWN, NGRAMS)).recipe() | how,
         "shards": shards.manifest.model_dump(mode="json", include={"task_name", "rows", "digest"}),
         "steps": config.scale.steps,
     }

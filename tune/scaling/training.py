@@ -55,7 +55,7 @@ def measure_training(training: Training, shards: str, workers: int, steps: int, 
     Args:
         folder: for the job's own files; all nodes must see it.
     """
-    batch = training.config.batch_size
+    batch = training.config.step_examples
     shares = tuple(sorted({batch, max(1, batch // max(workers, 2))}))
     job = Job(training, shards, shares, steps, storage.join(folder, f"train-{workers}.json"))
     trainer = _ray_trainer(job, workers, folder)

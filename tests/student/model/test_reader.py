@@ -141,6 +141,15 @@ def test_a_frozen_reader_stays_as_it_is(tmp_path: Path, shards: Shards) -> None:
     assert not torch.equal(after["reader.project.weight"], before["reader.project.weight"])
 
 
+def test_a_pretrained_reader_learns_in_small_batches_unless_told_otherwise(tmp_path: Path, shards: Shards) -> None:
+    def batch_size(reader: str, **given: Any) -> int | None:
+        return Training.of(DEBUG.model_copy(update={"reader": reader}), TrainConfig(**given), shards).config.batch_size
+
+    folder = save_pretrained(tmp_path, "bert")
+    assert [batch_size(reader) for reader in ("own", "ngrams", folder)] == [32, 32, 16]
+    assert batch_size(folder, batch_size=8) == 8
+
+
 def test_layers_computed_again_give_the_same_gradients_and_keep_less(family: str, shards: Shards) -> None:
     def kept_numbers(checkpointing: bool) -> tuple[int, Tensors]:
         config = TrainConfig(batch_size=16, gradient_checkpointing=checkpointing)
@@ -159,6 +168,20 @@ def test_layers_computed_again_give_the_same_gradients_and_keep_less(family: str
     assert less < 0.8 * whole
     for name, gradient in gradients.items():
         torch.testing.assert_close(again[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_row_of_ngrams_moves_as_far_as_its_gradient_says(shards: Shards) -> None:
+    """And not as far as all others, however rarely it is seen."""
+    loop = Loop(Training.of(DEBUG.model_copy(update={"reader": "ngrams"}), TrainConfig(batch_size=16), shards), shards)
+    strategy, table = loop._strategy, loop._strategy._student.reader.table.weight
+    before = table.detach().clone()
+    strategy.backward(strategy.module(*loop._train.batch(np.arange(16)).inputs).square().mean() / 100)
+    gradient = strategy.gradients()["reader.table.weight"]
+    strategy.step(1e-3)
+    seen = gradient.norm(dim=1) > 0
+    ratio = (table - before)[seen].norm(dim=1) / gradient[seen].norm(dim=1)
+    assert gradient[seen].norm(dim=1).max() > 3 * gradient[seen].norm(dim=1).min()
+    assert ratio.max() < 1.2 * ratio.min()
 
 
 def test_it_learns_decodes_as_it_trains_and_comes_back_from_disk(reader: str, shards: Shards, tmp_path: Path) -> None:
