@@ -21,6 +21,7 @@ class TransformersTeacher:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model: Any = AutoModelForCausalLM.from_pretrained(model, revision=config.revision, dtype=config.dtype)
         self._model.to(self._device).eval()
+        _give_float32_head(self._model)
         self._job = job
         self._batch = config.max_num_seqs
         self._constraint = Constraint(job.automaton, self._device)
@@ -55,9 +56,14 @@ class TransformersTeacher:
         for step in range(self._job.automaton.longest):
             positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -inputs.shape[1] :]
             output = self._model(
-                input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=inputs,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
-            cache, logits = output.past_key_values, output.logits[:, -1].float()
+            cache, logits = output.past_key_values, output.logits[:, -1]
             active = states != self._job.automaton.end
             rows = np.where(active.cpu(), np.arange(len(requests)) + first_row, -1)
             self._observer.observe(logits, states, rows, np.full(len(requests), step))
@@ -80,6 +86,17 @@ class TransformersTeacher:
             inputs[row, longest - len(ids) :] = torch.tensor(ids)
             mask[row, longest - len(ids) :] = 1
         return inputs.to(self._device), mask.to(self._device)
+
+
+def _give_float32_head(model: Any) -> None:
+    """Makes logits float32, as vLLM's are: in bf16 two values are often equally likely, and a token's id decides.
+
+    The embedding, which may be the same tensor, stays as it is.
+    """
+    head = model.get_output_embeddings()
+    for name, parameter in list(head.named_parameters()):
+        setattr(head, name, torch.nn.Parameter(parameter.float(), requires_grad=False))
+    head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 class _Chooser:
