@@ -221,7 +221,7 @@ class TrainConfig(Strict):
     def with_batch(self, pretrained: bool) -> TrainConfig:
         """Itself with the size of its batches.
 
-        A pretrained reader learns more from many small steps: 79.2 % instead of 77.8 from 4,000 answers (docs/starts.md).
+        A pretrained reader learns more from many small steps (docs/log.md).
         """
         return self.model_copy(update={"batch_size": self.batch_size or (16 if pretrained else 32)})
 

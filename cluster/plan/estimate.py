@@ -96,7 +96,7 @@ class Estimate:
 
 
 def make_plan(config: ClusterSettings) -> Estimate:
-    """The plan of a run; nothing is started, and nothing is read but the task, the prices and a scale.json.
+    """The plan of a run; nothing is started, and nothing is read but the task, the prices, a scale.json and a reader's files.
 
     Raises:
         UserError: one of these is wrong, or the teacher does not fit its machine.
@@ -137,10 +137,9 @@ def _assumptions(config: ClusterSettings, work: Workload) -> Iterator[str]:
         f"a stage takes {START_SECONDS:g} s to start."
     )
     if work.trials == 1:
-        students = len(ladder.rungs) + len(ladder.readers)
         yield (
-            f"Training is that of one student. The ladder of retort run tries {students}, each for {ladder.minutes:g} min at "
-            "most (ladder.*)."
+            f"Training is that of one student. The ladder of retort run trains one for each of {', '.join(ladder.rungs)} "
+            f"and for every reader, each for {ladder.minutes:g} min at most (ladder.*)."
         )
 
 
