@@ -6,9 +6,9 @@ Each floor holds the sections of its own stages and has those of the floors belo
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.base.config import Strict, Threads, presence
 
@@ -18,7 +18,16 @@ class TeacherConfig(Strict):
 
     model: str | None = Field(None, description="Hugging Face name or path; null takes the task's")
     revision: str | None = Field(None, description="commit, branch or tag on the Hub")
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: Literal["vllm", "transformers", "openai"] = Field(
+        "vllm", description="`openai` is any API that speaks like OpenAI's"
+    )
+    url: str | None = Field(None, description="of such an API, as https://api.openai.com/v1")
+    key: str = Field("OPENAI_API_KEY", description="environment variable that holds the API's key")
+    requests: int = Field(16, ge=1, description="calls of the API at once")
+    input_price: float | None = Field(None, ge=0, description="of a million tokens that the API reads, in any currency")
+    output_price: float | None = Field(None, ge=0, description="of a million tokens that it writes")
+    max_calls: int | None = Field(None, ge=1, description="calls to make at most, those of earlier runs in the folder included")
+    max_cost: float | None = Field(None, gt=0, description="to spend at most, by these prices")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     temperature: float = Field(0, ge=0, description="of sampling; 0 takes the likeliest token")
     max_num_seqs: int = Field(256, ge=1, description="answers decoded together by one engine")
@@ -34,6 +43,14 @@ class TeacherConfig(Strict):
     gpus: float = Field(0, ge=0, description="GPUs Ray reserves for such a process")
     machines: str | None = Field(None, description="custom Ray resource of the machines to run on; null takes any")
     threads: Threads | None = Field(None, description="CPU threads of an engine; null shares the machine's among the actors")
+
+    @model_validator(mode="after")
+    def _askable(self) -> Self:
+        if self.engine == "openai" and self.url is None:
+            raise ValueError("engine openai needs a url, the address of the API")
+        if self.max_cost is not None and (self.input_price is None or self.output_price is None):
+            raise ValueError("max_cost needs input_price and output_price, of a million tokens")
+        return self
 
     @property
     def resources(self) -> dict[str, float]:

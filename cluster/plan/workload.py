@@ -146,15 +146,10 @@ def _lengths(task: Task) -> Lengths:
     return Lengths(
         comment=comment,
         prompt=TEMPLATE_TOKENS + len(task.user_turn("")) // CHARACTERS_PER_TOKEN + comment,
-        answer=_longest_answer(task) // CHARACTERS_PER_ANSWER_TOKEN + 1,  # the end token's
+        answer=task.longest // CHARACTERS_PER_ANSWER_TOKEN + 1,  # the end token's
         fields=len(task.fields),
         watched=TOKENS_PER_VALUE * (values + 1) + task.auxiliary_tokens,
     )
-
-
-def _longest_answer(task: Task) -> int:
-    """Characters."""
-    return sum(map(len, task.literals())) + sum(max(map(len, texts)) for texts in task.value_texts())
 
 
 def _splits(answers: int, examples: int | None) -> tuple[int, int, int]:

@@ -12,14 +12,25 @@ from pipeline.cli.options import configure, planned_shape, setting, stage_option
 
 
 @click.command()
+@setting("teacher.max_cost", "--max-cost", type=float, metavar="MONEY", help="To spend on an API at most, by its prices.")
+@setting("teacher.max_calls", "--max-calls", type=click.IntRange(1), help="Of an API, at most.")
 @stage_options("task", "teacher", "comments", "limit")
 def extract(**options: Any) -> None:
-    """Comments through the teacher to logit shards, in OUT/shards."""
-    from pipeline.extract.extract import extract as stage
+    """Comments through the teacher to logit shards, in OUT/shards.
+
+    A teacher behind an OpenAI-compatible API is asked by chat completions, with the likeliest other tokens where it lists
+    them. The key comes from $OPENAI_API_KEY. What was answered is kept: the same command goes on after a crash.
+
+    \b
+      retort extract ... --teacher google/gemma-3-4b-it
+      retort extract ... --teacher gpt-4o-mini --set teacher.engine=openai --set teacher.url=https://api.openai.com/v1
+          --max-cost 20 --set teacher.input_price=PRICE --set teacher.output_price=PRICE     of a million tokens
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from pipeline.extract.stage import make_shards
 
     config, out = configure(**options)
     planned_shape(config)
-    manifest = stage(config)
+    manifest = make_shards(config)
     size = f"{manifest.rows:,} answers, {manifest.bytes / 1e6:,.1f} MB"
     say(f"{size}, in {storage.join(out, 'shards')}")
 
@@ -45,7 +56,7 @@ def score(**options: Any) -> None:
       retort score --task task.yaml --comments labels.csv --answers domain,intent --out runs/labels
 
     A row whose answer does not fit the task is set aside. Train on the shards as on any; where the answers are not the
-    teacher's, its probabilities say little, and train.objective=hard-label leaves them out.
+    teacher's, its probabilities say little: `retort import` takes the answers alone, and needs no teacher.
     """  # noqa: D301 (\b is click's mark, as a character)
     from pipeline.extract.extract import extract as stage
 
@@ -54,6 +65,30 @@ def score(**options: Any) -> None:
     manifest = stage(config)
     size = f"{manifest.rows:,} answers scored, {manifest.bytes / 1e6:,.1f} MB"
     say(f"{size}, in {storage.join(out, 'shards')}")
+
+
+@click.command("import")
+@setting("comments.answer", "--answers", required=True, metavar="COLUMNS", help="One with all of it, or one a field: a,b.")
+@stage_options("task", "comments", "limit")
+def import_answers(**options: Any) -> None:
+    """Answers you have already, to shards, in OUT/shards. No model runs.
+
+    A log of calls, labels of people, another model's answers. A column holds the whole answer, as a JSON object or as its
+    text, or each field has a column of its name:
+
+    \b
+      retort import --task task.yaml --comments log.jsonl --answers answer --out runs/log
+      retort import --task task.yaml --comments labels.csv --answers domain,intent --out runs/labels
+
+    A row whose answer does not fit the task is set aside. Several rows of one text are votes: the share of each answer
+    is how likely it is. `retort run --answers COLUMNS` imports, trains and evaluates.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from pipeline.extract.given import import_answers as stage
+
+    config, out = configure(**options)
+    planned_shape(config)
+    manifest = stage(config)
+    say(f"{manifest.rows:,} texts with answers, {manifest.bytes / 1e6:,.1f} MB, in {storage.join(out, 'shards')}")
 
 
 @click.command()

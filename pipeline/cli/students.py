@@ -19,6 +19,11 @@ SHARE = click.FloatRange(0, 1)
 @click.command()
 @setting("ladder.rungs", "--ladder", metavar="RUNGS", help="Students to train, of own,teacher,ngrams; by default own,teacher.")
 @setting("ladder.readers", "--reader", multiple=True, metavar="MODEL", help="A pretrained model, for one more student.")
+@setting("comments.answer", "--answers", metavar="COLUMNS", help="Answers you have, see `retort import`: no teacher is asked.")
+@setting(
+    "teacher.max_cost", "--max-cost", type=float, metavar="MONEY", help="To spend on an API at most, see `retort extract`."
+)
+@setting("teacher.max_calls", "--max-calls", type=click.IntRange(1), help="Of an API, at most.")
 @stage_options("task", "teacher", "comments", "limit")
 def run(**options: Any) -> None:
     """Everything: extract, train, evaluate, and a summary.
@@ -28,23 +33,25 @@ def run(**options: Any) -> None:
     for an answer.
 
     \b
+      retort run ... --answers label                                     from answers in the files, without a teacher
+      retort run ... --set teacher.engine=openai --set teacher.url=URL   from an API
       retort run ... --ladder own                                        a single student
       retort run ... --reader sentence-transformers/all-MiniLM-L6-v2     a pretrained one beside the others
       retort run ... --set ladder.minutes=60                             more time for each
     """  # noqa: D301 (\b is click's mark, as a character)
-    from pipeline.extract.extract import extract
+    from pipeline.extract.stage import make_shards
     from student.evaluate.evaluate import evaluate
     from tune.search.ladder import climb, require_readers
 
     config, out = configure(**options)
-    shape = planned_shape(config)
-    if shape and config.extract.capture == "choices" and shape.sequence == "full":
+    shape, given = planned_shape(config), config.comments.answer is not None
+    if shape and (given or config.extract.capture == "choices") and shape.sequence == "full":
         raise UserError(
             "a student of whole answers needs the logits of all steps: set student.sequence=choices, or extract.capture=all"
         )
     if shape:
         require_readers(config.ladder, shape)
-    extract(config)
+    make_shards(config)
     shards, student, report = (folder_of(None, out, name) for name in ("shards", "student", "report"))
     trained, why = climb(config, shards, out)
     figures = evaluate(config.floors, shards, student, report)

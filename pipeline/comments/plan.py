@@ -87,8 +87,7 @@ def find_comments(config: CommentsConfig) -> list[str]:
         file_format(path)
     if not any(storage.size(path) for path in paths):
         raise UserError(f"{paths[0]} is empty" if len(paths) == 1 else f"all {len(paths)} files of comments are empty")
-    columns = Columns(config.text, config.id, config.answer)
-    next(read_file(paths[0], columns), None)  # a wrong column is better found before Ray starts
+    next(read_file(paths[0], Columns.of(config)), None)  # a wrong column is better found before Ray starts
     return list(dict.fromkeys(paths))
 
 
@@ -100,7 +99,7 @@ def describe_source(
     Raises:
         UserError: its columns of answers are not the task's fields.
     """
-    Columns(config.text, config.id, config.answer).require_fields(task)
+    Columns.of(config).require_fields(task)
     with ThreadPoolExecutor(FINGERPRINTS) as threads:
         fingerprints = list(threads.map(storage.fingerprint, paths))
     return CommentSource(

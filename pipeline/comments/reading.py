@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.base import storage
 from pipeline.base.errors import UserError
 from pipeline.base.version import check_code_version
+from pipeline.config import CommentsConfig
 from pipeline.task.task import CommentRules, Task
 from pipeline.task.tokenization import TextTokenizer
 
@@ -75,6 +77,11 @@ class Columns:
     id: str
     answer: str | None = None
 
+    @staticmethod
+    def of(config: CommentsConfig) -> Columns:
+        """Those of a configuration."""
+        return Columns(config.text, config.id, config.answer)
+
     @property
     def answers(self) -> list[str]:
         """The columns of a given answer: one that holds all of it, or one for each field."""
@@ -96,6 +103,11 @@ class Columns:
                 f"--answers names the columns {', '.join(self.answers)}, but the task's fields are {', '.join(task.fields)}: "
                 "name one column that holds the whole answer, or a column for each field under the field's name"
             )
+
+
+def text_key(text: str) -> bytes:
+    """Tells texts apart, but for their case and spacing: 32 bytes, spread evenly."""
+    return hashlib.sha256(" ".join(text.casefold().split()).encode()).digest()
 
 
 def file_format(path: str) -> tuple[str, str | None]:

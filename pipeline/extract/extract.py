@@ -65,7 +65,11 @@ def prepare_run(config: PipelineSettings) -> tuple[Extraction, Plan, CompiledTas
         raise UserError("extract.samples_per_comment: samples without a teacher.temperature would all be the same answer")
     task = load_task(config.task)
     paths = find_comments(config.comments)
-    model = absolute_model(config.teacher.model or task.teacher)
+    if config.teacher.engine == "openai":
+        raise UserError("an API does not give what this needs, its logits along given answers: choose another teacher.engine")
+    if not (config.teacher.model or task.teacher):
+        raise UserError("no teacher given: name one with --teacher, or in the task; `retort import` takes answers without one")
+    model = absolute_model(str(config.teacher.model or task.teacher))
     tokenizer = load_teacher_tokenizer(model, config.teacher.revision)
     automaton = cached_automaton(task, tokenizer)
     context_of(task, tokenizer, automaton)  # better refused now than by the training

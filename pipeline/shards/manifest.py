@@ -32,10 +32,16 @@ class _Facts(BaseModel):
 
 
 class TeacherFacts(_Facts):
-    """Who answered."""
+    """Who answered; no model where the answers were imported."""
 
-    model: str
+    model: str | None
+    engine: str | None = None
     parameters: int | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a model that can be loaded, not one behind an API."""
+        return self.model is not None and self.engine != "openai"
 
 
 class _Source(_Facts):

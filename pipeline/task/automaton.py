@@ -162,7 +162,7 @@ def compile_automaton(task: Task, tokenizer: TextTokenizer) -> Automaton:
             in this tokenizer; the message says what to change.
     """
     check_writable(task, tokenizer)
-    if task.outputs <= ENUMERATED and task.outputs * _longest(task) <= COMPILED_CHARACTERS:
+    if task.outputs <= ENUMERATED and task.outputs * task.longest <= COMPILED_CHARACTERS:
         return build([enumerate_answers(task, tokenizer)])
     automaton = build(compose_answers(task, tokenizer))
     check_sample(automaton, task, tokenizer)
@@ -203,9 +203,9 @@ def compose_answers(task: Task, tokenizer: TextTokenizer) -> list[set[Tokens]]:
     pairs = sum(len(a) * len(b) for a, b in itertools.pairwise(task.fields.values()))
     if pairs > COMPOSED_PAIRS:
         raise UserError(f"neighbouring fields combine in {pairs:,} ways, at most {COMPOSED_PAIRS:,} are handled: {_ADVICE}")
-    if pairs * _longest(task) > COMPILED_CHARACTERS:
+    if pairs * task.longest > COMPILED_CHARACTERS:
         raise UserError(
-            f"the fields combine in {pairs:,} answers to look at, each of up to {_longest(task):,} characters, and at most "
+            f"the fields combine in {pairs:,} answers to look at, each of up to {task.longest:,} characters, and at most "
             f"{COMPILED_CHARACTERS:,} characters are handled: {_ADVICE}"
         )
     last = len(task.fields) - 1
@@ -224,11 +224,6 @@ def compose_answers(task: Task, tokenizer: TextTokenizer) -> list[set[Tokens]]:
         {(*tokens, tokenizer.end_id) if field == last else tokens for tokens in piece.values()}
         for field, piece in enumerate(pieces)
     ]
-
-
-def _longest(task: Task) -> int:
-    """At least the characters of every answer."""
-    return sum(map(len, task.literals())) + sum(max(map(len, texts)) for texts in task.value_texts())
 
 
 _ADVICE = "list fewer values, or split the task in two"

@@ -69,7 +69,7 @@ class Task(Strict):
     """Instruction, output fields with their allowed values, input filters and the student's context."""
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    teacher: str = Field(..., description="Hugging Face name or local path of the teacher")
+    teacher: str | None = Field(None, description="Hugging Face name or local path of the teacher; a log of answers needs none")
     instruction: str = Field(..., min_length=1)
     prompt: str = Field("{instruction}\n\n{comment}", description="the user turn the teacher sees")
     fields: dict[str, list[Scalar]] = Field(..., min_length=1)
@@ -118,6 +118,11 @@ class Task(Strict):
         """The text of the teacher's user turn."""
         before, after = self.prompt.split("{comment}")
         return before.replace("{instruction}", self.instruction) + comment + after.replace("{instruction}", self.instruction)
+
+    @property
+    def longest(self) -> int:
+        """At least the characters of every answer."""
+        return sum(map(len, self.literals())) + sum(max(map(len, texts)) for texts in self.value_texts())
 
     def literals(self) -> list[str]:
         """The constant text before, between and after the values: one more than there are fields."""

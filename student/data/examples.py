@@ -184,8 +184,8 @@ def open_examples(
     """
     if sequence == "full" and shards.manifest.kept_steps < shards.manifest.steps:
         raise UserError(
-            f"{shards.folder} holds the logits of choice steps alone: train with student.sequence=choices, or extract with "
-            "extract.capture=all"
+            f"{shards.folder} holds the logits of choice steps alone: train with student.sequence=choices"
+            + (", or extract with extract.capture=all" if shards.manifest.teacher.model else "")
         )
     if sequence == "choices" and shards.compiled.automaton.forced[:-1].all():
         raise UserError("the task has one answer alone: there is no choice to train a student on")

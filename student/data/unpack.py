@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.console import progress
 from pipeline.base.errors import UserError
+from pipeline.comments.reading import text_key
 from pipeline.shards.files import ShardTable
 from pipeline.shards.manifest import Shards
 from pipeline.task.compiled import cache_folder
@@ -54,8 +55,7 @@ Columns = dict[str, NDArray[Any]]
 
 def split_of(text: str) -> str:
     """The split of a comment, by a hash of its text without case and spacing: a repeated comment stays in one split."""
-    normal = " ".join(text.casefold().split())
-    tenth = int.from_bytes(hashlib.sha256(normal.encode()).digest()[:8], "big") % 10
+    tenth = int.from_bytes(text_key(text)[:8], "big") % 10
     return next(split for split, tenths in SPLIT_TENTHS.items() if tenth in tenths)
 
 

@@ -24,7 +24,7 @@ def render_card(
     Args:
         fidelity: what its report's fidelity.json holds; None without a report.
     """
-    teacher = manifest.teacher.model
+    teacher = manifest.teacher.model or ""
     return page.render(
         __file__,
         "README.md.jinja",

@@ -100,7 +100,7 @@ def train(
     examples = student_examples(shards, TRAIN, student)
     steps = Order(examples.lengths, training.config).steps
     _announce(student, not config.train.init and student.reader is None, len(examples), steps)
-    if shards.manifest.answers == "given" and config.train.objective != "hard-label":
+    if shards.manifest.answers == "given" and shards.manifest.teacher.model and config.train.objective != "hard-label":
         log.warning("the answers were given: train.objective=hard-label leaves the teacher's own probabilities out")
     start_ray()
     require_room("training", config.train.fewest_workers, config.train.resources)

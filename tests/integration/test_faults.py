@@ -158,7 +158,7 @@ def test_answers_are_scored_sampled_and_stored_compactly(retort: Retort, place: 
     keys = [tuple(key) for table in shards.tables() for key in table.keys.tolist()]
     assert shards.manifest.answers == "teacher"
     assert sorted(keys) == [(0, row, sample) for row in range(60) for sample in range(3)]
-    facts = shards.manifest.codec
+    facts = shards.manifest.codec.model_dump()
     assert facts["shards"] == {"compact": 2}
     assert facts["kl"]["choice_steps"]["T=1"]["mean"] < 1e-3
     run = MlflowClient(f"sqlite:///{sampled}/mlflow.db").search_runs(["1"])[0]

@@ -132,3 +132,15 @@ def test_stages_run_alone_on_files_and_predict_answers_every_row(retort: Retort,
     assert sorted(row["line"] for row in answers + others) == list(range(1, 8))
     assert {row["line"] for row in answers} == {1, 6}
     assert all(set(row["answer"]) == {"sentiment", "topic", "urgency"} and 0 < row["confidence"] <= 1 for row in answers)
+
+
+def test_a_run_from_answers_alone_needs_no_teacher(retort: Retort, tmp_path: Path) -> None:
+    rows = [{"body": f"{i} is {mood} as ever", "mood": mood} for i in range(300) for mood in ("good", "bad")]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "task.yaml").write_text("name: mood\ninstruction: Name the mood.\nfields: {mood: [good, bad]}\n")
+    options = [f"--task={tmp_path / 'task.yaml'}", f"--comments={tmp_path / 'log.jsonl'}", f"--out={tmp_path / 'out'}"]
+    said = retort("run", *options, "--answers=mood", "--ladder=own", *SMALL, "--set=train.epochs=2", "--set=floors.examples=0")
+    assert "agreement with the given answers" in said
+    assert json.loads((tmp_path / "out/report/fidelity.json").read_text())["student"]["whole"] > 0.9
+    CliRunner().invoke(main, ["export", f"--out={tmp_path / 'out'}"], catch_exceptions=False)
+    assert "| answers | given |" in (tmp_path / "out/export/README.md").read_text()

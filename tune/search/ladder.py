@@ -129,8 +129,10 @@ def rungs_of(config: TuneSettings, shards: Shards) -> dict[str, TuneSettings]:
 def _rungs(config: TuneSettings, shards: Shards) -> Iterator[tuple[str, TuneSettings]]:
     planned = student_shape(shards.compiled.task, config.student)
     for name in config.ladder.rungs:
+        if name == TEACHER and not shards.manifest.teacher.is_here:
+            continue
         if name == TEACHER:
-            cut = PruneConfig(source=shards.manifest.teacher.model, fraction=TEACHER_SHARE)
+            cut = PruneConfig(source=str(shards.manifest.teacher.model), fraction=TEACHER_SHARE)
             changed = StudentChanges(sequence=planned.sequence, dropout=config.student.dropout)
             try:
                 open_source(cut, planned.sequence, shards)

@@ -55,7 +55,7 @@ def test_overrides_are_yaml(override: str, section: str, key: str, value: Any) -
         ("teacher.actors=many", "teacher.actors: .*integer"),
         ("teacher.actors=0", "teacher.actors: .*greater than or equal to 1"),
         ("teacher.actors=1.5", "teacher.actors: .*integer"),
-        ("teacher.engine=other", "teacher.engine: .*'vllm' or 'transformers'"),
+        ("teacher.engine=other", "teacher.engine: .*'vllm', 'transformers' or 'openai'"),
         ("teacher=big", "teacher: "),
         ("comments.paths=a.jsonl", "comments.paths: .*list"),
         ("comments.text=1", "comments.text: .*string"),

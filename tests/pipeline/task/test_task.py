@@ -157,7 +157,7 @@ def test_a_value_that_yaml_takes_for_another_is_refused_with_what_to_write(tmp_p
     assert "task.yaml, line 7: field 'a' " + told in str(caught.value)
 
 
-@pytest.mark.parametrize("missing", ["name", "teacher", "instruction", "fields"])
+@pytest.mark.parametrize("missing", ["name", "instruction", "fields"])
 def test_a_missing_key_is_named(tmp_path: Path, missing: str) -> None:
     with pytest.raises(UserError, match=f"{missing}: Field required"):
         load_task(write_yaml(tmp_path, {key: value for key, value in CONTENT.items() if key != missing}))

@@ -1,0 +1,222 @@
+"""`retort extract` from an OpenAI-compatible API: comments to shards, with calls side by side in one process.
+
+Each answer is on disk before anything else is done with it. A killed run loses the calls in flight, and no other is made again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pyarrow as pa
+
+from pipeline.base import storage
+from pipeline.base.console import progress
+from pipeline.base.errors import UserError, clip
+from pipeline.base.signals import Stopped, StopRequest
+from pipeline.base.tracking import Tracking, tracking_uri
+from pipeline.comments.plan import read_unit
+from pipeline.config import PipelineSettings
+from pipeline.extract.fitted import Fitted, fit
+from pipeline.extract.journal import Journal, Place
+from pipeline.extract.spending import Spending
+from pipeline.shards.files import committed_units, write_shard
+from pipeline.shards.manifest import Manifest, read_footer, write_manifest
+from pipeline.shards.shares import Votes, capture_votes
+from pipeline.task.automaton import Tokens
+from pipeline.task.compiled import CompiledTask, require_same
+from pipeline.task.task import Values
+from pipeline.teacher.endpoint import Endpoint, Reply, Usage
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 2  # at an answer that is none of the task's, or that does not come
+IN_A_ROW = 10  # answers that fail one after another end the run
+SEEN = 1e-6  # a share of less says nothing
+
+
+def extract_from_endpoint(config: PipelineSettings) -> Manifest:
+    """Runs the whole stage in `config.out` and returns the manifest. What is already there is not asked again.
+
+    Raises:
+        UserError: anything the user can mend; among it an API that fails again and again.
+        Stopped: a signal or the budget ended it early.
+    """
+    teacher, samples = config.teacher, config.extract.samples_per_comment
+    if samples > 1 and not teacher.temperature:
+        raise UserError("extract.samples_per_comment: samples without a teacher.temperature would all be the same answer")
+    fitted = fit(config)
+    task = fitted.compiled.task
+    model = teacher.model or task.teacher
+    if not model:
+        raise UserError("no teacher given: name the API's model with --teacher, or in the task")
+    identity: dict[str, Any] = {"model": model, "engine": teacher.engine, "url": teacher.url}
+    identity |= {"temperature": teacher.temperature, "samples_per_comment": samples}
+    endpoint = Endpoint(model, teacher, task)
+    record = storage.join(fitted.shards, "teacher.json")
+    if storage.exists(record):
+        require_same(storage.read_json(record), identity, fitted.shards, "this extraction")
+    storage.write_json(record, identity)
+    run = _Run(config, fitted, endpoint, identity)
+    settings = config.model_dump(mode="json", include={"task", "out", "teacher", "comments", "extract"})
+    uri = tracking_uri(config.tracking.uri, str(config.out))
+    if run.todo:
+        with Tracking.start(uri, config.tracking.experiment, "extract", settings, "extraction") as tracking:
+            asyncio.run(run.ask_all(tracking))
+    spent = vars(run.spending.spent) | {"cost": run.spending.spent.cost(teacher)}
+    manifest = write_manifest(fitted.shards, fitted.plan.units, fitted.about() | {"teacher": identity | {"spent": spent}})
+    storage.sweep(fitted.shards)
+    log.info("%s answers, %s set aside: %s", f"{manifest.rows:,}", f"{manifest.set_aside:,}", run.spending)
+    return manifest
+
+
+class _Run:
+    """The calls of one run."""
+
+    def __init__(self, config: PipelineSettings, fitted: Fitted, endpoint: Endpoint, identity: dict[str, Any]) -> None:
+        self._fitted, self._endpoint, self._identity = fitted, endpoint, identity
+        self._samples, self._requests = config.extract.samples_per_comment, config.teacher.requests
+        self._journal = Journal(storage.join(storage.absolute(str(config.out)), "answers"))
+        committed = set(committed_units(fitted.shards))
+        self.todo = [unit for unit in range(fitted.plan.units) if unit not in committed]
+        footers = [read_footer(fitted.shards, unit) for unit in sorted(committed)]
+        paid = [Usage(**footer.facts["spent"]) for footer in footers]
+        paid += [Usage(**record["spent"]) for unit in self.todo for record in self._journal.read(unit).values()]
+        self.spending = Spending(config.teacher, sum(paid, Usage()), endpoint.bound(fitted.compiled.task.comments.max_tokens))
+        self._done, self._in_a_row = sum(footer.rows for footer in footers), 0
+        self._ended = self._failure = ""  # why no further call is made, and what the user has to mend
+
+    async def ask_all(self, tracking: Tracking) -> None:
+        """Asks what is not answered yet, unit by unit.
+
+        Raises:
+            UserError: the API fails again and again, or refuses all calls.
+            Stopped: a signal or the budget ended it.
+        """
+        with StopRequest("finishing the calls in flight") as stop, progress("asking", self._fitted.plan.kept) as (bar, task):
+
+            def show(records: int) -> None:
+                answered = self._done + records // self._samples
+                bar.update(task, completed=answered, note=str(self.spending))
+                if stop:
+                    self._ended = self._ended or "a signal asked for it"
+
+            for unit in self.todo:
+                await self._unit(unit, show)
+                tracking.log([(unit, {"rows": float(self._done), "cost": self.spending.cost} | _floats(self.spending.spent))])
+                log.info("unit %s of %s: %s", unit + 1, self._fitted.plan.units, self.spending)
+
+    async def _unit(self, unit: int, show: Callable[[int], None]) -> None:
+        started, rows, records = time.perf_counter(), read_unit(self._fitted.comments, unit), self._journal.read(unit)
+        texts = rows["text"].to_pylist()
+        places = ((row, sample) for row in range(len(rows)) for sample in range(self._samples))
+        todo = ((place, texts[place[0]]) for place in places if place not in records)
+
+        async def work() -> None:
+            for place, text in todo:
+                show(len(records))
+                if self._ended:
+                    return
+                record = await self._answer(text, place)
+                if record is None:
+                    return
+                if record["spent"]["calls"]:
+                    await asyncio.to_thread(self._journal.write, unit, place, record)
+                records[place] = record
+
+        await asyncio.gather(*(work() for _ in range(self._requests)))
+        if self._failure:
+            raise UserError(f"{self._failure}. What came back is kept: run the same command again to go on")
+        if self._ended:
+            raise Stopped(f"stopped with {self._done + len(records) // self._samples:,} answers: {self._ended}")
+        self._commit(unit, rows, records, time.perf_counter() - started)
+
+    async def _answer(self, text: str, place: Place) -> dict[str, Any] | None:
+        """What became of one text, after `ATTEMPTS`; None where the run ended before there was an answer."""
+        paid, reason = Usage(), ""
+        for attempt in range(ATTEMPTS):
+            if not await self.spending.reserve():
+                self._ended = f"the budget allows no further call ({self.spending})"
+                return None
+            reply = await self._call(text, seed=place[1] * ATTEMPTS + attempt)
+            if reply is None:
+                return None
+            paid, reason = paid + reply.usage, reply.reason
+            if reply.values is not None:
+                self._in_a_row = 0
+                return {"values": reply.values, "shares": reply.shares, "reason": None, "spent": vars(paid)}
+        self._in_a_row += 1
+        if self._in_a_row >= IN_A_ROW:
+            self._failure = self._ended = f"{IN_A_ROW} answers in a row failed; the last one: {reason}"
+        return {"values": None, "shares": None, "reason": reason, "spent": vars(paid)}
+
+    async def _call(self, text: str, seed: int) -> Reply | None:
+        """One call that was reserved; None where no other would do better."""
+        paid = Usage()
+        try:
+            reply = await self._endpoint.ask(text, seed)
+            paid = reply.usage
+            return reply
+        except openai.APIError as error:
+            return Reply(None, None, f"the call failed: {clip(str(error) or type(error).__name__, 300)}", paid)
+        except UserError as error:
+            self._failure = self._ended = str(error)
+            return None
+        finally:
+            self.spending.settle(paid)
+
+    def _commit(self, unit: int, rows: pa.Table, records: dict[Place, dict[str, Any]], seconds: float) -> None:
+        """The unit's shard, in place of its answers' files. The samples of one text are votes."""
+        replies = defaultdict[int, list[dict[str, Any]]](list)
+        for (row, _), record in sorted(records.items()):
+            replies[row].append(record)
+        found = {row: _answer_and_votes(self._fitted.compiled, some) for row, some in replies.items()}
+        known = {row: pair for row, pair in sorted(found.items()) if pair}
+        answers, votes = [answer for answer, _ in known.values()], [weights for _, weights in known.values()]
+        captured = capture_votes(answers, votes, self._fitted.compiled.automaton)
+        good = list(known)
+        kept = rows.take(pa.array(good, pa.int64())).append_column("sample", pa.array([0] * len(good), pa.int32()))
+        spent = sum((Usage(**record["spent"]) for record in records.values()), Usage())
+        about = {"hashes": self._fitted.compiled.hashes, "teacher": self._identity, "seconds": seconds, "spent": vars(spent)}
+        aside = [_aside(rows, row, replies[row][-1]["reason"]) for row in sorted(found) if row not in known]
+        write_shard(self._fitted.shards, unit, kept, captured, about, aside)
+        self._journal.delete(unit)
+        self._done += len(good)
+
+
+def _floats(usage: Usage) -> dict[str, float]:
+    return {name: float(value) for name, value in vars(usage).items()}
+
+
+def _aside(rows: pa.Table, index: int, reason: str) -> dict[str, Any]:
+    row = rows.slice(index, 1).to_pylist()[0]
+    return {"file": row["file"], "row": row["row"], "sample": 0, "id": row["id"], "reason": reason}
+
+
+def _answer_and_votes(compiled: CompiledTask, replies: list[dict[str, Any]]) -> tuple[Tokens, Votes] | None:
+    """The answer that most replies have, and the weights of all that they find possible; None where none has an answer."""
+    votes, answers = defaultdict[Tokens, float](float), Counter[Tokens]()
+    for reply in replies:
+        if reply["values"] is None:
+            continue
+        values, reached = tuple(reply["values"]), 1.0
+        for field, (allowed, shares) in enumerate(zip(compiled.task.fields.values(), reply["shares"] or [], strict=False)):
+            for value, share in zip(allowed, shares, strict=True):
+                other = (*values[:field], value, *values[field + 1 :])
+                if other == values:
+                    mine = max(share, SEEN)
+                elif share > SEEN:
+                    votes[_tokens(compiled, other)] += reached * share
+            reached *= mine
+        answers[_tokens(compiled, values)] += 1
+        votes[_tokens(compiled, values)] += reached
+    return (answers.most_common(1)[0][0], votes) if answers else None
+
+
+def _tokens(compiled: CompiledTask, values: Values) -> Tokens:
+    return (*compiled.tokenizer.encode([compiled.task.render(values)])[0], compiled.tokenizer.end_id)

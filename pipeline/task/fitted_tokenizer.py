@@ -1,0 +1,52 @@
+"""A tokenizer fitted to the texts, where no teacher brings one: pieces of their words, and the task's values whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pipeline.task.task import Task
+from pipeline.task.tokenization import TextTokenizer
+
+PIECES = 8192  # at most
+SEEN = 2  # times, at least
+CHARACTERS = 4096  # that are pieces of their own; rarer ones are written in bytes
+WORDS = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
+END = "<|end|>"
+
+
+def fit_tokenizer(texts: Iterable[str], task: Task) -> TextTokenizer:
+    """Fits byte-pair encoding (Sennrich et al., 2016) to texts, and adds the task's values whole.
+
+    A value's token begins with the separator after its key, so that a text hardly ever holds it; a field is one choice then.
+    What the texts do not have is written in bytes.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    written = "".join([*task.literals(), *(text for values in task.value_texts() for text in values)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=PIECES,
+        min_frequency=SEEN,
+        limit_alphabet=CHARACTERS,
+        initial_alphabet=sorted(set(written)),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = _with_bytes(tokenizer)
+    values = {task.format.key_separator + text: None for texts in task.value_texts() for text in texts}
+    tokenizer.add_tokens([AddedToken(value, normalized=False) for value in values])
+    tokenizer.add_special_tokens([END])
+    return TextTokenizer(tokenizer.to_str(), tokenizer.get_vocab()[END])
+
+
+def _with_bytes(tokenizer: Tokenizer) -> Tokenizer:
+    """The same with a token for each byte, which no trainer adds without making it a control token."""
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    content = json.loads(tokenizer.to_str())
+    model = content["model"]
+    for byte in range(256):
+        model["vocab"].setdefault(f"<0x{byte:02X}>", len(model["vocab"]))
+    model["byte_fallback"] = True
+    return Tokenizer.from_str(json.dumps(content))

@@ -1,0 +1,200 @@
+"""Extraction from an OpenAI-compatible API over real HTTP: a server of the tests' own, whole and faulty."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+
+from pipeline.base.errors import UserError
+from pipeline.base.signals import Stopped
+from pipeline.config import PipelineSettings
+from pipeline.extract.endpoint import extract_from_endpoint
+from pipeline.shards.manifest import Manifest, open_shards
+from tests.integration.api import SURE, TOKENS
+from tests.integration.conftest import Retort
+from tests.integration.ray_cluster import free_port
+from tests.tiny import ROOT
+
+TASK = 'name: mood\ninstruction: Name the mood.\nprompt: "{instruction}\\n{comment}"\nfields: {mood: [good, bad]}\n'
+PRICED = {"input_price": 10.0, "output_price": 100.0}
+PRICE = (TOKENS[0] * PRICED["input_price"] + TOKENS[1] * PRICED["output_price"]) / 1e6  # of a call
+
+
+class Server:
+    """The API in a process of its own."""
+
+    def __init__(self, folder: Path, faults: float) -> None:
+        self._counts, self.port = folder / "counts.txt", free_port()
+        self._counts.touch()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.api", str(self.port), str(self._counts), str(faults)], cwd=ROOT
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def paid(self) -> Counter[str]:
+        """How often each text was answered."""
+        return Counter(self._counts.read_text().splitlines())
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(faults: float = 0.0) -> Server:
+        servers.append(Server(tmp_path, faults))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+class Extraction:
+    """The stage in this process, over some texts."""
+
+    def __init__(self, folder: Path, server: Server, texts: list[str]) -> None:
+        self.out, self._folder, self._server = folder / "out", folder, server
+        (folder / "task.yaml").write_text(TASK)
+        (folder / "texts.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+
+    def __call__(self, **teacher: Any) -> Manifest:
+        return extract_from_endpoint(PipelineSettings.model_validate(self.settings(**teacher)))
+
+    def settings(self, **teacher: Any) -> dict[str, Any]:
+        return {
+            "task": str(self._folder / "task.yaml"),
+            "out": str(self.out),
+            "comments": {"paths": [str(self._folder / "texts.jsonl")]},
+            "extract": {"rows_per_unit": 32},
+            "teacher": {"model": "m", "engine": "openai", "url": self._server.url, "requests": 8} | teacher,
+        }
+
+    @property
+    def probabilities(self) -> list[float]:
+        """Of the answer taken, for each text."""
+        shards = open_shards(str(self.out / "shards"))
+        return [float(np.exp(row.max())) for table in shards.tables() for row in table.logprobs.astype(float)]
+
+
+TEXTS = [f"text {i} is {('good', 'bad')[i % 2]}" for i in range(100)]
+
+
+def test_listed_alternatives_become_probabilities_and_the_bill_is_kept(
+    tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-secret-of-mine")
+    server = serve()
+    extraction = Extraction(tmp_path, server, TEXTS)
+    manifest = extraction(key="MY_KEY", **PRICED)
+    assert (manifest.rows, manifest.set_aside, manifest.answers) == (100, 0, "teacher")
+    assert extraction.probabilities == pytest.approx([SURE] * 100, abs=1e-3)
+    assert set(server.paid.values()) == {1}
+    spent = manifest.teacher.model_dump()["spent"]
+    assert (spent["calls"], spent["cost"]) == (100, pytest.approx(100 * PRICE))
+    run = MlflowClient(f"sqlite:///{extraction.out}/mlflow.db").search_runs(["1"])[0]
+    assert run.data.metrics["cost"] == pytest.approx(100 * PRICE)
+    assert not list((extraction.out / "answers").rglob("*.json"))
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and b"sk-secret-of-mine" in path.read_bytes()]
+    assert written == []
+    assert extraction(key="MY_KEY", **PRICED).digest == manifest.digest
+    assert set(server.paid.values()) == {1}
+    with pytest.raises(UserError, match="another temperature"):
+        extraction(temperature=1.0)
+
+
+def test_a_budget_ends_the_run_and_a_larger_one_goes_on(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    server = serve()
+    extraction = Extraction(tmp_path, server, TEXTS)
+    with pytest.raises(Stopped, match="the budget allows no further call"):
+        extraction(max_calls=40)
+    assert server.paid.total() == 40
+    with pytest.raises(Stopped, match="spent"):
+        extraction(max_cost=60.5 * PRICE, **PRICED)
+    assert server.paid.total() == 60
+    assert extraction().rows == 100
+    assert set(server.paid.values()) == {1}
+
+
+def test_samples_of_a_text_are_votes(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    server = serve()
+    extraction = Extraction(tmp_path, server, TEXTS[:10])
+    settings = extraction.settings(temperature=1.0)
+    settings["extract"]["samples_per_comment"] = 3
+    assert extract_from_endpoint(PipelineSettings.model_validate(settings)).rows == 10
+    assert set(server.paid.values()) == {3}
+    assert extraction.probabilities == pytest.approx([SURE] * 10, abs=1e-3)
+
+
+def test_a_wrong_key_and_a_dead_server_are_told_at_once(
+    tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.teacher.endpoint.RETRIES", 0)
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+    server = serve()
+    extraction = Extraction(tmp_path, server, TEXTS)
+    with pytest.raises(UserError, match=r"refuses the calls: .*no such key"):
+        extraction()
+    monkeypatch.setenv("OPENAI_API_KEY", "right")
+    server.close()
+    with pytest.raises(UserError, match=r"10 answers in a row failed; the last one: the call failed: Connection error"):
+        extraction()
+    for url, reason in (("https://user:secret@host/v1", "with credentials"), ("host/v1", "give the address")):
+        with pytest.raises(UserError, match=reason) as refused:
+            extraction(url=url)
+        assert "secret" not in str(refused.value)
+
+
+def _killed(retort: Retort, tmp_path: Path, server: Server, count: int, kills: int) -> None:
+    """Texts through a faulty server, by a command that is killed at random."""
+    texts = [f"text {i} is {('good', 'bad')[i % 2]}" for i in range(count)]
+    extraction, rng = Extraction(tmp_path, server, texts), random.Random(0)
+    (tmp_path / "run.json").write_text(json.dumps(extraction.settings()))
+    command = [sys.executable, "-m", "pipeline.cli", "extract", f"--config={tmp_path / 'run.json'}"]
+    lost = 0
+    for _ in range(kills):
+        before = server.paid.total()
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=retort.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        while server.paid.total() < before + rng.randint(1, 2 * count // kills // 3) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        lost += process.wait() == -signal.SIGKILL
+    retort("extract", f"--config={tmp_path / 'run.json'}", timeout=1200)
+    shards = open_shards(str(extraction.out / "shards"))
+    rows = [key for table in shards.tables() for key in table.keys[:, 1].tolist()]
+    aside = [json.loads(line)["line"] - 1 for line in (extraction.out / "shards/set_aside.jsonl").read_text().splitlines()]
+    assert sorted(rows + aside) == list(range(count))
+    assert len(aside) < 0.1 * count
+    again = sum(times - 2 for times in server.paid.values() if times > 2)  # an answer that does not fit is asked once more
+    assert again <= lost * 8  # what was in flight when it was killed
+    assert lost > kills // 2
+
+
+def test_a_killed_run_pays_for_no_answer_twice(retort: Retort, tmp_path: Path, serve: Callable[..., Server]) -> None:
+    _killed(retort, tmp_path, serve(0.3), 300, 2)
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_five_thousand_calls(retort: Retort, tmp_path: Path, serve: Callable[..., Server]) -> None:
+    _killed(retort, tmp_path, serve(0.3), 5000, 20)
