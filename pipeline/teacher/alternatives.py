@@ -59,11 +59,7 @@ def _place(text: bytes, name: str, value: Scalar) -> tuple[int, bool] | None:
 def _shares(
     text: bytes, place: tuple[int, bool], allowed: Sequence[Scalar], value: Scalar, steps: Sequence[Step]
 ) -> list[float]:
-    """Walks the tokens of a value until no other begins like it.
-
-    An alternative's probability goes to the values that it fits, in equal parts. What is left at a step is known to be of
-    tokens that are each less likely than the last alternative: a value that no alternative fits has no more than that.
-    """
+    """Walks the tokens of a value until no other begins like it."""
     start, ascii_ = place
     written = [json.dumps(other, ensure_ascii=ascii_).encode() for other in allowed]
     mine = next(i for i, other in enumerate(allowed) if _same(other, value))
@@ -71,31 +67,39 @@ def _shares(
     texts = [text[:start] + other + rest for other in written]
     shares, reached, offset = [0.0] * len(allowed), 1.0, 0
     for step in steps:
-        after = offset + len(step.token)
-        if after <= start:
-            offset = after
-            continue
-        alive = [i for i, other in enumerate(texts) if other.startswith(text[:offset])]
-        if alive == [mine]:
-            break
-        fitting = {token: fits for token in step.alternatives if (fits := [i for i in alive if _fits(texts[i], offset, token)])}
-        unseen = set(alive).difference(*fitting.values())
-        left = max(0.0, 1 - sum(step.alternatives.values()))
-        each = min(left / len(unseen), *step.alternatives.values()) if unseen else 0.0
-        inside = sum(step.alternatives[token] for token in fitting) + each * len(unseen)
-        possible = max(inside, TINY)  # the rest is no answer of the task
-        for token in fitting.keys() - {step.token}:
-            for i in fitting[token]:
-                shares[i] += reached * step.alternatives[token] / possible / len(fitting[token])
-        for i in unseen:
-            shares[i] += reached * each / possible
-        reached *= step.alternatives[step.token] / possible
-        offset = after
+        alive = {i: other[offset:] for i, other in enumerate(texts) if other.startswith(text[:offset])}
+        offset += len(step.token)
+        if offset > start:
+            if len(alive) == 1:
+                break
+            own, others = _chances(step, alive, mine)
+            for i, chance in others.items():
+                shares[i] += reached * chance
+            reached *= own
     shares[mine] += reached
     return shares
 
 
-def _fits(text: bytes, offset: int, token: bytes) -> bool:
-    """Whether a token can stand at some place of a text."""
-    end = text[offset : offset + len(token)]
-    return bool(token) and (end == token or (offset + len(end) == len(text) and token.startswith(end)))
+def _chances(step: Step, alive: Mapping[int, bytes], mine: int) -> tuple[float, dict[int, float]]:
+    """The probability of a step's own token, and of the values that part from the answer there; together 1.
+
+    A listed token stands in equal parts for the values that go on like it, but not for the answer's own, which has another. What
+    is not listed is less likely than all that is: a value that no listed token fits has no more than the least of them.
+
+    Args:
+        alive: the text from there on with each value that begins as the answer does.
+        mine: the answer's value.
+    """
+    fits = {token: [i for i, rest in alive.items() if _fits(token, rest)] for token in step.alternatives}
+    unseen, left = set(alive).difference(*fits.values()), max(0.0, 1 - sum(step.alternatives.values()))
+    others = {i: min(left / len(unseen), *step.alternatives.values()) for i in unseen}
+    for token in fits.keys() - {step.token}:
+        some = [i for i in fits[token] if i != mine]
+        others |= {i: others.get(i, 0.0) + step.alternatives[token] / len(some) for i in some}
+    total = max(TINY, step.alternatives[step.token] + sum(others.values()))  # the rest is no answer of the task
+    return step.alternatives[step.token] / total, {i: chance / total for i, chance in others.items()}
+
+
+def _fits(token: bytes, rest: bytes) -> bool:
+    """Whether a text can go on with a token; what comes after the text is not known."""
+    return bool(token) and (rest.startswith(token) or token.startswith(rest))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,11 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.base.errors import UserError
 from pipeline.base.signals import Stopped
-from pipeline.config import PipelineSettings
+from pipeline.config import PipelineSettings, TeacherConfig
 from pipeline.extract.endpoint import extract_from_endpoint
 from pipeline.shards.manifest import Manifest, open_shards
+from pipeline.teacher.engines import engine_environment
+from tests.conftest import RealCase
 from tests.integration.api import SURE, TOKENS
 from tests.integration.conftest import Retort
 from tests.integration.ray_cluster import free_port
@@ -198,3 +203,64 @@ def test_a_killed_run_pays_for_no_answer_twice(retort: Retort, tmp_path: Path, s
 @pytest.mark.slow
 def test_twenty_kills_of_five_thousand_calls(retort: Retort, tmp_path: Path, serve: Callable[..., Server]) -> None:
     _killed(retort, tmp_path, serve(0.3), 5000, 20)
+
+
+@pytest.fixture(scope="module")
+def vllm_server(real_case: RealCase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """vLLM's own server with the real teacher, in float32; its URL."""
+    port, log = free_port(), tmp_path_factory.mktemp("vllm") / "server.log"
+    environment = os.environ | engine_environment(TeacherConfig())
+    options = ["--host=127.0.0.1", f"--port={port}", "--dtype=float32", "--block-size=32", "--enforce-eager"]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={real_case.teacher}", *options]
+    with log.open("w") as stream:
+        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(180):
+            with suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+                break
+            assert process.poll() is None, log.read_text()
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_server_of_vllm_gives_what_the_engine_gives(
+    retort: Retort, real_case: RealCase, vllm_server: str, tmp_path: Path
+) -> None:
+    """Probabilities of the answers to 1e-3, and the answers themselves wherever the engine's margin is above 0.01."""
+    named = {"task": real_case.task, "teacher": real_case.teacher, "comments": real_case.comments}
+    options = [*(f"--{name}={value}" for name, value in named.items()), "--limit=400", "--set=teacher.dtype=float32"]
+    retort("extract", *options, f"--out={tmp_path / 'engine'}")
+    api = ["--set=teacher.engine=openai", f"--set=teacher.url={vllm_server}", "--set=teacher.requests=32"]
+    retort("extract", *options, *api, f"--out={tmp_path / 'api'}")
+    engine, api_answers = (_answers(tmp_path / name / "shards") for name in ("engine", "api"))
+    assert engine.keys() == api_answers.keys()
+    assert len(engine) > 390
+    differ = [engine[text] for text, answer in api_answers.items() if answer[0] != engine[text][0]]
+    assert all(margin < 0.01 for _, _, margin in differ)
+    pairs = [(engine[text][1], answer[1]) for text, answer in api_answers.items() if answer[0] == engine[text][0]]
+    assert np.abs(np.subtract(*zip(*pairs, strict=True))).max() < 1e-3
+
+
+def _answers(folder: Path) -> dict[str, tuple[str, float, float]]:
+    """Of each text: the answer, its probability under the automaton, and the least margin of its choices."""
+    shards, found = open_shards(str(folder)), {}
+    automaton, tokenizer = shards.compiled.automaton, shards.compiled.tokenizer
+    for table in shards.tables():
+        answers = np.split(table.answers, np.cumsum(table.lengths)[:-1])
+        states = np.split(automaton.states_before(answers), np.cumsum(table.lengths)[:-1])
+        kept = np.split(table.kept, np.cumsum(table.lengths)[:-1])
+        rows = np.split(table.logprobs.astype(np.float64), np.cumsum([some.sum() for some in kept])[:-1])
+        for text, answer, at, some, logprobs in zip(table.texts, answers, states, kept, rows, strict=True):
+            choice = ~automaton.forced[at[some]]
+            shares = np.exp(logprobs[choice][:, : len(automaton.tokens)]) * automaton.allowed[at[some][choice]]
+            shares /= shares.sum(1, keepdims=True)
+            columns = [automaton.column[int(token)] for token in answer[some][choice]]
+            best = np.sort(shares, axis=1)[:, ::-1]
+            taken = float(np.prod(shares[np.arange(len(columns)), columns]))
+            found[text] = (tokenizer.decode(answer), taken, float((best[:, 0] - best[:, 1]).min()))
+    return found

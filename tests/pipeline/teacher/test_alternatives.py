@@ -98,3 +98,13 @@ def test_an_answer_written_otherwise_is_read_all_the_same() -> None:
 
 def test_what_is_not_found_leaves_the_value_alone() -> None:
     assert value_shares(TASK, ("bad", 2, True), [Step(b"bad", {b"bad": 0.5})]) == [[0, 0, 1, 0], [0, 0, 1, 0], [1, 0]]
+
+
+def test_a_token_that_the_answer_begins_with_too_stands_for_the_other_values() -> None:
+    task = Task(name="t", instruction="Judge.", fields={"mood": ["confusion", "curiosity", "calm"]})
+    steps = [
+        Step(b'{"mood": "', {b'{"mood": "': 1.0}),
+        Step(b"con", {b"con": 0.6, b"c": 0.4}),
+        Step(b'fusion"}', {b'fusion"}': 1.0}),
+    ]
+    assert value_shares(task, ("confusion",), steps)[0] == pytest.approx([0.6, 0.2, 0.2])
