@@ -68,6 +68,9 @@ class CommentsConfig(Strict):
     answer: str | None = Field(
         None, description="column with answers for the teacher to score instead of giving its own; or one for each field: a,b"
     )
+    gold: str | None = Field(
+        None, description="column with people's labels for the report, or one for each field: a,b; nothing is trained on them"
+    )
     limit: int | None = Field(None, ge=1, description="stop after this many comments that pass the filters")
     max_malformed: int | None = Field(None, ge=0, description="stop the run when more rows than this are malformed")
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 MANY_DROPPED = 0.05  # share of the rows read: a rule that drops more may be a mistake
 SAMPLED, SAMPLED_CHARACTERS = 2048, 20_000  # comments, and of each, whose lengths are looked at for advice
 FINGERPRINTS = 16  # files looked at together: in a bucket each takes some requests
-UNIT_COLUMNS = ["file", "row", "id", "text", "tokens", "answer"]
+UNIT_COLUMNS = ["file", "row", "id", "text", "tokens", "answer", "gold"]
 
 
 class CommentSource(Strict):
@@ -44,6 +44,7 @@ class CommentSource(Strict):
     text: str
     id: str
     answer: str | None
+    gold: str | None = None
     limit: int | None
     rows_per_unit: int
 
@@ -55,7 +56,7 @@ class CommentSource(Strict):
     @property
     def columns(self) -> Columns:
         """What is read of them."""
-        return Columns(self.text, self.id, self.answer)
+        return Columns(self.text, self.id, self.answer, self.gold)
 
 
 class Plan(Strict):
@@ -109,6 +110,7 @@ def describe_source(
         text=config.text,
         id=config.id,
         answer=config.answer,
+        gold=config.gold,
         limit=config.limit,
         rows_per_unit=rows_per_unit,
     )

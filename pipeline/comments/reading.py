@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         pa.field("text", pa.string()),
         pa.field("tokens", pa.list_(pa.int32())),  # the comment's text in the teacher's tokens
         pa.field("answer", pa.list_(pa.int32())),  # a given answer's tokens, end token last; empty where none is given
+        pa.field("gold", pa.list_(pa.int32())),  # the same of people's label; empty where it is none of the task's answers
         pa.field("status", pa.string()),  # KEPT, MALFORMED or one of DROPS
         pa.field("reason", pa.string()),  # of MALFORMED rows
     ]
@@ -60,6 +61,8 @@ class Comment:
     tokens: list[int] = field(default_factory=list)
     given: Any = None  # an answer as it was read
     answer: list[int] = field(default_factory=list)  # and its tokens
+    labels: Any = None  # people's, as they were read
+    gold: list[int] = field(default_factory=list)  # and their tokens
 
     @property
     def set_aside(self) -> str | None:
@@ -76,21 +79,27 @@ class Columns:
     text: str
     id: str
     answer: str | None = None
+    gold: str | None = None
 
     @staticmethod
     def of(config: CommentsConfig) -> Columns:
         """Those of a configuration."""
-        return Columns(config.text, config.id, config.answer)
+        return Columns(config.text, config.id, config.answer, config.gold)
 
     @property
     def answers(self) -> list[str]:
         """The columns of a given answer: one that holds all of it, or one for each field."""
-        return [name.strip() for name in self.answer.split(",")] if self.answer else []
+        return _names(self.answer)
+
+    @property
+    def labels(self) -> list[str]:
+        """The same of people's labels."""
+        return _names(self.gold)
 
     @property
     def required(self) -> list[str]:
         """Those that must be there."""
-        return [self.text, *self.answers]
+        return [self.text, *self.answers, *self.labels]
 
     def require_fields(self, task: Task) -> None:
         """Refuses several columns of answers that are not the task's fields.
@@ -98,11 +107,16 @@ class Columns:
         Raises:
             UserError: naming both.
         """
-        if len(self.answers) > 1 and set(self.answers) != set(task.fields):
-            raise UserError(
-                f"--answers names the columns {', '.join(self.answers)}, but the task's fields are {', '.join(task.fields)}: "
-                "name one column that holds the whole answer, or a column for each field under the field's name"
-            )
+        for option, names in (("--answers", self.answers), ("comments.gold", self.labels)):
+            if len(names) > 1 and set(names) != set(task.fields):
+                raise UserError(
+                    f"{option} names the columns {', '.join(names)}, but the task's fields are {', '.join(task.fields)}: "
+                    "name one column that holds the whole answer, or a column for each field under the field's name"
+                )
+
+
+def _names(columns: str | None) -> list[str]:
+    return [name.strip() for name in columns.split(",")] if columns else []
 
 
 def text_key(text: str) -> bytes:
@@ -255,7 +269,13 @@ def _require_columns(path: str, columns: Columns, names: Iterable[str]) -> None:
 
 
 def _no_column(what: str, name: str, columns: Columns, names: Iterable[str]) -> str:
-    key = "comments.text" if name == columns.text else "--answers (comments.answer)"
+    key = (
+        "comments.text"
+        if name == columns.text
+        else "--answers (comments.answer)"
+        if name in columns.answers
+        else "comments.gold"
+    )
     return f"no {what} {name!r}; it has {', '.join(names) or 'none'}. Set {key}"
 
 
@@ -263,10 +283,15 @@ def _checked(row: int, record: dict[str, Any], columns: Columns) -> Comment:
     id_ = _decoded(record.get(columns.id))
     name = "" if id_ is None else str(id_).encode("utf-8", "replace").decode()
     checked = replace(text_row(row, _decoded(record[columns.text])), id=name)
-    if not columns.answer or checked.status != KEPT:
+    if checked.status != KEPT:
         return checked
-    given = {name: _decoded(record[name]) for name in columns.answers}
-    return replace(checked, given=given if len(given) > 1 else given[columns.answers[0]])
+    return replace(checked, given=_given(record, columns.answers), labels=_given(record, columns.labels))
+
+
+def _given(record: dict[str, Any], names: list[str]) -> Any:
+    """An answer that a row holds: the value of its one column, or those of several by name; None where it has no column."""
+    given = {name: _decoded(record[name]) for name in names}
+    return given if len(given) > 1 else next(iter(given.values()), None)
 
 
 def text_row(row: int, text: Any) -> Comment:
@@ -335,6 +360,16 @@ def tokenize_answers(rows: list[Comment], task: Task, tokenizer: TextTokenizer) 
     return marked
 
 
+def tokenize_labels(rows: list[Comment], task: Task, tokenizer: TextTokenizer) -> list[Comment]:
+    """Gives kept rows their label's tokens, where it fits the task."""
+    values = [task.fit(row.labels) if row.status == KEPT else None for row in rows]
+    ids = tokenizer.encode([task.render(label) if label else "" for label in values])
+    return [
+        replace(row, gold=[*tokens, tokenizer.end_id]) if label else row
+        for row, label, tokens in zip(rows, values, ids, strict=True)
+    ]
+
+
 def _misfit(given: Any, task: Task) -> str:
     """Why a given answer does not fit a task, and what would."""
     if given in (None, ""):
@@ -372,7 +407,8 @@ def comment_tables(paths: list[str], columns: Columns, task: Task, tokenizer: Te
 def _file_tables(file: int, path: str, columns: Columns, task: Task, tokenizer: TextTokenizer) -> Iterator[pa.Table]:
     rows = read_file(path, columns)
     while marked := filter_rows(itertools.islice(rows, BATCH_ROWS), task.comments, tokenizer):
-        yield _table(file, tokenize_answers(marked, task, tokenizer) if columns.answer else marked)
+        marked = tokenize_answers(marked, task, tokenizer) if columns.answer else marked
+        yield _table(file, tokenize_labels(marked, task, tokenizer) if columns.gold else marked)
 
 
 @cache

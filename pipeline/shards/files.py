@@ -38,7 +38,11 @@ EXAMPLE = [
     pa.field("answer_tokens", pa.list_(pa.int32())),  # [T], the teacher's answer, end token last
     pa.field("kept", pa.list_(pa.bool_())),  # [T], the steps whose logits are here
 ]
+GOLD = pa.field(
+    "gold", pa.list_(pa.int32())
+)  # people's label in the same tokens, empty where there is none; older shards have none
 METADATA = b"retort"
+_NONE = np.zeros(0, np.int32)
 AGAIN = "Delete it, and `retort extract` makes it again"
 ROW_COLUMNS = ["file", "row", "sample", "id", "text", "tokens"]
 
@@ -110,9 +114,10 @@ def write_shard(
             *(rows[name] for name in ROW_COLUMNS),
             lists(answers, captured.lengths, pa.int32()),
             lists(kept[inside], captured.lengths, pa.bool_()),
+            rows[GOLD.name] if GOLD.name in rows.column_names else pa.array([[]] * len(rows), GOLD.type),
             *payload.columns,
         ],
-        schema=pa.schema(EXAMPLE + payload.fields),
+        schema=pa.schema([*EXAMPLE, GOLD, *payload.fields]),
     )
     facts = about | {"unit": unit} | sizes | payload.facts | {"set_aside": list(set_aside), "digest": _digest(table)}
     table = table.replace_schema_metadata({METADATA: json.dumps(facts)})
@@ -137,6 +142,7 @@ class ShardTable:
         answers: int32 [M], answers one after another, each with its end token.
         lengths: int64 [N], steps of each answer.
         kept: bool [M], the steps whose logits are here.
+        gold: people's label of each comment, int32, end token last; empty where there is none.
         stored: the logits of the kept steps.
         states: int64 [C], the automaton's state before each kept step; None where no codec asks for it.
     """
@@ -150,6 +156,7 @@ class ShardTable:
     answers: np.ndarray[Any, np.dtype[np.int32]]
     lengths: np.ndarray[Any, np.dtype[np.int64]]
     kept: np.ndarray[Any, np.dtype[np.bool_]]
+    gold: list[np.ndarray[Any, np.dtype[np.int32]]]
     stored: Stored
     states: np.ndarray[Any, np.dtype[np.int64]] | None
 
@@ -198,6 +205,9 @@ def read_shard(path: str, compact: Compact | None = None) -> ShardTable:
         answers=answers,
         lengths=lengths,
         kept=kept,
+        gold=_split(column["gold"].flatten().to_numpy(), _lengths(column["gold"]))
+        if "gold" in column
+        else [_NONE] * len(lengths),
         stored=stored,
         states=states,
     )

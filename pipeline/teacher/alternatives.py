@@ -83,8 +83,8 @@ def _shares(
 def _chances(step: Step, alive: Mapping[int, bytes], mine: int) -> tuple[float, dict[int, float]]:
     """The probability of a step's own token, and of the values that part from the answer there; together 1.
 
-    A listed token stands in equal parts for the values that go on like it, but not for the answer's own, which has another. What
-    is not listed is less likely than all that is: a value that no listed token fits has no more than the least of them.
+    A listed token stands in equal parts for the values that go on like it, but for the answer's own, which has another. What is
+    not listed is less likely than all that is: a value that no listed token fits has no more than the least of them.
 
     Args:
         alive: the text from there on with each value that begins as the answer does.

@@ -41,6 +41,11 @@ def teacher_answers(examples: Examples) -> list[Values]:
     return [answer for answer in answers if answer is not None]
 
 
+def gold_answers(examples: Examples) -> list[Values | None]:
+    """The values of people's labels; None where there is none."""
+    return parse_all(examples.compiled, [examples.gold(i).tolist() for i in range(len(examples))])
+
+
 def parse_all(compiled: CompiledTask, answers: list[list[int]]) -> list[Values | None]:
     """The values of each answer's tokens; None where they are not a valid answer."""
     known: dict[tuple[int, ...], Values | None] = {}  # answers are many, different ones few

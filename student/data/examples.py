@@ -116,6 +116,11 @@ class Examples:
         start, end = self.columns["answer_starts"][index : index + 2]
         return self.columns["answer"][start:end]
 
+    def gold(self, index: int) -> NDArray[np.int32]:
+        """Token ids of people's label, end token last; none where there is none."""
+        start, end = self.columns["gold_starts"][index : index + 2]
+        return self.columns["gold"][start:end]
+
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """The batch of these examples, in this order."""
         steps, logits = self._steps(indices)

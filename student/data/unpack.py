@@ -11,9 +11,10 @@ N examples, M steps, C steps with their logits, W watched tokens, K temperatures
     kept      bool [M], the steps whose logits are here
     values    float16 [C, W], log-probabilities in nats; int8 [C, codes] where every shard is compact
     lse       float32 [C, K], nats
+    gold      int32, people's label in the answer's tokens, none for most
 
 and int64 [N + 1] each, where an example's values begin: text_starts, comment_starts, answer_starts (also for state and kept),
-kept_starts (for values and lse) and choice_starts, which counts choice steps.
+kept_starts (for values and lse), gold_starts and choice_starts, which counts choice steps.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLIT_TENTHS = {TRAIN: range(8), VALIDATION: range(8, 9), TEST: range(9, 10)}
 TEXTS = 4096  # given to a reader at once
 PIECE = 1 << 20  # ids counted at once
-LAYOUT = 2  # of the columns; another number makes another cache
+LAYOUT = 3  # of the columns; another number makes another cache
 
 Columns = dict[str, NDArray[Any]]
 
@@ -169,6 +170,7 @@ def _groups(shards: Shards, table: ShardTable) -> dict[str, _Group]:
         "comment_starts": _Group(_lengths(table.comments), {"comment": np.concatenate(table.comments)}),
         "answer_starts": _Group(table.lengths, steps),
         "kept_starts": _Group(np.bincount(example, table.kept).astype(np.int64), {"values": values, "lse": table.lse}),
+        "gold_starts": _Group(_lengths(table.gold), {"gold": np.concatenate(table.gold)}),
         "choice_starts": _Group(choices, {}),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import time
@@ -19,13 +20,14 @@ from pipeline.base.tracking import Tracking, field_metric
 from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.compiled import require_same
 from student.config import FloorsConfig
-from student.data.answers import parse_all, teacher_answers
+from student.data.answers import gold_answers, parse_all, teacher_answers
 from student.data.examples import Batch, Examples, student_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION
 from student.decode.decode import Decoded, Decoder, Prefixes
 from student.evaluate.calibrate import fit_temperatures
 from student.evaluate.fidelity import agreement, close_answers, matches, step_measures, trust
 from student.evaluate.floors import fit_floors
+from student.evaluate.gold import against_gold, suspects
 from student.evaluate.report import render
 from student.evaluate.speed import latency_ms
 from student.model.checkpoint import Trained, load_student, load_training, require_student, save_temperatures
@@ -34,6 +36,7 @@ from student.registry.mlflow_model import log_report, log_student
 
 log = logging.getLogger(__name__)
 
+SUSPECTS = "suspects.jsonl"
 BATCH_SIZE = 128  # answers the student decodes together
 
 
@@ -76,7 +79,7 @@ def measure(floors: FloorsConfig, shards_folder: str, student_folder: str, repor
     steps = step_measures(model, _batches(test, BATCH_SIZE)) | {"close_answers": close}
     if shards.manifest.answers == "given":
         steps |= {"kl": None, "choice_kl": None, "close_answers": None}  # of a teacher that did not give these answers
-    figures = {
+    figures: dict[str, Any] = {
         "task": task.name,
         "answers": shards.manifest.answers,
         "examples": {"test": len(test), "train": len(train), "floors": min(floors.examples, len(train))},
@@ -89,6 +92,13 @@ def measure(floors: FloorsConfig, shards_folder: str, student_folder: str, repor
         "speed": _speed(shards, len(test), seconds, constrained.calls) | {"latency_ms": latency_ms(model, compiled, test)},
         "training": training.model_dump(mode="json", exclude_unset=True),
     }
+    gold = gold_answers(test)
+    figures["gold"] = against_gold(task, gold, truth, answers)
+    texts = [test.text(i) for i in range(len(test))]
+    doubted = suspects(task, texts, gold, truth, answers, constrained.confidence)
+    storage.write_text(
+        storage.join(report_folder, SUSPECTS), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in doubted)
+    )
     storage.write_json(storage.join(report_folder, "fidelity.json"), figures)
     storage.write_text(storage.join(report_folder, "fidelity.html"), render(figures))
     return figures
@@ -113,6 +123,7 @@ def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> s
         "test/choice_accuracy": figures["steps"]["choice_accuracy"],
         "test/choice_kl": figures["steps"]["choice_kl"],
         "test/ece": figures["steps"]["calibration"]["ece"],
+        **({f"gold/{who}": figures["gold"][who]["whole"][0] for who in ("reference", "student")} if figures["gold"] else {}),
         **{f"floor/{name}": floor["whole"] for name, floor in figures["floors"].items()},
         "speed/answers_per_second": speed["student_answers_per_second"],
         "speed/latency_ms": speed["latency_ms"],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -11,6 +13,7 @@ from pipeline.base.plots import PALE, PLAIN, STUDENT, TRAIN, WIDTH, fitted, svg
 from student.data.answers import Reference
 from student.evaluate.verdict import LABELS, named
 
+MOST_VALUES = 40  # that a picture has room for
 FLOORS = dict(zip(LABELS.values(), ("#c9a45c", "#a98bb5", "#bdbdbd"), strict=True))  # colours
 
 
@@ -33,6 +36,22 @@ def agreement_bars(figures: dict[str, Any], reference: Reference) -> str:
         axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
         axes.set_title(f"Agreement with {reference.name} on unseen comments")
         axes.legend(ncols=len(series), fontsize=8, loc="upper right")
+    return drawing.uri
+
+
+def confusion(names: list[Any], counts: list[list[int]]) -> str | None:
+    """What the student takes each label for, as shares of the label; None for more values than a picture shows."""
+    if len(names) > MOST_VALUES:
+        return None
+    shares = np.array(counts) / np.maximum(1, np.sum(counts, axis=1, keepdims=True))
+    size = max(3.2, 0.26 * len(names) + 1.6)
+    with svg(1, size + 1, size) as (drawing, (axes,)):
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        told = [fitted(json.dumps(name, ensure_ascii=False), 16) for name in names]
+        axes.set_xticks(range(len(names)), told, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(names)), told, fontsize=8)
+        axes.set_xlabel("the student's answer")
+        axes.set_ylabel("people's label")
     return drawing.uri
 
 

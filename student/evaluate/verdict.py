@@ -42,8 +42,10 @@ def _against_floors(figures: dict[str, Any]) -> str:
 
 def _next(figures: dict[str, Any]) -> list[str]:
     """Commands that lift a student, the one that promises most first (docs/is-it-for-me.md)."""
-    cut = "start from what is known: a pretrained reader (--reader MODEL), or half of a Gemma 3 teacher (retort prune)"
-    more = "more answers (retort extract with more --comments)"
+    taught = figures["answers"] == "teacher"
+    cut = "start from what is known: a pretrained reader (--reader MODEL)"
+    cut += ", or half of a Gemma 3 teacher (retort prune)" if taught else ""
+    more = "more answers (retort extract with more --comments)" if taught else "more answers"
     search = "a search (retort tune)"
     epochs = figures["training"]["epochs"]
     if epochs[-1]["validation_ce"] <= 1.02 * min(row["validation_ce"] for row in epochs):

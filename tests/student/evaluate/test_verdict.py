@@ -10,7 +10,8 @@ from student.evaluate.verdict import sample_size_notes, verdict
 
 def figures(student: float, floor: float, half: float, test: int) -> dict[str, Any]:
     floors = {"majority": {"whole": 0.1}, "linear_svm": {"whole": floor}, "linear_svm_half": {"whole": half}}
-    return {"student": {"whole": student}, "floors": floors, "examples": {"test": test, "train": 8 * test}}
+    sizes = {"test": test, "train": 8 * test}
+    return {"answers": "teacher", "student": {"whole": student}, "floors": floors, "examples": sizes}
 
 
 def test_few_examples_are_told_and_many_are_not() -> None:
@@ -72,3 +73,10 @@ def test_floors_that_were_not_fitted_are_no_proof() -> None:
     told = verdict(report(0.9, 0.8) | {"floors": {}})
     assert "No floor was fitted" in told[0]
     assert "A floor" not in " ".join(told)
+
+
+def test_answers_that_were_given_have_no_teacher_to_prune() -> None:
+    told = " ".join(verdict(report(0.7, 0.8) | {"answers": "given"}))
+    assert "--reader MODEL" in told
+    assert "retort prune" not in told
+    assert "retort extract" not in told

@@ -1,0 +1,107 @@
+"""Against people's labels: the student, the answers it learnt from, and those of them that a sure student contradicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, f1_score
+
+from pipeline.task.task import Task, Values
+from student.evaluate.fidelity import agreement
+
+
+def against_gold(
+    task: Task, gold: list[Values | None], reference: list[Values], student: list[Values | None]
+) -> dict[str, Any] | None:
+    """How often each is right, by people's labels; None where there are none.
+
+    Args:
+        reference: the answers in the shards.
+
+    Returns:
+        `examples`, how many have labels; for `reference` and `student`, `whole` and by field in `fields`, the share that is
+        right with its 95 % interval (Wilson, 1927); and for each field in `values`: `counts` of labels, `f1` of both by value,
+        and the student's `confusion`, a row for each label; all in the order of `names`.
+    """
+    known = [i for i, label in enumerate(gold) if label is not None]
+    if not known:
+        return None
+    labels = [label for label in gold if label is not None]
+    answers: dict[str, list[Values | None]] = {
+        "reference": [reference[i] for i in known],
+        "student": [student[i] for i in known],
+    }
+    return {
+        "examples": len(known),
+        **{who: _right(agreement(task, labels, some), len(known)) for who, some in answers.items()},
+        "values": {
+            name: {"names": task.fields[name]}
+            | _by_value(
+                [place(label) for label in labels],
+                {who: [place(answer) for answer in some] for who, some in answers.items()},
+                count,
+            )
+            for name, place, count in _fields(task)
+        },
+    }
+
+
+def _right(shares: dict[str, Any], count: int) -> dict[str, Any]:
+    """Shares of so many answers, each with the ends of its interval."""
+
+    def interval(share: float) -> list[float]:
+        ends = binomtest(round(share * count), count).proportion_ci(method="wilson")
+        return [share, float(ends.low), float(ends.high)]
+
+    return {"whole": interval(shares["whole"]), "fields": {name: interval(share) for name, share in shares["fields"].items()}}
+
+
+def _by_value(labels: list[int], found: dict[str, list[int]], count: int) -> dict[str, Any]:
+    """How often each of `count` values is a label, how well it is found, and what the student takes it for."""
+    every = list(range(count))
+    return {
+        "counts": np.bincount(labels, minlength=count).tolist(),
+        "f1": {
+            who: f1_score(labels, mine, labels=every, average=None, zero_division=0).tolist() for who, mine in found.items()
+        },
+        "confusion": confusion_matrix(labels, found["student"], labels=every).tolist(),
+    }
+
+
+def _fields(task: Task) -> Iterator[tuple[str, Callable[[Values | None], int], int]]:
+    """Each field's name, a function for which of its values an answer has (-1 for no answer), and how many there are."""
+    for i, (name, values) in enumerate(task.fields.items()):
+        places = {(type(value), value): place for place, value in enumerate(values)}
+
+        def place(answer: Values | None, i: int = i, places: dict[Any, int] = places) -> int:
+            return -1 if answer is None else places[type(answer[i]), answer[i]]
+
+        yield name, place, len(values)
+
+
+def suspects(
+    task: Task,
+    texts: list[str],
+    gold: list[Values | None],
+    reference: list[Values],
+    student: list[Values | None],
+    confidence: NDArray[np.float64],
+) -> list[dict[str, Any]]:
+    """The texts that the student answers otherwise, the surest first: where the answers in the shards may be wrong."""
+    other = [
+        i for i in np.argsort(-confidence, kind="stable").tolist() if student[i] is not None and student[i] != reference[i]
+    ]
+    names = list(task.fields)
+    return [
+        {"text": texts[i], "confidence": round(float(confidence[i]), 4)}
+        | {
+            who: dict(zip(names, answer, strict=True))
+            for who, answer in (("student", student[i]), ("answer", reference[i]), ("gold", gold[i]))
+            if answer is not None
+        }
+        for i in other
+    ]
