@@ -31,7 +31,7 @@ def test_a_label_that_does_not_fit_is_none(tmp_path: Path, tokenizer: TextTokeni
 
 
 def test_columns_of_labels_are_the_fields(tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    with pytest.raises(UserError, match="comments.gold names the columns mood, size"):
+    with pytest.raises(UserError, match=r"comments\.gold names the columns mood, size"):
         Columns("body", "id", gold="mood,size").require_fields(TASK)
     path = tmp_path / "rows.jsonl"
     path.write_text('{"body": "one"}\n')
