@@ -92,6 +92,32 @@ def import_answers(**options: Any) -> None:
 
 
 @click.command()
+@click.argument("folders", nargs=-1, required=True, metavar="SHARDS SHARDS …")
+@click.option("--weights", metavar="NUMBERS", help="Of the folders in their order, as 2,1; by default all alike.")
+@click.option("--keep-missing", is_flag=True, help="Keep texts that only some folders have.")
+@click.option("--out", required=True, metavar="DIR", help="The run's folder; the merged shards go to OUT/shards.")
+def merge(folders: tuple[str, ...], weights: str | None, keep_missing: bool, out: str) -> None:
+    """Several teachers' shards of one task as one, in OUT/shards: the mean of their probabilities.
+
+    The teachers may have different tokenizers; one of them may be a log of people's answers.
+
+    \b
+      retort merge runs/small/shards runs/large/shards --weights 1,3 --out runs/both
+      retort train --out runs/both
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from pipeline.shards.merge import merge as stage
+
+    set_up_logging(verbose=False)
+    try:
+        numbers = [float(number) for number in weights.split(",")] if weights else []
+    except ValueError:
+        raise click.BadParameter(f"{weights!r} is no list of numbers, as 2,1", param_hint="--weights") from None
+    place = storage.join(writable(storage.absolute(out)), "shards")
+    manifest = stage([storage.absolute(folder) for folder in folders], numbers, keep_missing, place)
+    say(f"{manifest.rows:,} answers in {place}")
+
+
+@click.command()
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR")
 @click.option("--verbose", is_flag=True)
 def demo(out: str, verbose: bool) -> None:

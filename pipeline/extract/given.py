@@ -20,7 +20,7 @@ from pipeline.config import PipelineSettings
 from pipeline.extract.fitted import Fitted, fit
 from pipeline.shards.files import shard_exists, write_shard
 from pipeline.shards.manifest import Manifest, write_manifest
-from pipeline.shards.shares import Votes, capture_votes, likeliest
+from pipeline.shards.shares import Votes, capture_votes, greedy
 from pipeline.task.automaton import Tokens
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def _write(fitted: Fitted) -> None:
             seen.update(first)
             if not shard_exists(fitted.shards, unit):
                 some = [votes[key] for key in first]
-                captured = capture_votes([likeliest(one) for one in some], some, fitted.compiled.automaton)
+                captured = capture_votes([greedy(one) for one in some], some, fitted.compiled.automaton)
                 kept = rows.take(pa.array(first.values(), pa.int64())).append_column(
                     "sample", pa.array([0] * len(first), pa.int32())
                 )

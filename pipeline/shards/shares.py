@@ -21,9 +21,17 @@ NEVER = -30.0  # nats, in place of the logarithm of 0: finite in float16, and no
 Votes = Mapping[Tokens, float]  # weights, by the tokens of whole answers
 
 
-def likeliest(votes: Votes) -> Tokens:
-    """The answer with the most weight; of several, the one that came first."""
-    return max(votes, key=lambda answer: votes[answer])
+def greedy(votes: Votes) -> Tokens:
+    """The answer that a decoder would find: at each token the one with the most weight; of several, the one that came first."""
+    step = 0
+    while len(votes) > 1:
+        weights = dict.fromkeys((answer[step] for answer in votes), 0.0)
+        for answer, weight in votes.items():
+            weights[answer[step]] += weight
+        best = max(weights, key=lambda token: weights[token])
+        votes = {answer: weight for answer, weight in votes.items() if answer[step] == best}
+        step += 1
+    return next(iter(votes))
 
 
 def capture_votes(answers: Sequence[Tokens], votes: Sequence[Votes], automaton: Automaton) -> Captured:
