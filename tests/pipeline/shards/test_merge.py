@@ -23,7 +23,7 @@ def shards(folder: Path, votes: Votes, gold: dict[str, Values] | None = None) ->
     """An extraction in which each text has these votes."""
     folder.mkdir()
     rows = [
-        {"body": text, "team": team, "urgent": urgent, "gold": json.dumps(dict(zip(TASK.fields, (gold or {}).get(text, ()))))}
+        {"body": text, "team": team, "urgent": urgent, "gold": json.dumps(dict(zip(TASK.fields, (gold or {}).get(text, ()), strict=False)))}
         for text, answers in votes.items()
         for team, urgent in answers
     ]
