@@ -22,8 +22,9 @@ Votes = dict[str, list[Values]]  # of each text
 def shards(folder: Path, votes: Votes, gold: dict[str, Values] | None = None) -> str:
     """An extraction in which each text has these votes."""
     folder.mkdir()
+    labels = {text: json.dumps(dict(zip(TASK.fields, values, strict=True))) for text, values in (gold or {}).items()}
     rows = [
-        {"body": text, "team": team, "urgent": urgent, "gold": json.dumps(dict(zip(TASK.fields, (gold or {}).get(text, ()), strict=False)))}
+        {"body": text, "team": team, "urgent": urgent, "gold": labels.get(text)}
         for text, answers in votes.items()
         for team, urgent in answers
     ]
