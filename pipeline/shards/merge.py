@@ -64,8 +64,8 @@ def merge(folders: Sequence[str], weights: Sequence[float], keep_missing: bool, 
         raise UserError(f"{out} holds shards already: choose another --out, or delete it")
     extractions = [open_shards(folder) for folder in folders]
     for other in extractions[1:]:
-        hashes = ({"task": shards.compiled.task.hash} for shards in (other, extractions[0]))
-        require_same(*hashes, other.folder, extractions[0].folder)
+        found, wanted = ({"task": shards.compiled.task.hash} for shards in (other, extractions[0]))
+        require_same(found, wanted, other.folder, extractions[0].folder)
     rows = list(_gather(extractions, weights).values())
     whole = [row for row in rows if row.teachers == len(folders)]
     log.info("%s texts, %s of them in all %s folders", f"{len(rows):,}", f"{len(whole):,}", len(folders))
