@@ -50,8 +50,8 @@ class LadderConfig(Strict):
     """The students that `retort run` trains, and how the best is told."""
 
     rungs: Annotated[tuple[Literal["ngrams", "own", "teacher"], ...], BeforeValidator(_words)] = Field(
-        ("own", "teacher"),
-        description="a student of random weights; half of the teacher, where it is a Gemma 3 here; hashed words and characters",
+        ("ngrams", "own", "teacher"),
+        description="hashed words, of few answers; a student of random weights; half of the teacher, where it is a Gemma 3 here",
     )
     readers: tuple[str, ...] = Field(
         (),

@@ -17,7 +17,7 @@ SHARE = click.FloatRange(0, 1)
 
 
 @click.command()
-@setting("ladder.rungs", "--ladder", metavar="RUNGS", help="Students to train, of own,teacher,ngrams; by default own,teacher.")
+@setting("ladder.rungs", "--ladder", metavar="RUNGS", help="Students to train, by default ngrams,own,teacher.")
 @setting("ladder.readers", "--reader", multiple=True, metavar="MODEL", help="A pretrained model, for one more student.")
 @setting("comments.answer", "--answers", metavar="COLUMNS", help="Answers you have, see `retort import`: no teacher is asked.")
 @setting(
@@ -28,9 +28,9 @@ SHARE = click.FloatRange(0, 1)
 def run(**options: Any) -> None:
     """Everything: extract, train, evaluate, and a summary.
 
-    Trains a student for each rung of a ladder in OUT/ladder: one of random weights, and half of the teacher where it is a
-    Gemma 3 model. Takes the one with the best agreement on validation comments, less half a point for each doubling of its time
-    for an answer.
+    Trains a student for each rung of a ladder in OUT/ladder: one of hashed words where answers are few, one of random weights,
+    and half of the teacher where it is a Gemma 3 model. Takes the one with the best agreement on validation comments, less
+    half a point for each doubling of its time for an answer.
 
     \b
       retort run ... --answers label                                     from answers in the files, without a teacher

@@ -162,7 +162,7 @@ class _Run:
             reply = await self._endpoint.ask(text, seed)
             paid = reply.usage
             return reply
-        except openai.APIError as error:
+        except (openai.APIError, ValueError) as error:
             return Reply(None, None, f"the call failed: {clip(str(error) or type(error).__name__, 300)}", paid)
         except UserError as error:
             self._failure = self._ended = str(error)

@@ -41,7 +41,7 @@ class TeacherFacts(_Facts):
     @property
     def is_here(self) -> bool:
         """Whether it is a model that can be loaded, not one behind an API."""
-        return self.model is not None and self.engine in (None, "vllm", "transformers")
+        return self.model is not None and self.engine not in ("openai", "merged")
 
 
 class _Source(_Facts):

@@ -93,6 +93,7 @@ class Endpoint:
 
         Raises:
             openai.APIError: the call failed, with all its retries.
+            ValueError: what came back is no JSON.
             UserError: no other call would do better: a wrong key, model or address.
         """
         messages = [{"role": "user", "content": self._task.user_turn(text)}]
@@ -116,7 +117,9 @@ class Endpoint:
             log.warning("%s takes no %s: asking without", self._url, " and no ".join(refused))
         return bool(refused)
 
-    def _read(self, done: ChatCompletion) -> Reply:
+    def _read(self, done: Any) -> Reply:
+        if not isinstance(done, ChatCompletion) or not done.choices:
+            return Reply(None, None, f"the endpoint gave no completion: {clip(str(done), 200)}", Usage(1))
         choice, usage = done.choices[0], done.usage
         paid = Usage(1, usage.prompt_tokens, usage.completion_tokens) if usage else Usage(1)
         said = choice.message.content or ""

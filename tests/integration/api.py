@@ -53,6 +53,10 @@ class Api:
         elif fault in ("rate", "error"):
             status = 429 if fault == "rate" else 500
             return web.json_response({"error": {"message": fault}}, status=status, headers={"Retry-After": "0.01"})
+        elif fault == "garbage":
+            return web.Response(text='{"choices": [', content_type="application/json")
+        elif fault == "empty":
+            return web.json_response({"choices": []})
         elif fault == "broken" and request.transport:
             request.transport.close()
             return web.Response()
@@ -64,7 +68,7 @@ class Api:
     def _fault(self, text: str) -> str:
         self._calls[text] = self._calls.get(text, 0) + 1
         number = int.from_bytes(hashlib.sha256(f"{text} {self._calls[text]}".encode()).digest()[:4], "big") / 2**32
-        kinds = ("late", "wrong", "cut", "foreign", "rate", "error", "broken")
+        kinds = ("late", "wrong", "cut", "foreign", "rate", "error", "broken", "garbage", "empty")
         return kinds[int(number / self._faults * len(kinds))] if number < self._faults else ""
 
     def _completion(self, text: str, fault: str, asked: dict[str, Any]) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def _killed(retort: Retort, tmp_path: Path, server: Server, count: int, kills: i
 
 
 def test_a_killed_run_pays_for_no_answer_twice(retort: Retort, tmp_path: Path, serve: Callable[..., Server]) -> None:
-    _killed(retort, tmp_path, serve(0.3), 300, 2)
+    _killed(retort, tmp_path, serve(0.3), 120, 2)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from student.model.checkpoint import (
     save_student,
     save_temperatures,
 )
-from student.model.pretrained import OWN, pretrained_folder, reader_shape
+from student.model.pretrained import NGRAMS, OWN, pretrained_folder, reader_shape
 from student.prune.prune import prune
 from student.prune.source import open_source
 from student.train.loop import Loop, Training
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 LADDER, RUNG = "ladder.json", "rung.json"  # in the ladder's folder, and in each rung's, written last
 TEACHER = "teacher"  # the rung's name
+FEW = 20_000  # answers; from more, n-grams were 10 points below the others (docs/starts.md)
 TEACHER_SHARE = 0.5  # of the teacher's parameters that its rung keeps
 PROBE = 6  # steps that are timed before a rung trains, after one that is not
 
@@ -130,6 +131,9 @@ def _rungs(config: TuneSettings, shards: Shards) -> Iterator[tuple[str, TuneSett
     planned = student_shape(shards.compiled.task, config.student)
     for name in config.ladder.rungs:
         if name == TEACHER and not shards.manifest.teacher.is_here:
+            continue
+        if name == NGRAMS and shards.manifest.rows > FEW:
+            log.info("no rung of n-grams: of %s answers the others learn more", f"{shards.manifest.rows:,}")
             continue
         if name == TEACHER:
             cut = PruneConfig(source=str(shards.manifest.teacher.model), fraction=TEACHER_SHARE)

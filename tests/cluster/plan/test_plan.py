@@ -94,7 +94,9 @@ def test_a_reader_is_work_of_its_own(tmp_path: Path) -> None:
     projection = model.config.hidden_size * 32
     assert readers[folder].body == readers[OWN].body + layers + projection
     assert readers[NGRAMS].sequence < readers[OWN].sequence == readers[folder].sequence
-    assert "for each of own, teacher and for every reader, each for 15 min" in " ".join(make_plan(planned(*SMALL)).assumptions)
+    assert "for each of ngrams, own, teacher and for every reader, each for 15 min" in " ".join(
+        make_plan(planned(*SMALL)).assumptions
+    )
 
 
 def test_counts_go_on_while_they_pay(prices: str) -> None:
