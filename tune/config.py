@@ -51,7 +51,7 @@ class LadderConfig(Strict):
 
     rungs: Annotated[tuple[Literal["ngrams", "own", "teacher"], ...], BeforeValidator(_words)] = Field(
         ("ngrams", "own", "teacher"),
-        description="hashed words, of few answers; a student of random weights; half of the teacher, where it is a Gemma 3 here",
+        description="hashed words, of few answers; a student of random weights; half of the teacher, if it is a Gemma 3 here",
     )
     readers: tuple[str, ...] = Field(
         (),
