@@ -10,8 +10,19 @@ from cluster.config import ClusterSettings
 from cluster.plan.arithmetic import CHINCHILLA, STATE_BYTES, WEIGHT_BYTES, shard_bytes
 from cluster.plan.machines import CPU_MACHINE, GPU_MACHINE, Machine, machine_named, read_machines
 from cluster.plan.measured import Measured, as_measured, differences, read_measured
-from cluster.plan.timing import BANDWIDTH_SHARE, START_SECONDS, Timing, evaluate_timing, extract_timing, fits, train_timing
+from cluster.plan.timing import (
+    BANDWIDTH_SHARE,
+    CALL_SECONDS,
+    START_SECONDS,
+    Timing,
+    evaluate_timing,
+    extract_timing,
+    fits,
+    train_timing,
+)
 from cluster.plan.workload import Workload, workload_of
+from pipeline.teacher.usage import Usage
+from tune.compare.plots import short_number
 
 PAYS = 0.5  # least efficiency at which more workers still pay: below it, most of what they cost is lost
 FEWEST, FURTHEST = 4, 1024  # workers that are always looked at, and the most
@@ -106,10 +117,14 @@ def make_plan(config: ClusterSettings) -> Estimate:
     machines, work = read_machines(config.plan.prices), workload_of(config, measured)
     comparable = not (measured and measured.extract) or "teacher_params" in config.plan.model_fields_set
     usual = CPU_MACHINE if measured and not measured.gpus else GPU_MACHINE
-    teachers = config.plan.teacher_machine or usual
-    students = config.plan.student_machine or teachers
+    is_api = config.teacher.engine == "openai"
+    teachers = config.plan.teacher_machine or (CPU_MACHINE if is_api else usual)
+    students = config.plan.student_machine or (usual if is_api else teachers)
     timings = _timings(config, work, measured, machine_named(machines, teachers), machine_named(machines, students))
-    counts = [config.plan.workers or config.teacher.actors, *[config.plan.workers or config.train.most_workers] * 2]
+    counts = [
+        1 if is_api else config.plan.workers or config.teacher.actors,
+        *[config.plan.workers or config.train.most_workers] * 2,
+    ]
     stages = zip(timings, (teachers, students, students), counts, strict=True)
     return Estimate(
         work=work,
@@ -136,6 +151,16 @@ def _assumptions(config: ClusterSettings, work: Workload) -> Iterator[str]:
         f"{config.teacher.max_num_seqs} answers share a reading of the weights of {plan.teacher_params:.3g} parameters; "
         f"a stage takes {START_SECONDS:g} s to start."
     )
+    if config.teacher.engine == "openai":
+        read, written = work.answers * work.lengths.prompt, work.answers * work.lengths.answer
+        cost = Usage(work.answers, read, written).cost(config.teacher)
+        money = (
+            "teacher.input_price and teacher.output_price say what they cost" if cost is None else f"{cost:,.2f} by its prices"
+        )
+        yield (
+            f"The API answers {work.answers:,} calls, {config.teacher.requests} at once and each in {CALL_SECONDS:g} s; they "
+            f"read {short_number(read)} tokens and write {short_number(written)} at most: {money}, beside what machines cost."
+        )
     if work.trials == 1:
         yield (
             f"Training is that of one student. The ladder of retort run trains one for each of {', '.join(ladder.rungs)} "

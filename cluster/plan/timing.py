@@ -33,7 +33,8 @@ START_SECONDS = 90.0  # until a stage's workers are at work, where it was not me
 TEACHER_BYTES = 2  # a parameter, in bfloat16
 MANIFEST_SECONDS = 0.002  # a unit's line in the manifest, as measured (docs/scaling.md)
 LOCAL_LATENCY = 3.4e-6  # seconds of a hop between GPUs of one machine: NCCL's tuning table for a ring over NVLink
-MEASURED, GIVEN, PUBLISHED = "measured", "given", "published peak × share"
+CALL_SECONDS = 1.0  # of an API
+MEASURED, GIVEN, PUBLISHED, ASSUMED = "measured", "given", "published peak × share", "assumed"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Timing:
 
     Attributes:
         stage: its name.
-        source: what its rate is from: `MEASURED`, `GIVEN` or `PUBLISHED`.
+        source: what its rate is from: `MEASURED`, `GIVEN`, `PUBLISHED` or `ASSUMED`.
         rate: of one worker without start-up, in answers or examples a second.
         seconds: wall time by workers, start included.
         machine: the kind.
@@ -98,6 +99,10 @@ def extract_timing(config: ClusterSettings, work: Workload, machine: Machine, me
         UserError: the teacher does not fit the machine.
     """
     plan, starts, command = config.plan, dict[int, float](), 0.0
+    if config.teacher.engine == "openai":  # one process asks, whatever the workers
+        row = plan.seconds_per_answer or CALL_SECONDS / config.teacher.requests
+        source = GIVEN if plan.seconds_per_answer else ASSUMED
+        return Timing("extract", source, 1 / row, lambda _: START_SECONDS + row * work.answers, machine)
     unit_rows = min(config.extract.rows_per_unit, work.answers)
     if measured and measured.extract:
         source, model = MEASURED, replace(fit_extract(measured.extract), unit_rows=unit_rows)

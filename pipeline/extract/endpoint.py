@@ -31,7 +31,8 @@ from pipeline.shards.shares import Votes, capture_votes
 from pipeline.task.automaton import Tokens
 from pipeline.task.compiled import CompiledTask, require_same
 from pipeline.task.task import Values
-from pipeline.teacher.endpoint import Endpoint, Reply, Usage
+from pipeline.teacher.endpoint import Endpoint, Reply
+from pipeline.teacher.usage import Usage
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from pipeline.config import TeacherConfig
-from pipeline.teacher.endpoint import Usage
+from pipeline.teacher.usage import Usage
 
 LOOK_EVERY = 0.05  # seconds, where a call has to wait for what others will have cost
 

@@ -16,6 +16,7 @@ from pipeline.base.errors import UserError, clip
 from pipeline.config import TeacherConfig
 from pipeline.task.task import Task, Values
 from pipeline.teacher.alternatives import Step, value_shares
+from pipeline.teacher.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -23,24 +24,6 @@ ALTERNATIVES = 20  # to each token: what OpenAI gives at most
 RETRIES, TIMEOUT = 6, 120.0  # of the client, which waits longer each time, or as long as the server asks; seconds
 SPARE = 64  # tokens that an answer may take beyond the characters of the longest
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What was paid for."""
-
-    calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-    def cost(self, config: TeacherConfig) -> float | None:
-        """In the currency of the prices; None without them."""
-        if config.input_price is None or config.output_price is None:
-            return None
-        return (self.input_tokens * config.input_price + self.output_tokens * config.output_price) / 1e6
 
 
 @dataclass(frozen=True)

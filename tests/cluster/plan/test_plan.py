@@ -18,8 +18,9 @@ from transformers import AutoModel
 
 from cluster.config import PlanConfig
 from cluster.plan.estimate import PAYS, make_plan
-from cluster.plan.machines import Machine, read_machines
+from cluster.plan.machines import CPU_MACHINE, Machine, read_machines
 from cluster.plan.report import dollars, duration, notes, render, sections, size
+from cluster.plan.timing import START_SECONDS
 from cluster.plan.workload import workload_of
 from pipeline.base.errors import UserError
 from pipeline.cli.main import main
@@ -219,3 +220,14 @@ def test_it_says_what_it_stands_on() -> None:
     assert "40 % of FLOP/s" in said
     told = "\n".join(notes(make_plan(planned(f"task={ROOT}/tasks/reddit_sentiment.yaml", *SMALL))))
     assert "warning" not in told
+
+
+def test_an_api_is_asked_by_one_process_and_costs_its_tokens() -> None:
+    api = ["teacher.engine=openai", "teacher.url=http://host/v1", "teacher.requests=20", "plan.comments=10000", *SMALL]
+    plan = make_plan(planned(*api, "teacher.input_price=1", "teacher.output_price=2"))
+    extraction = plan.stages[0]
+    assert (extraction.workers, extraction.source, extraction.machine) == (1, "assumed", CPU_MACHINE)
+    assert extraction.wall_hours == pytest.approx((START_SECONDS + 10_000 / 20) / 3600)
+    cost = 10_000 * (plan.work.lengths.prompt + 2 * plan.work.lengths.answer) / 1e6
+    assert f"{cost:,.2f} by its prices" in " ".join(plan.assumptions)
+    assert "say what they cost" in " ".join(make_plan(planned(*api)).assumptions)
