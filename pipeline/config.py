@@ -68,6 +68,7 @@ class CommentsConfig(Strict):
     answer: str | None = Field(
         None, description="column with answers for the teacher to score instead of giving its own; or one for each field: a,b"
     )
+    probabilities: str | None = Field(None, description="column with the shares of values beside given answers, for an import")
     gold: str | None = Field(
         None, description="column with people's labels for the report, or one for each field: a,b; nothing is trained on them"
     )

@@ -69,6 +69,7 @@ def score(**options: Any) -> None:
 
 @click.command("import")
 @setting("comments.answer", "--answers", required=True, metavar="COLUMNS", help="One with all of it, or one a field: a,b.")
+@setting("comments.probabilities", "--probabilities", metavar="COLUMN", help="How likely values were, as JSON by field.")
 @stage_options("task", "comments", "limit")
 def import_answers(**options: Any) -> None:
     """Answers you have already, to shards, in OUT/shards. No model runs.
@@ -81,7 +82,9 @@ def import_answers(**options: Any) -> None:
       retort import --task task.yaml --comments labels.csv --answers domain,intent --out runs/labels
 
     A row whose answer does not fit the task is set aside. Several rows of one text are votes: the share of each answer
-    is how likely it is. `retort run --answers COLUMNS` imports, trains and evaluates.
+    is how likely it is. With --probabilities, a column says more: {"team": {"billing": 0.8, "sales": 0.2}}.
+
+    `retort run --answers COLUMNS` imports, trains and evaluates.
     """  # noqa: D301 (\b is click's mark, as a character)
     from pipeline.extract.given import import_answers as stage
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 MANY_DROPPED = 0.05  # share of the rows read: a rule that drops more may be a mistake
 SAMPLED, SAMPLED_CHARACTERS = 2048, 20_000  # comments, and of each, whose lengths are looked at for advice
 FINGERPRINTS = 16  # files looked at together: in a bucket each takes some requests
-UNIT_COLUMNS = ["file", "row", "id", "text", "tokens", "answer", "gold"]
+UNIT_COLUMNS = ["file", "row", "id", "text", "tokens", "answer", "shares", "gold"]
 
 
 class CommentSource(Strict):
@@ -45,6 +45,7 @@ class CommentSource(Strict):
     id: str
     answer: str | None
     gold: str | None = None
+    probabilities: str | None = None
     limit: int | None
     rows_per_unit: int
 
@@ -56,7 +57,7 @@ class CommentSource(Strict):
     @property
     def columns(self) -> Columns:
         """What is read of them."""
-        return Columns(self.text, self.id, self.answer, self.gold)
+        return Columns(self.text, self.id, self.answer, self.gold, self.probabilities)
 
 
 class Plan(Strict):
@@ -111,6 +112,7 @@ def describe_source(
         id=config.id,
         answer=config.answer,
         gold=config.gold,
+        probabilities=config.probabilities,
         limit=config.limit,
         rows_per_unit=rows_per_unit,
     )

@@ -21,6 +21,7 @@ from pipeline.base import storage
 from pipeline.base.errors import UserError
 from pipeline.base.version import check_code_version
 from pipeline.config import CommentsConfig
+from pipeline.task.given_shares import fit_shares
 from pipeline.task.task import CommentRules, Task
 from pipeline.task.tokenization import TextTokenizer
 
@@ -42,6 +43,9 @@ SCHEMA = pa.schema(
         pa.field("text", pa.string()),
         pa.field("tokens", pa.list_(pa.int32())),  # the comment's text in the teacher's tokens
         pa.field("answer", pa.list_(pa.int32())),  # a given answer's tokens, end token last; empty where none is given
+        pa.field(
+            "shares", pa.string()
+        ),  # of each value of each field beside a given answer, as JSON; empty where none are given
         pa.field("gold", pa.list_(pa.int32())),  # the same of people's label; empty where it is none of the task's answers
         pa.field("status", pa.string()),  # KEPT, MALFORMED or one of DROPS
         pa.field("reason", pa.string()),  # of MALFORMED rows
@@ -61,6 +65,8 @@ class Comment:
     tokens: list[int] = field(default_factory=list)
     given: Any = None  # an answer as it was read
     answer: list[int] = field(default_factory=list)  # and its tokens
+    likely: Any = None  # the shares of values, as they were read
+    shares: str = ""  # and as JSON in the task's order
     labels: Any = None  # people's, as they were read
     gold: list[int] = field(default_factory=list)  # and their tokens
 
@@ -80,11 +86,12 @@ class Columns:
     id: str
     answer: str | None = None
     gold: str | None = None
+    probabilities: str | None = None
 
     @staticmethod
     def of(config: CommentsConfig) -> Columns:
         """Those of a configuration."""
-        return Columns(config.text, config.id, config.answer, config.gold)
+        return Columns(config.text, config.id, config.answer, config.gold, config.probabilities)
 
     @property
     def answers(self) -> list[str]:
@@ -99,7 +106,7 @@ class Columns:
     @property
     def required(self) -> list[str]:
         """Those that must be there."""
-        return [self.text, *self.answers, *self.labels]
+        return [self.text, *self.answers, *self.labels, *_names(self.probabilities)]
 
     def require_fields(self, task: Task) -> None:
         """Refuses several columns of answers that are not the task's fields.
@@ -269,13 +276,9 @@ def _require_columns(path: str, columns: Columns, names: Iterable[str]) -> None:
 
 
 def _no_column(what: str, name: str, columns: Columns, names: Iterable[str]) -> str:
-    key = (
-        "comments.text"
-        if name == columns.text
-        else "--answers (comments.answer)"
-        if name in columns.answers
-        else "comments.gold"
-    )
+    keys = {columns.text: "comments.text", columns.probabilities or "": "comments.probabilities"}
+    keys |= dict.fromkeys(columns.labels, "comments.gold") | dict.fromkeys(columns.answers, "--answers (comments.answer)")
+    key = keys[name]
     return f"no {what} {name!r}; it has {', '.join(names) or 'none'}. Set {key}"
 
 
@@ -285,7 +288,9 @@ def _checked(row: int, record: dict[str, Any], columns: Columns) -> Comment:
     checked = replace(text_row(row, _decoded(record[columns.text])), id=name)
     if checked.status != KEPT:
         return checked
-    return replace(checked, given=_given(record, columns.answers), labels=_given(record, columns.labels))
+    likely = record[columns.probabilities] if columns.probabilities else None
+    given, labels = (_given(record, names) for names in (columns.answers, columns.labels))
+    return replace(checked, given=given, likely=_decoded(likely), labels=labels)
 
 
 def _given(record: dict[str, Any], names: list[str]) -> Any:
@@ -360,6 +365,19 @@ def tokenize_answers(rows: list[Comment], task: Task, tokenizer: TextTokenizer) 
     return marked
 
 
+def check_shares(rows: list[Comment], task: Task) -> list[Comment]:
+    """Gives kept rows the shares of their values; a row whose shares do not fit the task is malformed."""
+    checked = []
+    for row in rows:
+        try:
+            shares = json.dumps(fit_shares(task, row.likely)) if row.status == KEPT else ""
+            checked.append(replace(row, shares=shares))
+        except (ValueError, TypeError, KeyError) as error:
+            reason = f"the probabilities do not fit the task: {error}"
+            checked.append(replace(row, status=MALFORMED, text="", tokens=[], answer=[], reason=reason))
+    return checked
+
+
 def tokenize_labels(rows: list[Comment], task: Task, tokenizer: TextTokenizer) -> list[Comment]:
     """Gives kept rows their label's tokens, where it fits the task."""
     values = [task.fit(row.labels) if row.status == KEPT else None for row in rows]
@@ -408,6 +426,7 @@ def _file_tables(file: int, path: str, columns: Columns, task: Task, tokenizer: 
     rows = read_file(path, columns)
     while marked := filter_rows(itertools.islice(rows, BATCH_ROWS), task.comments, tokenizer):
         marked = tokenize_answers(marked, task, tokenizer) if columns.answer else marked
+        marked = check_shares(marked, task) if columns.probabilities else marked
         yield _table(file, tokenize_labels(marked, task, tokenizer) if columns.gold else marked)
 
 

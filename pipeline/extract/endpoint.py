@@ -25,12 +25,12 @@ from pipeline.config import PipelineSettings
 from pipeline.extract.fitted import Fitted, fit
 from pipeline.extract.journal import Journal, Place
 from pipeline.extract.spending import Spending
+from pipeline.extract.votes import tokens_of, weights
 from pipeline.shards.files import committed_units, write_shard
 from pipeline.shards.manifest import Manifest, read_footer, write_manifest
 from pipeline.shards.shares import Votes, capture_votes
 from pipeline.task.automaton import Tokens
 from pipeline.task.compiled import CompiledTask, require_same
-from pipeline.task.task import Values
 from pipeline.teacher.endpoint import Endpoint, Reply
 from pipeline.teacher.usage import Usage
 
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 2  # at an answer that is none of the task's, or that does not come
 IN_A_ROW = 10  # answers that fail one after another end the run
-SEEN = 1e-6  # a share of less says nothing
 
 
 def extract_from_endpoint(config: PipelineSettings) -> Manifest:
@@ -203,21 +202,8 @@ def _answer_and_votes(compiled: CompiledTask, replies: list[dict[str, Any]]) -> 
     """The answer that most replies have, and the weights of all that they find possible; None where none has an answer."""
     votes, answers = defaultdict[Tokens, float](float), Counter[Tokens]()
     for reply in replies:
-        if reply["values"] is None:
-            continue
-        values, reached = tuple(reply["values"]), 1.0
-        for field, (allowed, shares) in enumerate(zip(compiled.task.fields.values(), reply["shares"] or [], strict=False)):
-            for value, share in zip(allowed, shares, strict=True):
-                other = (*values[:field], value, *values[field + 1 :])
-                if other == values:
-                    mine = max(share, SEEN)
-                elif share > SEEN:
-                    votes[_tokens(compiled, other)] += reached * share
-            reached *= mine
-        answers[_tokens(compiled, values)] += 1
-        votes[_tokens(compiled, values)] += reached
+        if reply["values"] is not None:
+            answers[tokens_of(compiled, tuple(reply["values"]))] += 1
+            for answer, weight in weights(compiled, tuple(reply["values"]), reply["shares"]).items():
+                votes[answer] += weight
     return (answers.most_common(1)[0][0], votes) if answers else None
-
-
-def _tokens(compiled: CompiledTask, values: Values) -> Tokens:
-    return (*compiled.tokenizer.encode([compiled.task.render(values)])[0], compiled.tokenizer.end_id)

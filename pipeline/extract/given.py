@@ -1,11 +1,12 @@
 """`retort import`: texts with answers that someone has given already, to shards. No model runs.
 
 A log, the labels of people, another model's answers: a text that stands there several times is one example, and the share of
-each of its answers is how likely it is.
+each of its answers is how likely it is. `--probabilities` takes how likely other values were.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from operator import itemgetter
 
@@ -18,10 +19,12 @@ from pipeline.comments.plan import read_unit
 from pipeline.comments.reading import text_key
 from pipeline.config import PipelineSettings
 from pipeline.extract.fitted import Fitted, fit
+from pipeline.extract.votes import weights
 from pipeline.shards.files import shard_exists, write_shard
 from pipeline.shards.manifest import Manifest, write_manifest
 from pipeline.shards.shares import Votes, capture_votes, greedy
 from pipeline.task.automaton import Tokens
+from pipeline.task.compiled import CompiledTask
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +66,24 @@ def _write(fitted: Fitted) -> None:
 
 
 def _votes(fitted: Fitted) -> dict[bytes, Votes]:
-    """How often each text has each answer."""
+    """The weights of each text's answers: how often it has each, and how likely the others were where that is given."""
     votes: dict[bytes, Votes] = {}
-    alone: dict[Tokens, Votes] = {}  # texts are many, different answers few
+    known: dict[tuple[Tokens, str], Votes] = {}  # texts are many, different answers few
     for unit in range(fitted.plan.units):
-        rows = read_unit(fitted.comments, unit)
-        for text, answer in zip(rows["text"].to_pylist(), map(tuple, rows["answer"].to_pylist()), strict=True):
-            before, key = votes.get(text_key(text)), text_key(text)
-            one = alone.setdefault(answer, {answer: 1})
-            votes[key] = {**before, answer: before.get(answer, 0) + 1} if before else one
+        rows = read_unit(fitted.comments, unit).select(["text", "answer", "shares"])
+        for text, answer, shares in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            key, said = text_key(text), (tuple(answer), shares)
+            before, one = votes.get(key), known.get(said) or _weights(fitted.compiled, *said)
+            if not shares:
+                known[said] = one
+            votes[key] = {some: before.get(some, 0) + one.get(some, 0) for some in {**before, **one}} if before else one
     return votes
+
+
+def _weights(compiled: CompiledTask, answer: Tokens, shares: str) -> Votes:
+    if not shares:
+        return {answer: 1}
+    values = compiled.task.parse(compiled.tokenizer.decode(list(answer)))
+    if values is None:
+        raise AssertionError("a plan holds answers of its task alone")
+    return weights(compiled, values, json.loads(shares))

@@ -31,12 +31,20 @@ class _Facts(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
+class Spent(_Facts):
+    """What an API was paid: `cost` by its prices, where they were given."""
+
+    calls: Count
+    cost: Annotated[float, Field(ge=0)] | None = None
+
+
 class TeacherFacts(_Facts):
     """Who answered; no model where the answers were imported."""
 
     model: str | None
     engine: str | None = None
     parameters: int | None = None
+    spent: Spent | None = None
 
     @property
     def is_here(self) -> bool:

@@ -165,12 +165,14 @@ def _speed(shards: Shards, examples: int, seconds: float, calls: int) -> dict[st
     """
     rows, took = shards.manifest.rows, shards.manifest.teacher_seconds
     teacher = rows / took if took and shards.manifest.answers == "teacher" else None
-    student = examples / seconds
+    student, spent = examples / seconds, shards.manifest.teacher.spent
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() or "CPU"
     return {
         "teacher_answers_per_second": teacher,
         "student_answers_per_second": student,
         "ratio": student / teacher if teacher else None,
+        "teacher_million_cost": None if spent is None or spent.cost is None else 1e6 * spent.cost / rows,
+        "student_million_seconds": 1e6 / student,
         "student_device": f"{device}, {torch.get_num_threads()} threads",
         "student_batches": calls,
     }

@@ -32,6 +32,8 @@ def pretrained_folder(reader: str) -> str | None:
         return None
     if os.path.isdir(reader):
         return os.path.abspath(reader)  # workers run in other folders
+    if reader.count("/") > 1 or reader.startswith(("/", ".", "~")):
+        raise UserError(f"student.reader: there is no folder {reader} here")
     from huggingface_hub import snapshot_download
 
     try:

@@ -107,7 +107,7 @@ def test_a_unit_keeps_every_column(tmp_path: Path) -> None:
     unit = read_unit(str(tmp_path), 0)
     assert unit.schema.names == UNIT_COLUMNS
     row = {"file": 0, "row": 2, "id": "id2", "text": "text 2", "tokens": [2, 7], "answer": []}
-    assert unit.drop(["gold"]).to_pylist()[1] == row
+    assert unit.drop(["gold", "shares"]).to_pylist()[1] == row
 
 
 def test_a_limit_ends_within_a_table_and_counts_no_further(tmp_path: Path) -> None:

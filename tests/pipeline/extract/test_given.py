@@ -91,3 +91,20 @@ def test_json_text_is_an_answer_too(importing: Import) -> None:
     assert importing([row], answer="reply").rows == 1
     with pytest.raises(UserError, match="the task's fields are team, urgent"):
         importing([row], answer="reply,team")
+
+
+def test_probabilities_beside_an_answer_become_those_of_its_values(importing: Import) -> None:
+    shares = {"team": {"billing": 0.7, "sales": 0.3}, "urgent": {"false": 0.9}}
+    rows = [
+        {"body": "Hello", "team": "billing", "urgent": False, "p": shares},
+        {"body": "Again", "team": "sales", "urgent": True, "p": {"team": {"other": 1}}},
+    ]
+    (importing.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    comments = {"paths": [str(importing.folder / "log.jsonl")], "answer": "team,urgent", "probabilities": "p"}
+    settings = {"task": str(importing.folder / "task.yaml"), "out": str(importing.folder / "out"), "comments": comments}
+    assert import_answers(PipelineSettings.model_validate(settings)).rows == 1
+    table = next(importing.shards.tables())
+    found = np.sort(np.exp(table.logprobs.astype(np.float64)), axis=1)[:, -2:]
+    assert np.allclose(found, [[0.3, 0.7], [0.1, 0.9]], atol=1e-3)
+    aside = (importing.folder / "out/comments/set_aside.jsonl").read_text()
+    assert "the probabilities do not fit the task: it is not an object with team and urgent" in aside

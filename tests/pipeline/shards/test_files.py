@@ -29,7 +29,7 @@ MANIFEST = {
     "hashes": HASHES,
     "files": ["a.jsonl", "b.jsonl"],
     "task_name": "t",
-    "teacher": {"model": "none", "engine": None, "parameters": None},
+    "teacher": {"model": "none", "engine": None, "parameters": None, "spent": None},
     "comments": {"source": {"answer": None}},
 }
 

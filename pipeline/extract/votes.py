@@ -1,0 +1,39 @@
+"""What is known of one text's answer, as weights of whole answers: the one that was given, and those near it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from pipeline.shards.shares import Votes
+from pipeline.task.automaton import Tokens
+from pipeline.task.compiled import CompiledTask
+from pipeline.task.task import Values
+
+SEEN = 1e-6  # a share of less says nothing
+
+
+def weights(compiled: CompiledTask, values: Values, shares: Sequence[Sequence[float]] | None) -> Votes:
+    """An answer's weight, and those of the answers that differ from it in one field; together 1.
+
+    Args:
+        shares: of each value of each field, given the text and the answer's values of the fields before; None for the answer
+            alone.
+    """
+    found, reached = defaultdict[Tokens, float](float), 1.0
+    for field, (allowed, some) in enumerate(zip(compiled.task.fields.values(), shares or [], strict=False)):
+        own = SEEN
+        for value, share in zip(allowed, some, strict=True):
+            other = (*values[:field], value, *values[field + 1 :])
+            if type(value) is type(values[field]) and value == values[field]:
+                own = max(share, SEEN)
+            elif share > SEEN:
+                found[tokens_of(compiled, other)] += reached * share
+        reached *= own
+    found[tokens_of(compiled, values)] += reached
+    return found
+
+
+def tokens_of(compiled: CompiledTask, values: Values) -> Tokens:
+    """An answer's tokens, end token last."""
+    return (*compiled.tokenizer.encode([compiled.task.render(values)])[0], compiled.tokenizer.end_id)
