@@ -112,22 +112,22 @@ class _Run:
                 log.info("unit %s of %s: %s", unit + 1, self._fitted.plan.units, self.spending)
 
     async def _unit(self, unit: int, show: Callable[[int], None]) -> None:
+        """Asks what is missing of one unit, and commits it once all is there."""
         started, rows, records = time.perf_counter(), read_unit(self._fitted.comments, unit), self._journal.read(unit)
         texts = rows["text"].to_pylist()
         places = ((row, sample) for row in range(len(rows)) for sample in range(self._samples))
-        todo = ((place, texts[place[0]]) for place in places if place not in records)
+        todo = (place for place in places if place not in records or _may_try_again(records[place]))
 
         async def work() -> None:
-            for place, text in todo:
+            for place in todo:
                 show(len(records))
                 if self._ended:
                     return
-                record = await self._answer(text, place)
-                if record is None:
-                    return
+                record = await self._answer(texts[place[0]], place, Usage(**records.get(place, {"spent": {}})["spent"]))
                 if record["spent"]["calls"]:
                     await asyncio.to_thread(self._journal.write, unit, place, record)
-                records[place] = record
+                if not (record["reason"] and self._ended):
+                    records[place] = record
 
         await asyncio.gather(*(work() for _ in range(self._requests)))
         if self._failure:
@@ -136,27 +136,29 @@ class _Run:
             raise Stopped(f"stopped with {self._done + len(records) // self._samples:,} answers: {self._ended}")
         self._commit(unit, rows, records, time.perf_counter() - started)
 
-    async def _answer(self, text: str, place: Place) -> dict[str, Any] | None:
-        """What became of one text, after `ATTEMPTS`; None where the run ended before there was an answer."""
-        paid, reason = Usage(), ""
-        for attempt in range(ATTEMPTS):
-            if not await self.spending.reserve():
-                self._ended = f"the budget allows no further call ({self.spending})"
-                return None
+    async def _answer(self, text: str, place: Place, paid: Usage) -> dict[str, Any]:
+        """What became of one text, after `ATTEMPTS`, or fewer where the run ends.
+
+        Args:
+            paid: for its attempts in earlier runs.
+        """
+        reason = "it was not asked again"
+        for attempt in range(paid.calls, ATTEMPTS):
+            if self._ended or not await self.spending.reserve():
+                self._ended = self._ended or f"the budget allows no further call ({self.spending})"
+                break
             reply = await self._call(text, seed=place[1] * ATTEMPTS + attempt)
-            if reply is None:
-                return None
             paid, reason = paid + reply.usage, reply.reason
             if reply.values is not None:
                 self._in_a_row = 0
                 return {"values": reply.values, "shares": reply.shares, "reason": None, "spent": vars(paid)}
-        self._in_a_row += 1
+        self._in_a_row += not self._ended
         if self._in_a_row >= IN_A_ROW:
             self._failure = self._ended = f"{IN_A_ROW} answers in a row failed; the last one: {reason}"
         return {"values": None, "shares": None, "reason": reason, "spent": vars(paid)}
 
-    async def _call(self, text: str, seed: int) -> Reply | None:
-        """One call that was reserved; None where no other would do better."""
+    async def _call(self, text: str, seed: int) -> Reply:
+        """One call that was reserved. Where no other would do better, the run is to end."""
         paid = Usage()
         try:
             reply = await self._endpoint.ask(text, seed)
@@ -166,7 +168,7 @@ class _Run:
             return Reply(None, None, f"the call failed: {clip(str(error) or type(error).__name__, 300)}", paid)
         except UserError as error:
             self._failure = self._ended = str(error)
-            return None
+            return Reply(None, None, str(error), paid)
         finally:
             self.spending.settle(paid)
 
@@ -187,6 +189,11 @@ class _Run:
         write_shard(self._fitted.shards, unit, kept, captured, about, aside)
         self._journal.delete(unit)
         self._done += len(good)
+
+
+def _may_try_again(record: dict[str, Any]) -> bool:
+    """Whether a run ended between two attempts at an answer."""
+    return record["reason"] is not None and record["spent"]["calls"] < ATTEMPTS
 
 
 def _floats(usage: Usage) -> dict[str, float]:

@@ -140,6 +140,17 @@ def test_a_budget_ends_the_run_and_a_larger_one_goes_on(tmp_path: Path, serve: C
     assert set(server.paid.values()) == {1}
 
 
+def test_a_run_that_ends_between_two_attempts_makes_the_second_alone(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    server = serve(0.6)
+    extraction = Extraction(tmp_path, server, TEXTS)
+    for calls in range(5, 60, 5):
+        with pytest.raises(Stopped, match="the budget allows no further call"):
+            extraction(max_calls=calls, requests=1)
+        assert server.paid.total() <= calls
+    assert extraction().rows > 50
+    assert max(server.paid.values()) == 2
+
+
 def test_samples_of_a_text_are_votes(tmp_path: Path, serve: Callable[..., Server]) -> None:
     server = serve()
     extraction = Extraction(tmp_path, server, TEXTS[:10])
