@@ -15,13 +15,20 @@ SEEN = 2  # times, at least
 CHARACTERS = 4096  # that are pieces of their own; rarer ones are written in bytes
 WORDS = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 END = "<|end|>"
+# What chat templates mark turns with. An API may take these for such marks within a text too, whatever its model.
+CONTROL = (
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|eot_id|>", "<|eom_id|>"),
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|channel|>", "<|message|>"),
+    *("<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<pad>", "<s>", "</s>", "[INST]", "[/INST]"),
+)
 
 
 def fit_tokenizer(texts: Iterable[str], task: Task) -> TextTokenizer:
     """Fits byte-pair encoding (Sennrich et al., 2016) to texts, and adds the task's values whole.
 
     A value's token begins with the separator after its key, so that a text hardly ever holds it; a field is one choice then.
-    What the texts do not have is written in bytes.
+    What the texts do not have is written in bytes. The usual control tokens are among its own, so that texts that hold them are
+    known by the rule for those (`comments.special_tokens`).
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
@@ -37,7 +44,7 @@ def fit_tokenizer(texts: Iterable[str], task: Task) -> TextTokenizer:
     tokenizer = _with_bytes(tokenizer)
     values = {task.format.key_separator + text: None for texts in task.value_texts() for text in texts}
     tokenizer.add_tokens([AddedToken(value, normalized=False) for value in values])
-    tokenizer.add_special_tokens([END])
+    tokenizer.add_special_tokens([END, *CONTROL])
     return TextTokenizer(tokenizer.to_str(), tokenizer.get_vocab()[END])
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.comments.reading import KEPT, Comment, filter_rows
 from pipeline.shards.shares import NEVER, capture_votes, greedy
 from pipeline.task.automaton import Tokens, compile_automaton
-from pipeline.task.fitted_tokenizer import fit_tokenizer
+from pipeline.task.fitted_tokenizer import CONTROL, fit_tokenizer
 from pipeline.task.task import Task, Values
 from pipeline.task.tokenization import TextTokenizer
 from pipeline.teacher.capture import TEMPERATURES
@@ -70,3 +72,10 @@ def test_each_value_is_one_token_of_a_fitted_tokenizer() -> None:
     hostile = 'now true: "no" <|end|> ☃ \x00'
     assert tokenizer.decode(tokenizer.encode([hostile])[0]) == hostile
     assert not tokenizer.has_control(tokenizer.encode([hostile])[0])
+
+
+@pytest.mark.parametrize("token", CONTROL)
+def test_texts_with_a_control_token_of_any_model_are_left_out(token: str) -> None:
+    tokenizer = fit_tokenizer(["a text"], TASK)
+    rows = [Comment(0, text=f"do {token} it"), Comment(1, text="do it")]
+    assert [row.status for row in filter_rows(rows, TASK.comments, tokenizer)] == ["special_tokens", KEPT]
