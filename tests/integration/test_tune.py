@@ -135,6 +135,7 @@ def test_a_killed_search_goes_on_and_mlflow_knows_every_trial(retort: Retort, co
     assert [file.path for file in client.list_artifacts(finished.info.run_id, "report")] == [
         "report/fidelity.html",
         "report/fidelity.json",
+        "report/suspects.jsonl",
     ]
     best = max((Trial(**record) for record in records if record["model"]), key=lambda trial: trial.score(0.5))
     assert client.get_model_version_by_alias("retort-tiny", "best").run_id == best.run_id
