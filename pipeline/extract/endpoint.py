@@ -145,7 +145,10 @@ class _Run:
         reason = "it was not asked again"
         for attempt in range(paid.calls, ATTEMPTS):
             if self._ended or not await self.spending.reserve():
-                self._ended = self._ended or f"the budget allows no further call ({self.spending})"
+                self._ended = (
+                    self._ended
+                    or f"the budget allows no further call ({self.spending}): give more, by --max-calls or --max-cost"
+                )
                 break
             reply = await self._call(text, seed=place[1] * ATTEMPTS + attempt)
             paid, reason = paid + reply.usage, reply.reason

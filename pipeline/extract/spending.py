@@ -51,5 +51,5 @@ class Spending:
 
     def __str__(self) -> str:
         """For people."""
-        money = "" if self.spent.cost(self._config) is None else f", {self.cost:,.2f} spent"
+        money = "" if self.spent.cost(self._config) is None else f", {self.cost:,.{2 if self.cost >= 1 else 4}f} spent"
         return f"{self.spent.calls:,} calls, {self.spent.input_tokens + self.spent.output_tokens:,} tokens{money}"
