@@ -143,7 +143,7 @@ def test_answers_are_scored_sampled_and_stored_compactly(retort: Retort, place: 
     assert [task.parse(text) for text in texts] == [("bad", bool(i % 2)) for i in range(30) if i != 7]
     assert (shards.manifest.kept_steps, shards.manifest.answers) == (2 * 29, "given")
     assert "does not fit the task" in (scored / "comments/set_aside.jsonl").read_text()
-    assert "holds the logits of choice steps alone" in retort.refuses("train", f"--out={scored}")
+    assert "holds the logits of choice steps alone" in retort.refuses("train", f"--out={scored}", "--set=student.sequence=full")
 
     sampled = tmp_path / "sampled"
     several = [
