@@ -70,7 +70,9 @@ def _ray_trainer(job: Job, workers: int, folder: str) -> ray.train.torch.TorchTr
     """As `student.train.train` has it, without checkpoints and second tries."""
     config = job.training.config
     environment = {"env_vars": MALLOC | {VARIABLE: code_version(), "OMP_NUM_THREADS": str(config.threads_per_worker)}}
-    scaling = ray.train.ScalingConfig(workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=config.resources)
+    scaling = ray.train.ScalingConfig(
+        num_workers=workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=config.resources
+    )
     name = f"train-{workers}-{time.time_ns()}"
     run = ray.train.RunConfig(name=name, storage_path=folder, worker_runtime_env=environment)
     return ray.train.torch.TorchTrainer(work, train_loop_config={"job": job}, scaling_config=scaling, run_config=run)
