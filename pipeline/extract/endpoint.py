@@ -25,7 +25,7 @@ from pipeline.config import PipelineSettings
 from pipeline.extract.fitted import Fitted, fit
 from pipeline.extract.journal import Journal, Place
 from pipeline.extract.spending import Spending
-from pipeline.extract.votes import tokens_of, weights
+from pipeline.extract.votes import weights
 from pipeline.shards.files import committed_units, write_shard
 from pipeline.shards.manifest import Manifest, read_footer, write_manifest
 from pipeline.shards.shares import Votes, capture_votes
@@ -213,7 +213,7 @@ def _answer_and_votes(compiled: CompiledTask, replies: list[dict[str, Any]]) -> 
     votes, answers = defaultdict[Tokens, float](float), Counter[Tokens]()
     for reply in replies:
         if reply["values"] is not None:
-            answers[tokens_of(compiled, tuple(reply["values"]))] += 1
+            answers[compiled.tokens(tuple(reply["values"]))] += 1
             for answer, weight in weights(compiled, tuple(reply["values"]), reply["shares"]).items():
                 votes[answer] += weight
     return (answers.most_common(1)[0][0], votes) if answers else None

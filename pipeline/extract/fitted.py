@@ -12,11 +12,9 @@ from pipeline.base.version import code_version
 from pipeline.comments.plan import Plan, describe_source, dropped_too_many, find_comments, find_plan, make_plan
 from pipeline.comments.reading import KEPT, Columns, comment_tables, read_file
 from pipeline.config import PipelineSettings
-from pipeline.task.automaton import compile_automaton
-from pipeline.task.compiled import CompiledTask, context_of
+from pipeline.task.compiled import CompiledTask, compile_for
 from pipeline.task.fitted_tokenizer import fit_tokenizer
 from pipeline.task.task import Task, load_task
-from pipeline.task.vocabulary import WatchedSet
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +70,6 @@ def _compiled(config: PipelineSettings, task: Task, paths: list[str], shards: st
     if storage.exists(storage.join(shards, "compiled.json")):
         return CompiledTask.load(shards)
     rows = (row for path in paths for row in read_file(path, Columns.of(config.comments)))
-    tokenizer = fit_tokenizer((row.text for row in rows if row.status == KEPT), task)
-    automaton = compile_automaton(task, tokenizer)
-    context_of(task, tokenizer, automaton)  # better refused now than by the training
-    compiled = CompiledTask(task, tokenizer, automaton, WatchedSet(automaton.tokens, len(automaton.tokens)))
+    compiled = compile_for(task, fit_tokenizer((row.text for row in rows if row.status == KEPT), task))
     compiled.save(shards)
     return compiled

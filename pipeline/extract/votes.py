@@ -28,12 +28,7 @@ def weights(compiled: CompiledTask, values: Values, shares: Sequence[Sequence[fl
             if type(value) is type(values[field]) and value == values[field]:
                 own = max(share, SEEN)
             elif share > SEEN:
-                found[tokens_of(compiled, other)] += reached * share
+                found[compiled.tokens(other)] += reached * share
         reached *= own
-    found[tokens_of(compiled, values)] += reached
+    found[compiled.tokens(values)] += reached
     return found
-
-
-def tokens_of(compiled: CompiledTask, values: Values) -> Tokens:
-    """An answer's tokens, end token last."""
-    return (*compiled.tokenizer.encode([compiled.task.render(values)])[0], compiled.tokenizer.end_id)

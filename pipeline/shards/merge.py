@@ -23,11 +23,10 @@ from pipeline.comments.reading import text_key
 from pipeline.shards.files import GOLD, ShardTable, write_shard
 from pipeline.shards.manifest import Manifest, Shards, Totals, open_shards, write_manifest
 from pipeline.shards.shares import capture_votes, greedy
-from pipeline.task.automaton import Tokens, compile_automaton
-from pipeline.task.compiled import CompiledTask, require_same
+from pipeline.task.automaton import Tokens
+from pipeline.task.compiled import compile_for, require_same
 from pipeline.task.fitted_tokenizer import fit_tokenizer
 from pipeline.task.task import Values
-from pipeline.task.vocabulary import WatchedSet
 
 log = logging.getLogger(__name__)
 
@@ -155,14 +154,13 @@ class _Reader:
 def _write(rows: list[_Row], extractions: list[Shards], weights: Sequence[float], out: str) -> Manifest:
     """The shards, for a tokenizer fitted to their texts."""
     task = extractions[0].compiled.task
-    tokenizer = fit_tokenizer((row.about["text"] for row in rows), task)
-    automaton = compile_automaton(task, tokenizer)
-    compiled = CompiledTask(task, tokenizer, automaton, WatchedSet(automaton.tokens, len(automaton.tokens)))
+    compiled = compile_for(task, fit_tokenizer((row.about["text"] for row in rows), task))
+    tokenizer, automaton = compiled.tokenizer, compiled.automaton
     known: dict[Values, Tokens] = {}
 
     def tokens(values: Values) -> Tokens:
         if values not in known:
-            known[values] = (*tokenizer.encode([task.render(values)])[0], tokenizer.end_id)
+            known[values] = compiled.tokens(values)
         return known[values]
 
     for unit, start in enumerate(range(0, len(rows), ROWS)):

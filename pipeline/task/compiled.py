@@ -16,8 +16,8 @@ import numpy as np
 from pipeline.base import storage
 from pipeline.base.config import Strict
 from pipeline.base.errors import UserError, clip
-from pipeline.task.automaton import Automaton, compile_automaton, is_of_task
-from pipeline.task.task import Task, dump_task, load_task
+from pipeline.task.automaton import Automaton, Tokens, compile_automaton, is_of_task
+from pipeline.task.task import Task, Values, dump_task, load_task
 from pipeline.task.tokenization import TextTokenizer
 from pipeline.task.vocabulary import WatchedSet
 
@@ -49,6 +49,10 @@ class CompiledTask:
     def context(self) -> int:
         """Tokens a student reads at most: see `context_of`."""
         return context_of(self.task, self.tokenizer, self.automaton)
+
+    def tokens(self, values: Values) -> Tokens:
+        """An answer's tokens, end token last."""
+        return (*self.tokenizer.encode([self.task.render(values)])[0], self.tokenizer.end_id)
 
     @property
     def separator(self) -> list[int]:
@@ -85,6 +89,17 @@ class CompiledTask:
         if not is_of_task(compiled.automaton, compiled.task, compiled.tokenizer):
             raise UserError(f"{automaton_path} does not fit task.yaml beside it: its answers are not the task's")
         return compiled
+
+
+def compile_for(task: Task, tokenizer: TextTokenizer) -> CompiledTask:
+    """A task for a tokenizer that no teacher brought: the required tokens are all that is watched.
+
+    Raises:
+        UserError: as `compile_automaton` and `context_of` do.
+    """
+    automaton = compile_automaton(task, tokenizer)
+    context_of(task, tokenizer, automaton)  # better refused now than by the training
+    return CompiledTask(task, tokenizer, automaton, WatchedSet(automaton.tokens, len(automaton.tokens)))
 
 
 def _load_tokenizer(path: str, end_id: int) -> TextTokenizer:
