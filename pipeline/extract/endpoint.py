@@ -71,6 +71,7 @@ def extract_from_endpoint(config: PipelineSettings) -> Manifest:
     spent = vars(run.spending.spent) | {"cost": run.spending.spent.cost(teacher)}
     manifest = write_manifest(fitted.shards, fitted.plan.units, fitted.about() | {"teacher": identity | {"spent": spent}})
     storage.sweep(fitted.shards)
+    storage.delete(run.journal)  # what a run left that was killed between a shard and the deletion of its answers
     log.info("%s answers, %s set aside: %s", f"{manifest.rows:,}", f"{manifest.set_aside:,}", run.spending)
     return manifest
 
@@ -81,12 +82,14 @@ class _Run:
     def __init__(self, config: PipelineSettings, fitted: Fitted, endpoint: Endpoint, identity: dict[str, Any]) -> None:
         self._fitted, self._endpoint, self._identity = fitted, endpoint, identity
         self._samples, self._requests = config.extract.samples_per_comment, config.teacher.requests
-        self._journal = Journal(storage.join(storage.absolute(str(config.out)), "answers"))
+        self.journal = storage.join(storage.absolute(str(config.out)), "answers")
+        self._journal = Journal(self.journal)
         committed = set(committed_units(fitted.shards))
         self.todo = [unit for unit in range(fitted.plan.units) if unit not in committed]
+        # Units are asked one after another, so the first one alone may have answers that no shard holds.
         footers = [read_footer(fitted.shards, unit) for unit in sorted(committed)]
         paid = [Usage(**footer.facts["spent"]) for footer in footers]
-        paid += [Usage(**record["spent"]) for unit in self.todo for record in self._journal.read(unit).values()]
+        paid += [Usage(**record["spent"]) for unit in self.todo[:1] for record in self._journal.read(unit).values()]
         self.spending = Spending(config.teacher, sum(paid, Usage()), endpoint.bound(fitted.compiled.task.comments.max_tokens))
         self._done, self._in_a_row = sum(footer.rows for footer in footers), 0
         self._ended = self._failure = ""  # why no further call is made, and what the user has to mend
