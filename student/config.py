@@ -248,7 +248,8 @@ class AnswerConfig(Strict):
     )
 
     teacher: str | None = Field(
-        None, description="Hugging Face name or path of a teacher beside the student, on the engine that `teacher` configures"
+        None,
+        description="name or path of a teacher beside the student, or an API's model, on the engine that `teacher` configures",
     )
     fallback: float | None = Field(
         None, ge=0, le=1, description="confidence below which the teacher's answer is taken; null takes the student's always"

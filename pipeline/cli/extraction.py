@@ -12,9 +12,7 @@ from pipeline.cli.options import configure, planned_shape, setting, stage_option
 
 
 @click.command()
-@setting("teacher.max_cost", "--max-cost", type=float, metavar="MONEY", help="To spend on an API at most, by its prices.")
-@setting("teacher.max_calls", "--max-calls", type=click.IntRange(1), help="Of an API, at most.")
-@stage_options("task", "teacher", "comments", "limit")
+@stage_options("max_cost", "max_calls", "task", "teacher", "comments", "limit")
 def extract(**options: Any) -> None:
     """Comments through the teacher to logit shards, in OUT/shards.
 

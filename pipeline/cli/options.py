@@ -51,6 +51,10 @@ def stage_options(*names: str) -> Callable[[Command], Command]:
         "limit": setting(
             "comments.limit", "--limit", type=click.IntRange(1), help="Stop after so many comments that pass the filters."
         ),
+        "max_cost": setting(
+            "teacher.max_cost", "--max-cost", type=float, metavar="MONEY", help="To spend on an API at most, by its prices."
+        ),
+        "max_calls": setting("teacher.max_calls", "--max-calls", type=click.IntRange(1), help="Of an API, at most."),
         "out": setting("out", "--out", metavar="DIR", help="The run's folder; each stage has its own folder inside."),
         "config": click.option("--config", metavar="YAML", help="A file with any of the configuration's keys."),
         "preset": click.option(

@@ -20,11 +20,7 @@ SHARE = click.FloatRange(0, 1)
 @setting("ladder.rungs", "--ladder", metavar="RUNGS", help="Students to train, by default ngrams,own,teacher.")
 @setting("ladder.readers", "--reader", multiple=True, metavar="MODEL", help="A pretrained model, for one more student.")
 @setting("comments.answer", "--answers", metavar="COLUMNS", help="Answers you have, see `retort import`: no teacher is asked.")
-@setting(
-    "teacher.max_cost", "--max-cost", type=float, metavar="MONEY", help="To spend on an API at most, see `retort extract`."
-)
-@setting("teacher.max_calls", "--max-calls", type=click.IntRange(1), help="Of an API, at most.")
-@stage_options("task", "teacher", "comments", "limit")
+@stage_options("max_cost", "max_calls", "task", "teacher", "comments", "limit")
 def run(**options: Any) -> None:
     """Everything: extract, train, evaluate, and a summary.
 
@@ -155,7 +151,7 @@ def prune(shards: str | None, **options: Any) -> None:
 @setting("predict.workers", "--workers", type=click.IntRange(1), help="Under Ray Data; by default as the comments are many.")
 @setting("answer.teacher", "--teacher", metavar="MODEL", help="Whom to ask where the student is unsure.")
 @setting("answer.fallback", "--fallback", type=SHARE, help="Confidence below which the teacher's answer is taken.")
-@stage_options("comments", "limit")
+@stage_options("max_cost", "max_calls", "comments", "limit")
 def predict(student: str | None, **options: Any) -> None:
     """Comments through the student to answers, in OUT/predict/answers.
 
@@ -168,7 +164,8 @@ def predict(student: str | None, **options: Any) -> None:
     prediction that was killed; `retort score` reads the answers as they are.
 
     With --teacher MODEL --fallback 0.6, answers below that confidence are the teacher's; the report of `retort evaluate` says
-    how many that would be, and what the others are worth.
+    how many that would be, and what the others are worth. The teacher may be behind an API, as in `retort extract`; what it
+    answers is kept in OUT/predict/asked, and paid for once.
     """  # noqa: D301 (\b is click's mark, as a character)
     from student.predict.predict import ANSWERS
     from student.predict.predict import predict as stage

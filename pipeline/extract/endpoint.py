@@ -12,32 +12,29 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import openai
 import pyarrow as pa
 
 from pipeline.base import storage
 from pipeline.base.console import progress
-from pipeline.base.errors import UserError, clip
+from pipeline.base.errors import UserError
 from pipeline.base.signals import Stopped, StopRequest
 from pipeline.base.tracking import Tracking, tracking_uri
 from pipeline.comments.plan import read_unit
 from pipeline.config import PipelineSettings
 from pipeline.extract.fitted import Fitted, fit
 from pipeline.extract.journal import Journal, Place
-from pipeline.extract.spending import Spending
 from pipeline.extract.votes import weights
 from pipeline.shards.files import committed_units, write_shard
 from pipeline.shards.manifest import Manifest, read_footer, write_manifest
 from pipeline.shards.shares import Votes, capture_votes
 from pipeline.task.automaton import Tokens
 from pipeline.task.compiled import CompiledTask, require_same
-from pipeline.teacher.endpoint import Endpoint, Reply
+from pipeline.teacher.asker import Asker, may_try_again
+from pipeline.teacher.endpoint import Endpoint
+from pipeline.teacher.spending import Spending
 from pipeline.teacher.usage import Usage
 
 log = logging.getLogger(__name__)
-
-ATTEMPTS = 2  # at an answer that is none of the task's, or that does not come
-IN_A_ROW = 10  # answers that fail one after another end the run
 
 
 def extract_from_endpoint(config: PipelineSettings) -> Manifest:
@@ -80,7 +77,7 @@ class _Run:
     """The calls of one run."""
 
     def __init__(self, config: PipelineSettings, fitted: Fitted, endpoint: Endpoint, identity: dict[str, Any]) -> None:
-        self._fitted, self._endpoint, self._identity = fitted, endpoint, identity
+        self._fitted, self._identity = fitted, identity
         self._samples, self._requests = config.extract.samples_per_comment, config.teacher.requests
         self.journal = storage.join(storage.absolute(str(config.out)), "answers")
         self._journal = Journal(self.journal)
@@ -91,8 +88,7 @@ class _Run:
         paid = [Usage(**footer.facts["spent"]) for footer in footers]
         paid += [Usage(**record["spent"]) for unit in self.todo[:1] for record in self._journal.read(unit).values()]
         self.spending = Spending(config.teacher, sum(paid, Usage()), endpoint.bound(fitted.compiled.task.comments.max_tokens))
-        self._done, self._in_a_row = sum(footer.rows for footer in footers), 0
-        self._ended = self._failure = ""  # why no further call is made, and what the user has to mend
+        self._asker, self._done = Asker(endpoint, self.spending), sum(footer.rows for footer in footers)
 
     async def ask_all(self, tracking: Tracking) -> None:
         """Asks what is not answered yet, unit by unit.
@@ -107,7 +103,7 @@ class _Run:
                 answered = self._done + records // self._samples
                 bar.update(task, completed=answered, note=str(self.spending))
                 if stop:
-                    self._ended = self._ended or "a signal asked for it"
+                    self._asker.ended = self._asker.ended or "a signal asked for it"
 
             for unit in self.todo:
                 await self._unit(unit, show)
@@ -119,64 +115,26 @@ class _Run:
         started, rows, records = time.perf_counter(), read_unit(self._fitted.comments, unit), self._journal.read(unit)
         texts = rows["text"].to_pylist()
         places = ((row, sample) for row in range(len(rows)) for sample in range(self._samples))
-        todo = (place for place in places if place not in records or _may_try_again(records[place]))
+        todo = (place for place in places if place not in records or may_try_again(records[place]))
 
         async def work() -> None:
             for place in todo:
                 show(len(records))
-                if self._ended:
+                if self._asker.ended:
                     return
-                record = await self._answer(texts[place[0]], place, Usage(**records.get(place, {"spent": {}})["spent"]))
+                paid = Usage(**records.get(place, {"spent": {}})["spent"])
+                record = await self._asker.record(texts[place[0]], place[1], paid)
                 if record["spent"]["calls"]:
                     await asyncio.to_thread(self._journal.write, unit, place, record)
-                if not (record["reason"] and self._ended):
+                if not (record["reason"] and self._asker.ended):
                     records[place] = record
 
         await asyncio.gather(*(work() for _ in range(self._requests)))
-        if self._failure:
-            raise UserError(f"{self._failure}. What came back is kept: run the same command again to go on")
-        if self._ended:
-            raise Stopped(f"stopped with {self._done + len(records) // self._samples:,} answers: {self._ended}")
+        if self._asker.failure:
+            raise UserError(f"{self._asker.failure}. What came back is kept: run the same command again to go on")
+        if self._asker.ended:
+            raise Stopped(f"stopped with {self._done + len(records) // self._samples:,} answers: {self._asker.ended}")
         self._commit(unit, rows, records, time.perf_counter() - started)
-
-    async def _answer(self, text: str, place: Place, paid: Usage) -> dict[str, Any]:
-        """What became of one text, after `ATTEMPTS`, or fewer where the run ends.
-
-        Args:
-            paid: for its attempts in earlier runs.
-        """
-        reason = "it was not asked again"
-        for attempt in range(paid.calls, ATTEMPTS):
-            if self._ended or not await self.spending.reserve():
-                self._ended = (
-                    self._ended
-                    or f"the budget allows no further call ({self.spending}): give more, by --max-calls or --max-cost"
-                )
-                break
-            reply = await self._call(text, seed=place[1] * ATTEMPTS + attempt)
-            paid, reason = paid + reply.usage, reply.reason
-            if reply.values is not None:
-                self._in_a_row = 0
-                return {"values": reply.values, "shares": reply.shares, "reason": None, "spent": vars(paid)}
-        self._in_a_row += not self._ended
-        if self._in_a_row >= IN_A_ROW:
-            self._failure = self._ended = f"{IN_A_ROW} answers in a row failed; the last one: {reason}"
-        return {"values": None, "shares": None, "reason": reason, "spent": vars(paid)}
-
-    async def _call(self, text: str, seed: int) -> Reply:
-        """One call that was reserved. Where no other would do better, the run is to end."""
-        paid = Usage()
-        try:
-            reply = await self._endpoint.ask(text, seed)
-            paid = reply.usage
-            return reply
-        except (openai.APIError, ValueError) as error:
-            return Reply(None, None, f"the call failed: {clip(str(error) or type(error).__name__, 300)}", paid)
-        except UserError as error:
-            self._failure = self._ended = str(error)
-            return Reply(None, None, str(error), paid)
-        finally:
-            self.spending.settle(paid)
 
     def _commit(self, unit: int, rows: pa.Table, records: dict[Place, dict[str, Any]], seconds: float) -> None:
         """The unit's shard, in place of its answers' files. The samples of one text are votes."""
@@ -195,11 +153,6 @@ class _Run:
         write_shard(self._fitted.shards, unit, kept, captured, about, aside)
         self._journal.delete(unit)
         self._done += len(good)
-
-
-def _may_try_again(record: dict[str, Any]) -> bool:
-    """Whether a run ended between two attempts at an answer."""
-    return record["reason"] is not None and record["spent"]["calls"] < ATTEMPTS
 
 
 def _floats(usage: Usage) -> dict[str, float]:

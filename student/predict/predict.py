@@ -32,11 +32,11 @@ from student.config import AnswerConfig, PredictConfig, StudentSettings
 from student.decode.answerer import Answer, Answerer
 from student.model.checkpoint import CALIBRATION, WEIGHTS, load_student, load_temperatures
 from student.predict.answer_files import Sourced, encode_part, part_name
-from student.predict.teacher import FallbackTeacher, SharedTeachers, start_teachers
+from student.predict.teacher import SharedTeachers, Teacher, make_teacher, start_teachers
 
 log = logging.getLogger(__name__)
 
-ABOUT, PLAN, ANSWERS = "predict.json", "comments", "answers"  # in the stage's folder
+ABOUT, PLAN, ANSWERS, ASKED = "predict.json", "comments", "answers", "asked"  # in the stage's folder
 LARGE = 64 << 20  # bytes of comments from which Ray's start pays
 ROWS_PER_UNIT = 8192  # comments of one unit of work and of one file
 MAX_BLOCKS = 4096  # of Ray Data: units beyond this number share blocks
@@ -70,7 +70,12 @@ class Prediction:
             "comments": self.source.model_dump(mode="json"),
             "form": self.config.model_dump(mode="json", include={"format", "probabilities"}),
             "answer": self.asked.model_dump(mode="json"),
-        }
+        } | ({"url": self.engine.url} if self.engine.engine == "openai" else {})
+
+    @property
+    def asked_folder(self) -> str:
+        """Where an API's answers go."""
+        return storage.join(self.folder, ASKED)
 
     def part(self, unit: int) -> str:
         """Where a unit's answers go."""
@@ -147,7 +152,7 @@ def _on_ray(job: Prediction, todo: list[int]) -> Iterator[int]:
     import ray.data  # some seconds, which a few comments do not need
 
     start_ray()
-    teachers, beside = start_teachers(job.asked.teacher, job.engine, load_student(job.student)[1])
+    teachers, beside = start_teachers(job.asked.teacher, job.engine, load_student(job.student)[1], job.asked_folder)
     workers = _workers(job.config, len(todo), beside)
     log.info("answering %s units with %s workers", len(todo), workers)
     threads = str(max(1, int(job.config.cpus_per_worker)))
@@ -163,6 +168,8 @@ def _on_ray(job: Prediction, todo: list[int]) -> Iterator[int]:
         **ray_options(job.config.resources),
     )
     for row in answered.iter_rows():
+        if row["refused"]:
+            raise UserError(row["refused"])
         yield row["rows"]
 
 
@@ -193,13 +200,17 @@ class Predictor:
     def __init__(self, job: Prediction, teachers: SharedTeachers | None = None) -> None:
         check_code_version()
         self._job, self._answerer = job, Answerer.load(job.student, job.asked.weights)
-        self._teacher: FallbackTeacher | SharedTeachers | None = teachers
+        self._teacher: Teacher | SharedTeachers | None = teachers
         if job.asked.teacher and not teachers:
-            self._teacher = FallbackTeacher(job.asked.teacher, job.engine, self._answerer.compiled)
+            self._teacher = make_teacher(job.asked.teacher, job.engine, self._answerer.compiled, job.asked_folder)
 
-    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, list[int]]:
-        """Answers the batch's units; returns the comments of each."""
-        return {"rows": [self.unit(unit) for unit in batch["unit"].tolist()]}
+    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
+        """Answers the batch's units; returns the comments of each, or what the user has to mend, which Ray would bury."""
+        try:
+            rows = [self.unit(unit) for unit in batch["unit"].tolist()]
+        except UserError as error:
+            return {"rows": [0], "refused": [str(error)]}
+        return {"rows": rows, "refused": [""] * len(rows)}
 
     def unit(self, unit: int) -> int:
         """Answers one unit and writes its file; returns its comments. Again, it writes the same."""

@@ -22,6 +22,7 @@ from pipeline.teacher.engines import Job, Request
 from pipeline.teacher.model_files import absolute_model
 from pipeline.teacher.process import EngineError, EngineProcess
 from student.data.answers import parse_all
+from student.predict.api_teacher import ApiTeacher
 
 log = logging.getLogger(__name__)
 
@@ -125,32 +126,53 @@ class FallbackTeacher:
             engine.set_exception(error)
 
 
+Teacher = FallbackTeacher | ApiTeacher
+
+
+def make_teacher(model: str, config: TeacherConfig, compiled: CompiledTask, folder: str | None = None) -> Teacher:
+    """A teacher of the configured kind.
+
+    Args:
+        folder: for the answers of an API, see `ApiTeacher`.
+
+    Raises:
+        UserError: see `FallbackTeacher` and `ApiTeacher`.
+    """
+    is_api = config.engine == "openai"
+    return ApiTeacher(model, config, compiled, folder) if is_api else FallbackTeacher(model, config, compiled)
+
+
 class SharedTeachers:
-    """Teachers as actors of Ray, for workers who ask them as they would ask a `FallbackTeacher`."""
+    """Teachers as actors of Ray, for workers who ask them as they would ask a `Teacher`."""
 
     def __init__(self, actors: list[Any]) -> None:
         self._actors = actors
 
     def answer(self, texts: list[str]) -> list[dict[str, Scalar] | None]:
-        """See `FallbackTeacher`."""
+        """See `FallbackTeacher` and `ApiTeacher`."""
         return ray.get(random.choice(self._actors).answer.remote(texts)) if texts else []
 
 
 def start_teachers(
-    model: str | None, config: TeacherConfig, compiled: CompiledTask
+    model: str | None, config: TeacherConfig, compiled: CompiledTask, folder: str
 ) -> tuple[SharedTeachers | None, dict[str, float]]:
     """As many teachers on Ray as an extraction has, if a model is named, and what they take together, by Ray's names.
+
+    Of an API there is one, whose calls share a budget.
 
     Raises:
         UserError: no such model, or one that writes other tokens than the student.
     """
     if model is None:
         return None, {}
-    place = absolute_model(model)
-    load_same_tokenizer(place, config, compiled)  # better refused now than by an actor
+    is_api = config.engine == "openai"
+    place, count = (model, 1) if is_api else (absolute_model(model), config.actors)
+    if not is_api:
+        load_same_tokenizer(place, config, compiled)  # better refused now than by an actor
     environment = {"env_vars": {VARIABLE: code_version()}}
     actor = ray.remote(max_restarts=2, max_task_retries=2, runtime_env=environment, **ray_options(config.resources))(
-        FallbackTeacher
+        ApiTeacher if is_api else FallbackTeacher
     )
-    actors = [actor.remote(place, config, compiled) for _ in range(config.actors)]
-    return SharedTeachers(actors), {name: config.actors * amount for name, amount in config.resources.items()}
+    given = (place, config, compiled, folder) if is_api else (place, config, compiled)
+    actors = [actor.remote(*given) for _ in range(count)]
+    return SharedTeachers(actors), {name: count * amount for name, amount in config.resources.items()}

@@ -20,7 +20,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.signals import STOPPED
 from student.config import ServeConfig, StudentSettings
 from student.decode.answerer import Answerer
-from student.predict.teacher import FallbackTeacher
+from student.predict.teacher import make_teacher
 from student.serve.app import create_app
 from student.serve.connection import Connection
 from student.serve.service import Service
@@ -42,7 +42,7 @@ def serve(config: StudentSettings, student_folder: str) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     answerer = Answerer.load(student_folder, config.answer.weights)
-    teacher = FallbackTeacher(config.answer.teacher, config.teacher, answerer.compiled) if config.answer.teacher else None
+    teacher = make_teacher(config.answer.teacher, config.teacher, answerer.compiled) if config.answer.teacher else None
     service = Service(answerer, settings, teacher, config.answer.fallback)
     _announce(settings, listener.getsockname()[1], service)
     gc.freeze()  # what is loaded stays: to look through it for garbage takes a third of a second, now and then

@@ -12,7 +12,7 @@ from pipeline.comments.reading import KEPT, Comment, filter_rows, text_row
 from pipeline.task.task import Scalar
 from student.config import ServeConfig
 from student.decode.answerer import Answer, Answerer
-from student.predict.teacher import FallbackTeacher
+from student.predict.teacher import Teacher
 from student.serve.batcher import Batcher
 from student.serve.metrics import Metrics
 from student.serve.turns import Turns
@@ -64,7 +64,7 @@ class Service:
     """
 
     def __init__(
-        self, answerer: Answerer, config: ServeConfig, teacher: FallbackTeacher | None = None, fallback: float | None = None
+        self, answerer: Answerer, config: ServeConfig, teacher: Teacher | None = None, fallback: float | None = None
     ) -> None:
         self.config, self.teacher, self.fallback = config, teacher, fallback
         self.metrics, self.draining = Metrics(), False

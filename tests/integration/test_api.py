@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,18 +19,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from mlflow.tracking import MlflowClient
 
 from pipeline.base.errors import UserError
 from pipeline.base.signals import Stopped
+from pipeline.cli.settings import load_config
 from pipeline.config import PipelineSettings, TeacherConfig
 from pipeline.extract.endpoint import extract_from_endpoint
 from pipeline.shards.manifest import Manifest, open_shards
+from pipeline.task.compiled import CompiledTask, compile_for
+from pipeline.task.fitted_tokenizer import fit_tokenizer
+from pipeline.task.task import load_task
 from pipeline.teacher.engines import engine_environment
+from student.decode.answerer import Answerer
+from student.model.checkpoint import save_student
+from student.predict.api_teacher import ApiTeacher
+from student.predict.predict import predict
 from tests.conftest import RealCase
 from tests.integration.api import SURE, TOKENS
 from tests.integration.conftest import Retort
 from tests.integration.ray_cluster import free_port
+from tests.student.decode.test_decode import make_student
+from tests.student.serve.conftest import running
 from tests.tiny import ROOT
 
 TASK = 'name: mood\ninstruction: Name the mood.\nprompt: "{instruction}\\n{comment}"\nfields: {mood: [good, bad]}\n'
@@ -46,6 +58,11 @@ class Server:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.api", str(self.port), str(self._counts), str(faults)], cwd=ROOT
         )
+        for _ in range(600):
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.port)).close()
+                break
+            time.sleep(0.05)
 
     @property
     def url(self) -> str:
@@ -178,6 +195,56 @@ def test_a_wrong_key_and_a_dead_server_are_told_at_once(
         with pytest.raises(UserError, match=reason) as refused:
             extraction(url=url)
         assert "secret" not in str(refused.value)
+
+
+def _compiled(folder: Path) -> CompiledTask:
+    """The task for a student that has never been trained."""
+    (folder / "task.yaml").write_text(TASK)
+    task = load_task(str(folder / "task.yaml"))
+    return compile_for(task, fit_tokenizer(TEXTS, task))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_unsure_answers_of_a_prediction_are_an_apis_and_paid_for_once(
+    tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr("student.predict.predict.ROWS_PER_UNIT", 32)
+    server, compiled, student = serve(), _compiled(tmp_path), str(tmp_path / "student")
+    save_student(student, make_student(compiled, 3, 6.0, sequence="choices"), compiled)
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in [*TEXTS, *TEXTS[:10]]))
+    api = ["teacher.engine=openai", f"teacher.url={server.url}", "answer.teacher=m", "answer.fallback=1"]
+    ours = [f"predict.workers={workers}", "predict.cpus_per_worker=0.5"]
+
+    def run(*more: str) -> None:
+        predict(load_config(None, [*api, *ours, *more], {"comments.paths": [str(tmp_path / "texts.jsonl")]}), student, out)
+
+    out = str(tmp_path / "out")
+    try:
+        with pytest.raises(UserError, match="the budget allows no further call"):
+            run("teacher.max_calls=40")
+        assert server.paid.total() == 40
+        run()
+    finally:
+        ray.shutdown()
+    assert set(server.paid.values()) == {1}
+    rows = [json.loads(line) for part in sorted((tmp_path / "out/answers").iterdir()) for line in part.open()]
+    assert len(rows) == len(TEXTS) + 10
+    assert {row["source"] for row in rows} == {"teacher"}
+    assert all(row["answer"] == {"mood": ("good", "bad")["bad" in row["body"]]} for row in rows)
+
+
+def test_a_service_asks_an_api_and_stands_without_it(
+    tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.teacher.endpoint.RETRIES", 0)
+    server, compiled = serve(), _compiled(tmp_path)
+    teacher = ApiTeacher("m", TeacherConfig(engine="openai", url=server.url), compiled)
+    with running(Answerer(make_student(compiled, scale=3.0), compiled), teacher, fallback=1) as client:
+        for expected in ("teacher", "student"):
+            found = client.post("/classify", json={"texts": ["a good one", "a bad one"]}).json()["results"]
+            assert [one["source"] for one in found] == [expected] * 2
+            server.close()
+    assert server.paid == {"a good one": 1, "a bad one": 1}
 
 
 def _killed(retort: Retort, tmp_path: Path, server: Server, count: int, kills: int) -> None:

@@ -133,7 +133,7 @@ def test_another_student_form_or_comments_are_refused(compiled: CompiledTask, st
 
 
 def test_another_way_to_answer_is_refused(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("student.predict.predict.FallbackTeacher", Beside)
+    monkeypatch.setattr("student.predict.predict.make_teacher", Beside)
     predict(configured(tmp_path), student, str(tmp_path / "out"))
     for overrides in (["answer.weights=bf16"], ["answer.teacher=some", "answer.fallback=0.5"]):
         with pytest.raises(UserError, match=r"another prediction \(its answer differ\)"):
@@ -195,7 +195,7 @@ class Beside:
 
 
 def test_unsure_answers_are_the_teachers(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("student.predict.predict.FallbackTeacher", Beside)
+    monkeypatch.setattr("student.predict.predict.make_teacher", Beside)
     predict(configured(tmp_path), student, str(tmp_path / "alone/out"))
     alone = {row["line"]: row for row in answers(tmp_path / "alone")}
     threshold = sorted(row["confidence"] for row in alone.values())[len(alone) // 2]
@@ -243,7 +243,7 @@ def test_workers_share_the_teachers(student: str, tmp_path: Path, monkeypatch: p
 
 def test_a_worker_that_shares_teachers_starts_none(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
-    monkeypatch.setattr("student.predict.predict.FallbackTeacher", lambda *given: started.append(given))
+    monkeypatch.setattr("student.predict.predict.make_teacher", lambda *given: started.append(given))
     asked = AnswerConfig(teacher="some", fallback=1)
     job = Prediction(student, str(tmp_path), None, PredictConfig(), asked, TeacherConfig())
     shared = SharedTeachers([])
@@ -264,11 +264,11 @@ def test_teachers_reserve_what_an_extractions_do(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ray, "remote", remote)
     monkeypatch.setattr("student.predict.teacher.load_same_tokenizer", lambda *_: None)
     config = TeacherConfig(actors=2, tensor_parallel=2, gpus=1, machines="big")
-    assert start_teachers("some", config, None)[1] == {"CPU": 2, "GPU": 4, "big": pytest.approx(0.002)}
+    assert start_teachers("some", config, None, "")[1] == {"CPU": 2, "GPU": 4, "big": pytest.approx(0.002)}
     (given,) = options
     assert (given["num_cpus"], given["num_gpus"], given["resources"]) == (1, 2, {"big": pytest.approx(0.001)})
     assert len(started) == 2
-    assert start_teachers(None, config, None) == (None, {})
+    assert start_teachers(None, config, None, "") == (None, {})
 
 
 def test_workers_take_the_gpus_that_they_are_given_and_no_others(
