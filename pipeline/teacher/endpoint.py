@@ -77,7 +77,7 @@ class Endpoint:
         Raises:
             openai.APIError: the call failed, with all its retries.
             ValueError: what came back is no JSON.
-            UserError: no other call would do better: a wrong key, model or address.
+            UserError: no other call would do better: a wrong key, model or address, or an unknown certificate.
         """
         messages = [{"role": "user", "content": self._task.user_turn(text)}]
         create: Any = self._client.chat.completions.create  # whose types know no options that may be left out
@@ -87,6 +87,13 @@ class Endpoint:
                 return self._read(await create(model=self._model, messages=messages, **options))
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise UserError(f"{self._url} refuses the calls: {clip(str(error), 300)}") from error
+            except openai.APIConnectionError as error:
+                if "CERTIFICATE_VERIFY_FAILED" not in str(error.__cause__):
+                    raise
+                raise UserError(
+                    f"{self._url} shows a certificate that nobody here vouches for: {clip(str(error.__cause__), 200)}. Name "
+                    "the file of one's own authority in $SSL_CERT_FILE"
+                ) from error
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if not self._leave_out(str(error)):
                     raise

@@ -1,9 +1,10 @@
 """An OpenAI-compatible API on loopback that knows one rule, counts what it was paid for, and fails when it is told to.
 
-    python -m tests.integration.api PORT COUNTS [FAULTS]
+    python -m tests.integration.api PORT COUNTS [FAULTS [CERTIFICATE]]
 
 COUNTS is a file with a line for each answer that was sent whole: its text. FAULTS is the share of calls that go wrong: late,
-no JSON, cut, none of the task's values, refused for their rate, an error of the server, a connection that breaks.
+no JSON, cut, none of the task's values, refused for their rate, an error of the server, a connection that breaks. With a
+certificate and its key in one file, it speaks HTTPS.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import hashlib
 import json
 import math
+import ssl
 import sys
 from pathlib import Path
 from typing import Any
@@ -93,5 +95,8 @@ class Api:
 
 
 if __name__ == "__main__":
-    port, counts, *faults = sys.argv[1:]
-    web.run_app(Api(Path(counts), float(faults[0]) if faults else 0).app(), host="127.0.0.1", port=int(port), print=None)
+    port, counts, faults, certificate = (*sys.argv[1:], "0", "")[:4]
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if certificate else None
+    if tls:
+        tls.load_cert_chain(certificate)
+    web.run_app(Api(Path(counts), float(faults)).app(), host="127.0.0.1", port=int(port), print=None, ssl_context=tls)

@@ -14,12 +14,18 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from mlflow.tracking import MlflowClient
 
 from pipeline.base.errors import UserError
@@ -52,11 +58,13 @@ PRICE = (TOKENS[0] * PRICED["input_price"] + TOKENS[1] * PRICED["output_price"])
 class Server:
     """The API in a process of its own."""
 
-    def __init__(self, folder: Path, faults: float) -> None:
-        self._counts, self.port = folder / "counts.txt", free_port()
+    def __init__(self, folder: Path, faults: float, certificate: Path | None = None) -> None:
+        self._counts, self.port, self._scheme = folder / "counts.txt", free_port(), "https" if certificate else "http"
         self._counts.touch()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.api", str(self.port), str(self._counts), str(faults)], cwd=ROOT
+            [sys.executable, "-m", "tests.integration.api", str(self.port), str(self._counts), str(faults)]
+            + ([str(certificate)] if certificate else []),
+            cwd=ROOT,
         )
         for _ in range(600):
             with suppress(OSError):
@@ -66,7 +74,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self._scheme}://127.0.0.1:{self.port}/v1"
 
     @property
     def paid(self) -> Counter[str]:
@@ -82,8 +90,8 @@ class Server:
 def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(faults: float = 0.0) -> Server:
-        servers.append(Server(tmp_path, faults))
+    def start(faults: float = 0.0, certificate: Path | None = None) -> Server:
+        servers.append(Server(tmp_path, faults, certificate))
         return servers[-1]
 
     yield start
@@ -195,6 +203,36 @@ def test_a_wrong_key_and_a_dead_server_are_told_at_once(
         with pytest.raises(UserError, match=reason) as refused:
             extraction(url=url)
         assert "secret" not in str(refused.value)
+
+
+def _self_signed(path: Path) -> Path:
+    """A certificate of 127.0.0.1 that no authority has signed, and its key."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now, host = datetime.now(UTC), x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(host, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(*form))
+    return path
+
+
+def test_an_unknown_certificate_is_refused(
+    tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.teacher.endpoint.RETRIES", 0)
+    certificate = _self_signed(tmp_path / "server.pem")
+    server = serve(certificate=certificate)
+    extraction = Extraction(tmp_path, server, TEXTS[:5])
+    with pytest.raises(UserError, match=r"a certificate that nobody here vouches for: .*self.signed"):
+        extraction()
+    assert not server.paid
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert extraction().rows == 5
 
 
 def _compiled(folder: Path) -> CompiledTask:
