@@ -36,7 +36,7 @@ from student.registry.mlflow_model import log_report, log_student
 
 log = logging.getLogger(__name__)
 
-SUSPECTS = "suspects.jsonl"
+SUSPECTS, DOUBTED_TRAINING = "suspects.jsonl", 20_000  # the second: training texts that are looked through, at most
 BATCH_SIZE = 128  # answers the student decodes together
 
 
@@ -92,16 +92,25 @@ def measure(floors: FloorsConfig, shards_folder: str, student_folder: str, repor
         "speed": _speed(shards, len(test), seconds, constrained.calls) | {"latency_ms": latency_ms(model, compiled, test)},
         "training": training.model_dump(mode="json", exclude_unset=True),
     }
-    gold = gold_answers(test)
-    figures["gold"] = against_gold(task, gold, truth, answers)
-    texts = [test.text(i) for i in range(len(test))]
-    doubted = suspects(task, texts, gold, truth, answers, constrained.confidence)
+    figures["gold"] = against_gold(task, gold_answers(test), truth, answers)
+    some = train.first(DOUBTED_TRAINING)
+    learnt, _ = _decode_all(Decoder(model, compiled, temperatures).constrained, some, BATCH_SIZE, "looking for wrong answers")
+    doubted = _doubted(TEST, test, constrained) + _doubted(TRAIN, some, learnt)
+    doubted.sort(key=lambda row: -row["confidence"])
     storage.write_text(
         storage.join(report_folder, SUSPECTS), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in doubted)
     )
     storage.write_json(storage.join(report_folder, "fidelity.json"), figures)
     storage.write_text(storage.join(report_folder, "fidelity.html"), render(figures))
     return figures
+
+
+def _doubted(split: str, examples: Examples, decoded: Decoded) -> list[dict[str, Any]]:
+    """The suspects of a split."""
+    compiled, texts = examples.compiled, [examples.text(i) for i in range(len(examples))]
+    answers = parse_all(compiled, decoded.tokens)
+    found = suspects(compiled.task, texts, gold_answers(examples), teacher_answers(examples), answers, decoded.confidence)
+    return [{"split": split} | row for row in found]
 
 
 def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> str:

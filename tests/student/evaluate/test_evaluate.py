@@ -197,3 +197,12 @@ def test_a_field_keeps_its_name_in_mlflow() -> None:
         assert field_of(field_metric(name)) == name
         assert re.fullmatch(r"test/field/[\w :-]*", field_metric(name))
     assert len(field_metric("x" * 500)) == 250
+
+
+def test_suspects_are_of_test_and_training_texts(runs: Runs, taught: tuple[str, str, dict[str, Any]]) -> None:
+    figures = taught[2]
+    rows = [json.loads(line) for line in (runs.folder / "taught/report/suspects.jsonl").read_text().splitlines()]
+    of_test = [row for row in rows if row["split"] == "test"]
+    assert len(of_test) == round((1 - figures["student"]["whole"]) * figures["examples"]["test"])
+    assert any(row["split"] == "train" for row in rows)
+    assert [row["confidence"] for row in rows] == sorted((row["confidence"] for row in rows), reverse=True)
