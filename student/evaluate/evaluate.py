@@ -36,7 +36,7 @@ from student.registry.mlflow_model import log_report, log_student
 
 log = logging.getLogger(__name__)
 
-SUSPECTS, DOUBTED_TRAINING = "suspects.jsonl", 20_000  # the second: training texts that are looked through, at most
+SUSPECTS, DOUBTED_TRAINING = "suspects.jsonl", 10_000  # the second: training texts that are looked through, at most
 BATCH_SIZE = 128  # answers the student decodes together
 
 

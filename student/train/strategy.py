@@ -19,11 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from student.config import TrainConfig
 from student.model.checkpoint import Tensors
 from student.model.model import Student
-from student.model.reader import Pretrained
+from student.model.reader import Ngrams, Pretrained
 
 BETAS = (0.9, 0.95)  # of AdamW
 CLIP_NORM = 1.0  # largest norm of the gradient of one step
-TABLE_RATE, TABLE_EPSILON = 1000, 1e-2  # of a table of n-grams
+TABLE_RATE, TABLE_EPSILON = 1000, 1e4  # of a table of n-grams
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ def parameter_groups(model: Student, config: TrainConfig) -> list[dict[str, Any]
     """Matrices decay; norms, biases and tables, many of whose rows are rarely touched, do not.
 
     A pretrained reader has a learning rate of its own, and so has a table of n-grams: `scale` times that of all others. The
-    table's ε is far above its gradients, which makes AdamW gradient descent with momentum: by AdamW's own steps, as long for
-    what was seen once as for all else, n-grams are learnt by heart (docs/log.md).
+    table learns by gradient descent, which AdamW is with an ε far above all gradients: by AdamW's own steps, as long for what
+    was seen once as for all else, n-grams are learnt by heart (docs/log.md).
     """
     peak = config.peak_rate(model.shape.width)
     kinds: dict[str, dict[str, Any]] = {
         "reader.model.": {"scale": config.reader_learning_rate / peak},
-        "reader.table.": {"scale": TABLE_RATE * TABLE_EPSILON / peak, "eps": TABLE_EPSILON},
+        "reader.table.": {"scale": TABLE_RATE * TABLE_EPSILON / peak, "eps": TABLE_EPSILON, "betas": (0.0, BETAS[1])},
         "": {"scale": 1.0},
     }
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
@@ -91,12 +91,18 @@ def parameter_groups(model: Student, config: TrainConfig) -> list[dict[str, Any]
 
 
 class DataParallel:
-    """Every worker holds everything; DistributedDataParallel adds gradients up. Also the strategy of one worker."""
+    """Every worker holds everything; DistributedDataParallel adds gradients up. Also the strategy of one worker.
+
+    A table of n-grams has no moments here, and with one worker a gradient of those rows alone that were read.
+    """
 
     def __init__(self, student: Student, config: TrainConfig) -> None:
         self._student = student
         groups = parameter_groups(student, config)
-        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
+        self._tables = [(table, g["scale"] / g["eps"]) for g in groups if "eps" in g for table in g["params"]]
+        self._optimizer = torch.optim.AdamW([g for g in groups if "eps" not in g], lr=0.0, betas=BETAS, fused=True)
+        if isinstance(student.reader, Ngrams):
+            student.reader.table.sparse = worker_count() == 1
         self.module: nn.Module = student
         if worker_count() > 1:
             # All workers have the same buffers, one of them as long as the vocabulary: sent once, not with every step.
@@ -115,14 +121,30 @@ class DataParallel:
         """See `Strategy`."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        norm = nn.utils.clip_grad_norm_(self._student.parameters(), CLIP_NORM)
+        norm = self._clip()
+        with torch.no_grad():
+            for table, scale in self._tables:
+                table.add_(table.grad, alpha=-rate * scale)
         self._optimizer.step()
-        self._optimizer.zero_grad()
+        self._student.zero_grad()
+        return norm
+
+    def _clip(self) -> torch.Tensor:
+        """What `clip_grad_norm_` does, which knows no sparse gradients."""
+        values = []
+        for parameter in self._student.parameters():
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+                values.append(parameter.grad.values())
+            elif parameter.grad is not None:
+                values.append(parameter.grad)
+        norm = nn.utils.get_total_norm(values)
+        torch._foreach_mul_(values, (CLIP_NORM / (norm + 1e-6)).clamp_max(1.0))
         return norm
 
     def gradients(self) -> Tensors:
         """See `Strategy`."""
-        return {name: p.grad.clone() for name, p in self._student.named_parameters() if p.grad is not None}
+        return {name: p.grad.to_dense().clone() for name, p in self._student.named_parameters() if p.grad is not None}
 
     def state(self) -> State:
         """See `Strategy`."""
@@ -139,7 +161,7 @@ class DataParallel:
         """See `Strategy`."""
         for name, parameter in self._student.named_parameters():
             parameter.copy_(state.weights[name])
-            if steps and parameter.requires_grad:
+            if steps and name in state.first_moment:
                 self._optimizer.state[parameter] = {
                     "step": torch.tensor(float(steps), device=parameter.device),
                     "exp_avg": state.first_moment[name].to(parameter.device, copy=True),

@@ -84,7 +84,8 @@ class Zero:
             self._set_weight(parameter, state.weights[name])
             if steps:
                 for key, moments in zip(MOMENTS, (state.first_moment, state.second_moment), strict=True):
-                    self._set_moment(parameter, moments[name], key)
+                    if name in moments:  # a table of n-grams has none under `DataParallel`
+                        self._set_moment(parameter, moments[name], key)
         self.module.optimizer.refresh_fp32_params()
         for entry in self._optimizer.state.values():
             entry["step"].fill_(steps)

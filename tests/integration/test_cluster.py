@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -81,16 +82,40 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
         time.sleep(0.05)
 
 
+def store_with(bucket: Bucket, folder: Path) -> str:
+    """MLflow's store in a folder, its artifacts in the bucket."""
+    store = f"sqlite:///{folder}/mlflow.db"
+    MlflowClient(store).create_experiment("retort", f"s3://{bucket.name}/mlflow")
+    return store
+
+
+def test_a_job_trains_from_a_log_in_a_bucket_and_is_followed_to_its_end(submit: Submit, bucket: Bucket, tmp_path: Path) -> None:
+    answer = {"sentiment": "mixed", "topic": "app", "urgency": "low"}
+    rows = [
+        {"body": f"{i} is {mood}", "answer": answer | {"sentiment": mood}} for i in range(200) for mood in ("mixed", "neutral")
+    ]
+    bucket.write("log/log.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    where = [f"--comments=s3://{bucket.name}/log/*.jsonl", f"--out=s3://{bucket.name}/small", "--answers=answer"]
+    settings = [f"tracking.uri={store_with(bucket, tmp_path)}", "train.epochs=2", "train.threads=1", "floors.examples=0"]
+    settings += [f"student.{one}" for one in STUDENT]
+    options = ["--task=tasks/demo.yaml", "--ladder=own", *where, *(f"--set={one}" for one in settings)]
+    assert said(submit("run", *options)).splitlines()[-1].endswith("succeeded")
+    assert {"small/report/fidelity.html", "small/student/model.safetensors", "small/shards/manifest.json"} <= set(
+        bucket.files()
+    )
+
+
 @pytest.fixture(scope="module")
 def run(submit: Submit, cluster: RayCluster, bucket: Bucket, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What a whole run says, all of whose files are in the bucket. A machine goes in the middle of its extraction."""
     folder = tmp_path_factory.mktemp("mlflow")
-    with bucket.fs.open_output_stream(f"{bucket.name}/comments/demo.jsonl.gz", compression=None) as stream:
-        stream.write((demo / "comments.jsonl.gz").read_bytes())
-    store = f"sqlite:///{folder}/mlflow.db"
-    MlflowClient(store).create_experiment("retort", f"s3://{bucket.name}/mlflow")
+    bucket.write("comments/demo.jsonl.gz", (demo / "comments.jsonl.gz").read_bytes())
     parts = {"student": STUDENT, "train": TRAIN, "teacher": TEACHER}
-    settings = [*EXTRACT, f"tracking.uri={store}", *(f"{part}.{one}" for part, some in parts.items() for one in some)]
+    settings = [
+        *EXTRACT,
+        f"tracking.uri={store_with(bucket, folder)}",
+        *(f"{part}.{one}" for part, some in parts.items() for one in some),
+    ]
     where = [f"--comments=s3://{bucket.name}/comments/*.gz", f"--out=s3://{bucket.name}/run", f"--teacher={demo / 'teacher'}"]
     options = [*where, "--task=tasks/demo.yaml", "--limit=600", "--ladder=own", *(f"--set={one}" for one in settings)]
     process, victim = submit("run", *options), cluster.machines[-1]
@@ -110,6 +135,7 @@ def has_engine(machine: subprocess.Popen[bytes]) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_job_is_followed_to_success_and_its_results_are_in_the_bucket(run: str, bucket: Bucket) -> None:
     assert re.search(r"extracted \d+ answers", run), run  # a commit whose news died with the machine is not among them
     assert run.splitlines()[-1].endswith("succeeded")
@@ -118,6 +144,7 @@ def test_a_job_is_followed_to_success_and_its_results_are_in_the_bucket(run: str
     assert any(name.startswith("mlflow/") and name.endswith("fidelity.html") for name in files)
 
 
+@pytest.mark.slow
 def test_the_extraction_outlived_a_machine(run: str, bucket: Bucket) -> None:
     places = [f"{bucket.name}/{name}" for name in shards_in(bucket)]
     tables = [pq.read_table(place, columns=["row"], filesystem=bucket.fs) for place in places]
@@ -125,12 +152,14 @@ def test_the_extraction_outlived_a_machine(run: str, bucket: Bucket) -> None:
     assert len(rows) == len(set(rows)) == 600
 
 
+@pytest.mark.slow
 def test_the_bucket_failed_and_no_shard_was_seen_before_it_was_whole(run: str, bucket: Bucket) -> None:
     assert bucket.faults.keys() == {"error", "late", "cut"}
     assert bucket.read > 6
     assert not bucket.torn
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running(run: str, submit: Submit, bucket: Bucket, cluster: RayCluster) -> None:
     process = submit("evaluate", f"--out=s3://{bucket.name}/run", "--set=tracking.uri=sqlite:////unused")
     assert process.stdout
@@ -157,6 +186,7 @@ def shards(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> 
     return made_up_shards(tmp_path_factory.mktemp("shards"), compiled, 1000)
 
 
+@pytest.mark.slow
 def test_a_training_outlives_a_machine(submit: Submit, cluster: RayCluster, shards: Shards, tmp_path: Path) -> None:
     """Submitted by the line that a dry run prints."""
     victim = cluster.add(resources=SPOT)  # one went in the extraction

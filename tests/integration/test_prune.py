@@ -38,6 +38,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_student_cut_from_the_teacher_trains_and_follows_it(
     retort: Retort, shards: Shards, teacher: Path, tmp_path: Path
 ) -> None:

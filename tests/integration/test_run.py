@@ -19,7 +19,7 @@ from tests.integration.conftest import Retort
 
 SMALL = [f"--set={setting}" for setting in ("student.layers=2", "student.width=64", "student.heads=2", "student.mlp=256")]
 FAST = ["--set=train.epochs=10", "--set=train.batch_size=32", "--set=train.workers=2"]  # the rest as the defaults leave it
-LADDER = ["--ladder=ngrams,own", "--set=ladder.points_per_doubling=0"]
+LADDER = ["--ladder=own"]
 UNITS = ["--set=extract.rows_per_unit=300", "--set=extract.calibration_floor=0.8"]
 
 
@@ -139,8 +139,11 @@ def test_a_run_from_answers_alone_needs_no_teacher(retort: Retort, tmp_path: Pat
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "task.yaml").write_text("name: mood\ninstruction: Name the mood.\nfields: {mood: [good, bad]}\n")
     options = [f"--task={tmp_path / 'task.yaml'}", f"--comments={tmp_path / 'log.jsonl'}", f"--out={tmp_path / 'out'}"]
-    said = retort("run", *options, "--answers=mood", "--ladder=own", *SMALL, "--set=train.epochs=2", "--set=floors.examples=0")
+    said = retort(
+        "run", *options, "--answers=mood", "--ladder=ngrams,own", *SMALL, "--set=train.epochs=2", "--set=floors.examples=0"
+    )
     assert "agreement with the given answers" in said
+    assert {path.parent.name for path in tmp_path.glob("out/ladder/*/rung.json")} == {"ngrams", "own"}
     assert json.loads((tmp_path / "out/report/fidelity.json").read_text())["student"]["whole"] > 0.9
     CliRunner().invoke(main, ["export", f"--out={tmp_path / 'out'}"], catch_exceptions=False)
     assert "| answers | given |" in (tmp_path / "out/export/README.md").read_text()

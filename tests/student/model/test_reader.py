@@ -235,6 +235,7 @@ def test_two_workers_equal_one(family: str, strategy: str, shards: Shards, tmp_p
         torch.testing.assert_close(ours[name], weight, atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("reader", ["bert", pytest.param("llama", marks=pytest.mark.slow), "ngrams"], indirect=True)
 def test_exports_give_its_answers(reader: str, shards: Shards, tmp_path: Path) -> None:
     loop = trained(shards, reader)
     source = ExportedStudent(loop._strategy._student.eval(), shards.compiled, None)
