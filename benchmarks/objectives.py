@@ -87,7 +87,7 @@ def best_student(training: Training, loop: Loop) -> Student:
     for report in loop.run():
         if report.epoch_ended and disagreement(report.row) < best:
             best = disagreement(report.row)
-            weights = {key: tensor.clone() for key, tensor in loop.state().weights.items()}
+            weights = {key: tensor.clone() for key, tensor in loop.state().average.items()}
     return assembled(training.shape, weights | {"rows": torch.from_numpy(training.rows)})
 
 

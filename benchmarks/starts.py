@@ -64,7 +64,8 @@ def student(study: Study, reader: str, config: TrainConfig) -> dict[str, float]:
     for report in loop.run():
         if report.epoch_ended:
             parts = np.array_split(order, max(1, len(order) // BATCH))
-            reached = loop._trainer.measure(test.batch(part) for part in parts)["answer_accuracy"]
+            with loop.averaged():
+                reached = loop._trainer.measure(test.batch(part) for part in parts)["answer_accuracy"]
             found.append((report.row["validation_answer_accuracy"], reached))
     return {"validation": max(found)[0], "test": max(found)[1]}
 

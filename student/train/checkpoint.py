@@ -1,4 +1,6 @@
-"""A training's checkpoint: a student's folder with two files more, the optimizer's moments and the position.
+"""A training's checkpoint: a student's folder with two files more, what the next step goes on from and the position.
+
+The student is the average of the latest weights; those themselves lie with the optimizer's moments.
 
 That is all that going on exactly needs, as what is random in a training is a function of the position.
 """
@@ -22,15 +24,19 @@ def save_position(folder: str, state: State, position: dict[str, Any]) -> None:
     """
     moments = {f"first.{name}": tensor for name, tensor in state.first_moment.items()}
     moments |= {f"second.{name}": tensor for name, tensor in state.second_moment.items()}
+    moments |= {f"weights.{name}": tensor for name, tensor in state.weights.items()}
     save_tensors(storage.join(folder, MOMENTS), moments)
     storage.write_json(storage.join(folder, POSITION), position)
 
 
 def load_position(folder: str) -> tuple[State, dict[str, Any]]:
-    """Reads what `save_position` wrote, and the weights beside it."""
+    """Reads what `save_position` wrote, and the student beside it."""
     moments = load_tensors(storage.join(folder, MOMENTS))
-    first, second = (
+    weights, first, second = (
         {name.removeprefix(kind): tensor for name, tensor in moments.items() if name.startswith(kind)}
-        for kind in ("first.", "second.")
+        for kind in ("weights.", "first.", "second.")
     )
-    return State(load_tensors(storage.join(folder, WEIGHTS)), first, second), storage.read_json(storage.join(folder, POSITION))
+    student = load_tensors(storage.join(folder, WEIGHTS))
+    return State(weights, first, second, {name: student[name] for name in weights}), storage.read_json(
+        storage.join(folder, POSITION)
+    )

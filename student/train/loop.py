@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from student.model.pretrained import load_pretrained, pretrained_folder, reader_
 from student.model.reader import Pretrained
 from student.model.shape import Shape
 from student.prune.parent import open_parent, parent_folder
+from student.train.average import Average
 from student.train.losses import Loss
 from student.train.order import Order, parts
 from student.train.strategy import State, make_strategy
@@ -154,6 +156,7 @@ class Loop:
         parent = open_parent(config.init, student, shards) if config.hidden else None
         loss = Loss(config, token_weights(self._train, config.balance, self.device))
         steps = self._order.steps * config.epochs
+        self._average = Average(steps)
         self._trainer = Trainer(self._strategy, config, training.shape, steps, self.device, loss, parent)
         self.position = Position()
         self._counted = time.perf_counter()
@@ -161,11 +164,22 @@ class Loop:
     def go_on_from(self, state: State, position: Position) -> None:
         """Takes up a training where it was saved."""
         self._strategy.load(state, position.step)
+        if position.step >= self._average.every:
+            self._average.weights = {name: mean.clone() for name, mean in state.average.items()}
         self.position, self._trainer.step_index = position, position.step
 
     def state(self) -> State:
-        """Weights and moments; all workers must ask."""
-        return self._strategy.state()
+        """Weights, their average and moments; all workers must ask."""
+        state = self._strategy.state()
+        return replace(state, average=self._average.weights or state.weights)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the student has the average of its latest weights; all workers must ask."""
+        own = {name: weight.clone() for name, weight in self._strategy.weights().items()}
+        self._strategy.put(self._average.weights or own)
+        yield
+        self._strategy.put(own)
 
     def seconds_an_epoch(self, steps: int) -> float:
         """What an epoch takes here, by its first few steps; they are taken, so that the loop is of no further use."""
@@ -189,6 +203,8 @@ class Loop:
             norm = self._trainer.step(share, self._train.weight(indices, self._config.forced_weight), window.sums)
             window.examples += len(indices)
             self.position.step += 1
+            if self.position.step % self._average.every == 0:
+                self._average.look(self.position.step, self._strategy.weights())
             if self.position.step == epoch * steps:
                 break
             if self.position.step % self._config.log_every == 0:
@@ -197,7 +213,8 @@ class Loop:
         last = self._window_ended(window, share[0], norm)
         speed = {"epoch_examples_per_second": (steps - done) * self._config.step_examples / (time.perf_counter() - started)}
         row = {"epoch": float(epoch)} | speed | {f"train_{name}": value for name, value in means(self.position.totals).items()}
-        row |= {f"validation_{name}": value for name, value in self._trainer.measure(self._held_out()).items()}
+        with self.averaged():
+            row |= {f"validation_{name}": value for name, value in self._trainer.measure(self._held_out()).items()}
         row["seconds"] = self._count_seconds()
         self.position.history.append(dict(row))
         self.position.totals = {}

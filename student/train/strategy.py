@@ -8,7 +8,7 @@ under another strategy.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -28,11 +28,16 @@ TABLE_RATE, TABLE_EPSILON = 1000, 1e4  # of a table of n-grams
 
 @dataclass(frozen=True)
 class State:
-    """What an optimizer step changes, by parameter name: float32 on the CPU."""
+    """What an optimizer step changes, by parameter name: float32 on the CPU.
+
+    Attributes:
+        average: of the latest weights, see `student.train.average`.
+    """
 
     weights: Tensors
     first_moment: Tensors
     second_moment: Tensors
+    average: Tensors = field(default_factory=dict)
 
 
 class Strategy(Protocol):
@@ -52,8 +57,14 @@ class Strategy(Protocol):
     def gradients(self) -> Tensors:
         """Whole gradients between the last part's backward pass and the step, by parameter name; every worker must ask."""
 
+    def weights(self) -> Tensors:
+        """Whole weights, by parameter name, on the CPU; every worker must ask. They may change with the next step."""
+
+    def put(self, weights: Tensors) -> None:
+        """Takes other weights in place of its own; every worker must."""
+
     def state(self) -> State:
-        """All there is to save; every worker must ask, and the first gets it."""
+        """All there is to save but the average; every worker must ask, and the first gets it."""
 
     def load(self, state: State, steps: int) -> None:
         """Takes up a training after so many steps."""
@@ -146,21 +157,30 @@ class DataParallel:
         """See `Strategy`."""
         return {name: p.grad.to_dense().clone() for name, p in self._student.named_parameters() if p.grad is not None}
 
+    def weights(self) -> Tensors:
+        """See `Strategy`."""
+        return {name: p.detach().cpu() for name, p in self._student.named_parameters()}
+
+    @torch.no_grad()
+    def put(self, weights: Tensors) -> None:
+        """See `Strategy`."""
+        for name, parameter in self._student.named_parameters():
+            parameter.copy_(weights[name])
+
     def state(self) -> State:
         """See `Strategy`."""
         moments = self._optimizer.state
         named = [(name, p) for name, p in self._student.named_parameters()]
         return State(
-            {name: p.detach().cpu() for name, p in named},
+            self.weights(),
             {name: moments[p]["exp_avg"].cpu() for name, p in named if p in moments},
             {name: moments[p]["exp_avg_sq"].cpu() for name, p in named if p in moments},
         )
 
-    @torch.no_grad()
     def load(self, state: State, steps: int) -> None:
         """See `Strategy`."""
+        self.put(state.weights)
         for name, parameter in self._student.named_parameters():
-            parameter.copy_(state.weights[name])
             if steps and name in state.first_moment:
                 self._optimizer.state[parameter] = {
                     "step": torch.tensor(float(steps), device=parameter.device),

@@ -101,7 +101,7 @@ class _Worker:
         metrics = {"step": position.step, "epoch": len(position.history), SCORE: score}
         checkpoint = None
         if self.rank == 0:
-            student = assembled(self.training.shape, state.weights | self.loop.constants)
+            student = assembled(self.training.shape, state.average | self.loop.constants)
             if score != UNSCORED:
                 position.history[-1]["samples"] = samples(student, self.compiled, self.loop.validation, SAMPLES)
             folder = tempfile.mkdtemp(prefix="retort-")  # Ray Train deletes it once it is uploaded

@@ -68,25 +68,35 @@ class Zero:
 
         return {name: safe_get_full_grad(parameter).detach().clone() for name, parameter in self._named}
 
+    def weights(self) -> Tensors:
+        """See `Strategy`."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {name: safe_get_full_fp32_param(p).detach().to("cpu", copy=True) for name, p in self._named}
+
+    def put(self, weights: Tensors) -> None:
+        """See `Strategy`."""
+        for name, parameter in self._named:
+            self._set_weight(parameter, weights[name])
+        self.module.optimizer.refresh_fp32_params()
+
     def state(self) -> State:
         """See `Strategy`."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+        from deepspeed.utils import safe_get_full_optimizer_state
 
         def moment(key: str) -> Tensors:
             return {name: safe_get_full_optimizer_state(p, key).detach().to("cpu", copy=True) for name, p in self._named}
 
-        weights = {name: safe_get_full_fp32_param(p).detach().to("cpu", copy=True) for name, p in self._named}
-        return State(weights, *map(moment, MOMENTS))
+        return State(self.weights(), *map(moment, MOMENTS))
 
     def load(self, state: State, steps: int) -> None:
         """See `Strategy`."""
+        self.put(state.weights)
         for name, parameter in self._named:
-            self._set_weight(parameter, state.weights[name])
             if steps:
                 for key, moments in zip(MOMENTS, (state.first_moment, state.second_moment), strict=True):
                     if name in moments:  # a table of n-grams has none under `DataParallel`
                         self._set_moment(parameter, moments[name], key)
-        self.module.optimizer.refresh_fp32_params()
         for entry in self._optimizer.state.values():
             entry["step"].fill_(steps)
 

@@ -49,7 +49,7 @@ def save(loop: Loop, training: Training, folder: Path) -> None:
     """Writes a checkpoint as the workers do; the folder appears when it is whole."""
     state, unfinished = loop.state(), folder.with_name("unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    whole = assembled(training.shape, state.weights | {"rows": torch.from_numpy(training.rows)})
+    whole = assembled(training.shape, state.average | {"rows": torch.from_numpy(training.rows)})
     save_student(str(unfinished), whole, loop.validation.compiled)
     save_position(str(unfinished), state, loop.position.as_dict())
     unfinished.rename(folder)

@@ -55,7 +55,7 @@ def measures(folder: Path) -> Measures:
 
 
 def assert_same_bits(ours: State, theirs: State) -> None:
-    for part in ("weights", "first_moment", "second_moment"):
+    for part in ("weights", "first_moment", "second_moment", "average"):
         mine, other = getattr(ours, part), getattr(theirs, part)
         assert mine.keys() == other.keys()
         different = [name for name in other if not torch.equal(mine[name], other[name])]

@@ -91,7 +91,7 @@ def course(
 
 def _copy(state: State) -> State:
     """Plain data parallelism hands out the weights themselves."""
-    parts = (state.weights, state.first_moment, state.second_moment)
+    parts = (state.weights, state.first_moment, state.second_moment, state.average)
     return State(*({name: tensor.clone() for name, tensor in part.items()} for part in parts))
 
 

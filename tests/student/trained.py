@@ -30,7 +30,7 @@ def train_here(out: Path, shards: Shards, tracking: TrackingConfig, **changes: A
     history = loop.position.history
     for report in loop.run():
         if report.epoch_ended:
-            model = assembled(training.shape, loop.state().weights | {"rows": torch.tensor(training.rows)})
+            model = assembled(training.shape, loop.state().average | {"rows": torch.tensor(training.rows)})
             history[-1]["samples"] = samples(model, shards.compiled, loop.validation, SAMPLES)
     run.end()
     save_student(folder, model, shards.compiled)
