@@ -95,7 +95,8 @@ class Api:
 
 
 if __name__ == "__main__":
-    port, counts, faults, certificate = (*sys.argv[1:], "0", "")[:4]
+    port, counts, *given = sys.argv[1:]
+    faults, certificate = [*given, *("0", "")[len(given) :]]
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if certificate else None
     if tls:
         tls.load_cert_chain(certificate)

@@ -67,6 +67,7 @@ class Server:
             cwd=ROOT,
         )
         for _ in range(600):
+            assert self._process.poll() is None, "the server did not start"
             with suppress(OSError):
                 socket.create_connection(("127.0.0.1", self.port)).close()
                 break
