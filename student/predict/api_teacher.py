@@ -47,8 +47,9 @@ class ApiTeacher:
         """
         asker = Asker(self._endpoint, self._spending)
         records = asyncio.run_coroutine_threadsafe(self._ask(asker, texts), self._loop).result()
-        if asker.ended:
-            raise UserError(f"the teacher {self.name}: {asker.ended}")
+        failed = [record["reason"] for record in records if not (record["values"] or record["spent"]["calls"])]
+        if asker.ended or (failed and self._folder):  # what is written counts as asked; a service may ask again
+            raise UserError(f"the teacher {self.name}: {asker.ended or failed[0]}. Run the same command again to go on")
         return [dict(zip(self._fields, r["values"], strict=True)) if r["values"] is not None else None for r in records]
 
     async def _ask(self, asker: Asker, texts: list[str]) -> list[dict[str, Any]]:

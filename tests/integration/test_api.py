@@ -272,6 +272,20 @@ def test_unsure_answers_of_a_prediction_are_an_apis_and_paid_for_once(
     assert all(row["answer"] == {"mood": ("good", "bad")["bad" in row["body"]]} for row in rows)
 
 
+def test_a_prediction_does_not_take_a_failed_call_for_an_answer(
+    tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.teacher.endpoint.RETRIES", 0)
+    server, compiled = serve(), _compiled(tmp_path)
+    config = TeacherConfig(engine="openai", url=server.url)
+    assert ApiTeacher("m", config, compiled, str(tmp_path / "asked")).answer(["a good one"]) == [{"mood": "good"}]
+    server.close()
+    teacher = ApiTeacher("m", config, compiled, str(tmp_path / "asked"))
+    assert teacher.answer(["a good one"]) == [{"mood": "good"}]
+    with pytest.raises(UserError, match="Connection error"):
+        teacher.answer(["a good one", "a bad one"])
+
+
 def test_a_service_asks_an_api_and_stands_without_it(
     tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
