@@ -28,7 +28,9 @@ class TeacherConfig(Strict):
     output_price: float | None = Field(None, ge=0, description="of a million tokens that it writes")
     max_calls: int | None = Field(None, ge=1, description="calls to make at most, those of earlier runs in the folder included")
     max_cost: float | None = Field(None, gt=0, description="to spend at most, by these prices")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="`auto` is the checkpoint's own; float32 on a CPU that has to emulate bfloat16, and is slow at it"
+    )
     temperature: float = Field(0, ge=0, description="of sampling; 0 takes the likeliest token")
     max_num_seqs: int = Field(256, ge=1, description="answers decoded together by one engine")
     max_num_batched_tokens: int = Field(8192, ge=1, description="tokens of one engine step; longer prefills are cut in chunks")

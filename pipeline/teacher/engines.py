@@ -23,6 +23,12 @@ from pipeline.teacher.capture import Captured, Census, CensusResult, Recorder
 Capture = Literal["all", "choices"]
 
 
+def weights_type(config: TeacherConfig) -> str:
+    """What a teacher's weights are loaded as: a name that PyTorch has, or auto for the checkpoint's own."""
+    emulated = not (torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported())  # vLLM goes by this as well
+    return "float32" if config.dtype == "auto" and emulated else config.dtype
+
+
 @dataclass(frozen=True)
 class Job:
     """What an engine is to do with each prompt.

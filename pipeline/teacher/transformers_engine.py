@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.config import TeacherConfig
 from pipeline.teacher.capture import Captured, Census, CensusResult, Constraint, Recorder
-from pipeline.teacher.engines import Job, Request
+from pipeline.teacher.engines import Job, Request, weights_type
 
 
 class TransformersTeacher:
@@ -19,7 +19,7 @@ class TransformersTeacher:
 
     def __init__(self, model: str, config: TeacherConfig, job: Job) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model: Any = AutoModelForCausalLM.from_pretrained(model, revision=config.revision, dtype=config.dtype)
+        self._model: Any = AutoModelForCausalLM.from_pretrained(model, revision=config.revision, dtype=weights_type(config))
         self._model.to(self._device).eval()
         _give_float32_head(self._model)
         self._job = job

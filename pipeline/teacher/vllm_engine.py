@@ -27,7 +27,7 @@ from pipeline.base.errors import UserError
 from pipeline.config import TeacherConfig
 from pipeline.task.forced import ForcedRuns, forced_runs
 from pipeline.teacher.capture import Captured, Census, CensusResult, Constraint, Recorder
-from pipeline.teacher.engines import Job, Request
+from pipeline.teacher.engines import Job, Request, weights_type
 from pipeline.teacher.gemma3_text import CLASS_OVERRIDES, text_config
 
 ROW, GIVEN = "retort_row", "retort_given"  # in `extra_args`: which answer a request is, and its tokens within the prompt
@@ -196,7 +196,7 @@ class VllmTeacher:
         self._llm = LLM(
             model=model,
             revision=config.revision,
-            dtype=config.dtype,
+            dtype=weights_type(config),
             max_model_len=job.max_length,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
