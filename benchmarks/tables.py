@@ -82,20 +82,18 @@ def thesis_loop() -> Rows:
     return [["", "examples/s", "× Trainer", "× the loop in batches", "× the loop one by one"], *rows]
 
 
-def starts() -> Rows:
+def starts(name: str = "starts") -> Rows:
     """Of `benchmarks.starts`."""
-    from benchmarks.starts import cell
+    from benchmarks.starts import STARTS, cell
 
-    rows = load("starts")["rows"]
+    rows = load(name)["rows"]
     counts = sorted({row["examples"] for row in rows})
-    labels = {"floors": "linear SVM", "ngrams": "`ngrams`", "own": "`own`", "pretrained": "MiniLM as the reader"}
-    labels |= {"fine-tuned": "MiniLM, fine-tuned on the plain answers"}
     head = ["", *(f"{count:,} answers" for count in counts)]
     return [
         head,
         *(
             [label, *(f"{cell(rows, start, count)} %".replace("- %", "") for count in counts)]
-            for start, label in labels.items()
+            for start, label in STARTS.items()
         ),
     ]
 
@@ -111,6 +109,7 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "extraction": ("extraction", extraction),
     "codec": ("codec", codec),
     "starts": ("starts", starts),
+    "starts_clinc": ("starts_clinc", lambda: starts("starts_clinc")),
     "thesis_loop": ("thesis_loop", thesis_loop),
 }
 
