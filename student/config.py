@@ -240,6 +240,14 @@ class TrainConfig(Strict):
         return self.learning_rate or (0.1 if self.init else 0.25) / width
 
 
+def _shares(value: Any) -> Any:
+    """urgent=0.99,team=0.9 as people write it."""
+    return dict(part.rpartition("=")[::2] for part in value.split(",")) if isinstance(value, str) else value
+
+
+Agreement = Annotated[float, Field(gt=0, lt=1)]
+
+
 class AnswerConfig(Strict):
     """How a student answers, and whom to ask where it is unsure."""
 
@@ -254,11 +262,26 @@ class AnswerConfig(Strict):
     fallback: float | None = Field(
         None, ge=0, le=1, description="confidence below which the teacher's answer is taken; null takes the student's always"
     )
+    agree: Agreement | None = Field(
+        None, description="instead of a fallback: share of the student's own answers that are to be the teacher's, certified"
+    )
+    agree_fields: Annotated[dict[str, Agreement], BeforeValidator(_shares)] = Field(
+        {}, description="the same of single fields, as urgent=0.99,team=0.9"
+    )
+
+    @property
+    def certified(self) -> bool:
+        """Whether a certificate says what the student answers alone."""
+        return self.agree is not None or bool(self.agree_fields)
 
     @model_validator(mode="after")
-    def _has_teacher(self) -> Self:
+    def _one_rule(self) -> Self:
         if self.fallback is not None and self.teacher is None:
             raise ValueError("a fallback needs somebody to fall back on: name the teacher (--teacher)")
+        if self.certified and self.fallback is not None:
+            raise ValueError("give either a fallback, or a share that is to agree: that chooses the fallback")
+        if self.certified and self.weights != "float32":
+            raise ValueError("what is certified is so with weights in float32, with which it was measured")
         return self
 
 

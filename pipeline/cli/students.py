@@ -14,6 +14,10 @@ from pipeline.cli.options import configure, folder_of, planned_shape, read_setti
 from pipeline.cli.output import show_comparison, show_report
 
 SHARE = click.FloatRange(0, 1)
+AGREE = setting(
+    "answer.agree", "--agree", type=SHARE, help="Share of the student's own answers to be the teacher's, certified."
+)
+AGREE_FIELDS = setting("answer.agree_fields", "--agree-fields", metavar="FIELD=SHARE,...", help="The same of single fields.")
 
 
 @click.command()
@@ -85,14 +89,33 @@ def train(shards: str | None, **options: Any) -> None:
 @click.command()
 @click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
 @click.option("--student", metavar="DIR", help="Folder of the student; by default OUT/student.")
+@AGREE
+@AGREE_FIELDS
+@click.option("--certify-on", metavar="DIR", help="Shards of other texts to certify on, instead of the test split.")
 @stage_options()
-def evaluate(shards: str | None, student: str | None, **options: Any) -> None:
-    """The student's fidelity on test comments, in OUT/report."""
+def evaluate(shards: str | None, student: str | None, certify_on: str | None, **options: Any) -> None:
+    """The student's fidelity on test comments, in OUT/report.
+
+    \b
+      retort evaluate --out runs/first --agree 0.95
+      retort evaluate --out runs/first --agree 0.95 --certify-on runs/later/shards
+
+    With --agree it says to how many texts the student may answer alone, so that with 95 % confidence so large a share of its
+    answers is the teacher's, and leaves that certificate beside the student. It holds for texts like those that it was
+    measured on. Nothing that has chosen anything certifies: neither training nor validation comments.
+    """  # noqa: D301 (\b is click's mark, as a character)
     from student.evaluate.evaluate import evaluate as stage
+    from student.evaluate.evidence import targets_of
 
     config, out = configure(**options)
     folders = (folder_of(shards, out, "shards"), folder_of(student, out, "student"), folder_of(None, out, "report"))
-    show_report(stage(config.floors, *folders), *folders)
+    figures = stage(config.floors, *folders, targets_of(config.answer), certify_on)
+    show_report(figures, *folders)
+    if config.answer.certified:
+        asked = figures["certificates"][-1]
+        if asked["refusal"]:
+            raise UserError(asked["refusal"])
+        say(asked["certificate"]["says"])
 
 
 @click.command()
@@ -151,6 +174,8 @@ def prune(shards: str | None, **options: Any) -> None:
 @setting("predict.workers", "--workers", type=click.IntRange(1), help="Under Ray Data; by default as the comments are many.")
 @setting("answer.teacher", "--teacher", metavar="MODEL", help="Whom to ask where the student is unsure.")
 @setting("answer.fallback", "--fallback", type=SHARE, help="Confidence below which the teacher's answer is taken.")
+@AGREE
+@AGREE_FIELDS
 @stage_options("max_cost", "max_calls", "comments", "limit")
 def predict(student: str | None, **options: Any) -> None:
     """Comments through the student to answers, in OUT/predict/answers.
@@ -163,9 +188,9 @@ def predict(student: str | None, **options: Any) -> None:
     likely the student finds its answer, calibrated once `retort evaluate` has run. The same command goes on with a
     prediction that was killed; `retort score` reads the answers as they are.
 
-    With --teacher MODEL --fallback 0.6, answers below that confidence are the teacher's; the report of `retort evaluate` says
-    how many that would be, and what the others are worth. The teacher may be behind an API, as in `retort extract`; what it
-    answers is kept in OUT/predict/asked, and paid for once.
+    With --teacher MODEL --agree 0.95, the teacher answers where it must, so that with 95 % confidence at least 95 % of the
+    student's own answers are the teacher's; --fallback 0.6 has it answer below that confidence. The teacher may be behind an
+    API, as in `retort extract`; what it answers is kept in OUT/predict/asked, and paid for once.
     """  # noqa: D301 (\b is click's mark, as a character)
     from student.predict.predict import ANSWERS
     from student.predict.predict import predict as stage
@@ -184,6 +209,8 @@ def predict(student: str | None, **options: Any) -> None:
 @setting("serve.port", "--port", type=click.IntRange(0, 65535), help="By default 8000; 0 takes a free one and prints it.")
 @setting("answer.teacher", "--teacher", metavar="MODEL", help="Load this teacher too, to compare and to fall back on.")
 @setting("answer.fallback", "--fallback", type=SHARE, help="Confidence below which the teacher's answer is taken.")
+@AGREE
+@AGREE_FIELDS
 @stage_options()
 def serve(student: str | None, **options: Any) -> None:
     """The student as an HTTP service, with a page to try it.
@@ -204,7 +231,7 @@ def serve(student: str | None, **options: Any) -> None:
     With a teacher beside it, the unsure answers can be the teacher's, and "source" says whose each is:
 
     \b
-      retort serve --out runs/first --teacher MODEL --fallback 0.6
+      retort serve --out runs/first --teacher MODEL --agree 0.95
 
     Nobody is asked for a password: let nothing but your own network reach another --host, and list the names under which it
     is asked there: --set 'serve.hosts=[students.example.org]'. Ctrl-C or SIGTERM answers what is in flight, then ends.

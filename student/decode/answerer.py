@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.comments.reading import Comment
 from pipeline.task.compiled import CompiledTask
@@ -15,6 +16,17 @@ from student.model.checkpoint import load_student, load_temperatures
 from student.model.model import Student
 
 BATCH = 256  # comments decoded together
+WHOLE = "whole answer"  # the name of its confidence, beside those of the fields
+TOLERANCE = 1e-9  # of thresholds, which are made from rounded confidences
+
+
+def confidences(by_field: NDArray[np.float64], fields: list[str]) -> dict[str, NDArray[np.float64]]:
+    """The confidence in each field and in the whole answer, by name, to six digits: float64 [N] each.
+
+    Args:
+        by_field: [N, F].
+    """
+    return dict(zip(fields, by_field.T.round(6), strict=True)) | {WHOLE: by_field.prod(1).round(6)}
 
 
 @dataclass(frozen=True)
@@ -26,11 +38,13 @@ class Answer:
         confidence: product of the probabilities of the choices made, to six digits.
         value_probabilities: by field, of each allowed value in the task's order, to four digits, given the fields before it as
             answered; None where they were not asked for.
+        unsure: whether the confidence in the whole answer, or in a field, is below its threshold.
     """
 
     values: dict[str, Scalar]
     confidence: float
     value_probabilities: dict[str, list[float]] | None = None
+    unsure: bool = False
 
     def probabilities(self, fields: dict[str, list[Scalar]]) -> dict[str, list[dict[str, Scalar]]] | None:
         """The probabilities beside their values: a list for each field, as JSON's keys could not tell true from "true"."""
@@ -49,27 +63,39 @@ class Answerer:
 
     Args:
         model: in evaluation mode.
+
+    Attributes:
+        thresholds: the least confidence with which an answer is not unsure, by field, or `WHOLE`.
     """
 
-    def __init__(self, model: Student, compiled: CompiledTask, temperatures: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        model: Student,
+        compiled: CompiledTask,
+        temperatures: dict[str, float] | None = None,
+        thresholds: dict[str, float] | None = None,
+    ) -> None:
         self.compiled = compiled
+        self.thresholds = thresholds or {}
         self._decoder = Decoder(model, compiled, temperatures)
         self._separator = compiled.separator if model.shape.separator is None else list(model.shape.separator)
         self._reader = model.reader
         self._known: dict[tuple[int, ...], Values] = {}
 
     @staticmethod
-    def load(folder: str, weights: str = "float32") -> Answerer:
+    def load(folder: str, weights: str = "float32", thresholds: dict[str, float] | None = None) -> Answerer:
         """A student's, calibrated if it was evaluated; on a GPU where there is one.
 
         Args:
             weights: `float32` or `bf16`.
+            thresholds: see `Answerer`.
 
         Raises:
             UserError: there is no student in the folder, or it is damaged.
         """
         model, compiled = load_student(folder, "cuda" if torch.cuda.is_available() else "cpu")
-        return Answerer(model.halved() if weights == "bf16" else model, compiled, load_temperatures(folder, compiled.task))
+        model = model.halved() if weights == "bf16" else model
+        return Answerer(model, compiled, load_temperatures(folder, compiled.task), thresholds)
 
     def answer(self, rows: list[Comment], value_probabilities: bool = False) -> list[Answer]:
         """The answers to rows that `filter_rows` kept, in their order."""
@@ -83,12 +109,15 @@ class Answerer:
     def _answer(self, rows: list[Comment], value_probabilities: bool) -> list[Answer]:
         decoded = self._decoder.constrained(self._prefixes(rows), value_probabilities)
         values = [dict(zip(self.compiled.task.fields, self._read(tokens), strict=True)) for tokens in decoded.tokens]
-        confidence = decoded.confidence.round(6).tolist()
-        if decoded.value_probabilities is None:
-            return [Answer(*both) for both in zip(values, confidence, strict=True)]
-        by_field = {name: share.round(4).tolist() for name, share in decoded.value_probabilities.items()}
-        each = [{name: share[i] for name, share in by_field.items()} for i in range(len(rows))]
-        return [Answer(*parts) for parts in zip(values, confidence, each, strict=True)]
+        sure = confidences(decoded.by_field, list(self.compiled.task.fields))
+        unsure = np.zeros(len(rows), np.bool_)
+        for name, least in self.thresholds.items():
+            unsure |= sure[name] < least - TOLERANCE
+        each: list[dict[str, list[float]] | None] = [None] * len(rows)
+        if decoded.value_probabilities is not None:
+            by_value = {name: share.round(4).tolist() for name, share in decoded.value_probabilities.items()}
+            each = [{name: share[i] for name, share in by_value.items()} for i in range(len(rows))]
+        return [Answer(*parts) for parts in zip(values, sure[WHOLE].tolist(), each, unsure.tolist(), strict=True)]
 
     def _prefixes(self, rows: list[Comment]) -> Prefixes:
         if self._reader is not None:

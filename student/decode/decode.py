@@ -33,15 +33,21 @@ class Decoded:
 
     Attributes:
         tokens: each answer's ids, end token last where it was reached; equal answers may be one and the same list.
-        confidence: float64 [N], product of the probabilities of the choices made, over what was allowed.
+        by_field: float64 [N, F], product of the probabilities of the choices made for each field, over what was allowed; for
+            a student of whole answers that is asked at every step, all of them are one field.
         calls: how often the model was run.
         value_probabilities: of the values of each field, where they were asked for.
     """
 
     tokens: list[list[int]]
-    confidence: NDArray[np.float64]
+    by_field: NDArray[np.float64]
     calls: int
     value_probabilities: ValueProbabilities | None = None
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """In whole answers: [N]."""
+        return self.by_field.prod(1)
 
 
 class Decoder:
@@ -85,7 +91,7 @@ class Decoder:
         """Follows the automaton; an answer that leaves it, where nothing is masked, breaks off."""
         choices, calls = self._choices, 0
         trails = np.full((len(prefixes), choices.most), NONE, np.int32)
-        confidence, rows = np.ones(len(prefixes)), np.arange(len(prefixes))
+        by_field, rows = np.ones((len(prefixes), len(self._task.fields))), np.arange(len(prefixes))
         states = np.full(len(prefixes), choices.first)
         walk = ValueProbabilityWalk(self._task, self._fields, len(prefixes), self._ask) if value_probabilities else None
         chunks, text = self._first(prefixes, choices.opening)
@@ -97,7 +103,7 @@ class Decoder:
                 walk.note(rows, states, probability_BW.double().cpu().numpy(), cache)
             chosen, columns = (found.cpu().numpy() for found in probability_BW.max(-1))
             trails[rows, step] = columns
-            confidence[rows] *= chosen
+            by_field[rows, self._fields.by_state[states]] *= chosen
             calls += 1
             targets = choices.targets(states, columns)
             states = choices.after(targets)
@@ -109,9 +115,7 @@ class Decoder:
                 cache = cache.select(going)
             chunks = choices.chunks(columns, targets)
         calls += walk.calls if walk else 0
-        return Decoded(
-            [choices.spell(trail) for trail in trails], confidence, calls, walk.value_probabilities if walk else None
-        )
+        return Decoded([choices.spell(trail) for trail in trails], by_field, calls, walk.value_probabilities if walk else None)
 
     def _probability(self, logits_BC: torch.Tensor, states: NDArray[np.int64] | None) -> torch.Tensor:
         """Of every watched token; with states, of the required ones that they allow: float32 [B, W or R]."""
@@ -127,7 +131,7 @@ class Decoder:
     @torch.inference_mode()
     def _every_step(self, prefixes: Prefixes) -> Decoded:
         answers: list[list[int]] = [[] for _ in prefixes]
-        confidence, calls, rows = np.ones(len(prefixes)), 0, np.arange(len(prefixes))
+        confidence, calls, rows = np.ones((len(prefixes), 1)), 0, np.arange(len(prefixes))
         chunks, text = self._first(prefixes, self._choices.opening[:0])
         cache = self._cache(chunks)
         while len(rows) and calls < self._longest:
@@ -137,7 +141,7 @@ class Decoder:
             tokens = self._choices.watched[columns]
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 answers[row].append(token)
-            confidence[rows] *= chosen
+            confidence[rows, 0] *= chosen
             calls += 1
             going = np.flatnonzero(tokens != self._end_id)
             rows, chunks = rows[going], (tokens[going, None], np.ones(len(going), np.int64))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,17 @@ from pipeline.base.console import progress
 from pipeline.base.errors import UserError
 from pipeline.base.tracking import Tracking, field_metric
 from pipeline.shards.manifest import Shards, open_shards
-from pipeline.task.compiled import require_same
+from pipeline.task.compiled import CompiledTask, require_same
+from pipeline.task.task import Task
 from student.config import FloorsConfig
 from student.data.answers import gold_answers, parse_all, teacher_answers
 from student.data.examples import Batch, Examples, student_examples
-from student.data.unpack import TEST, TRAIN, VALIDATION
+from student.data.unpack import TEST, TRAIN, VALIDATION, unpack
+from student.decode.answerer import WHOLE
 from student.decode.decode import Decoded, Decoder, Prefixes
 from student.evaluate.calibrate import fit_temperatures
+from student.evaluate.certificate import Targets
+from student.evaluate.evidence import CERTIFICATE, EVIDENCE, Held, KnownAnswers, certificate
 from student.evaluate.fidelity import agreement, close_answers, matches, step_measures, trust
 from student.evaluate.floors import fit_floors
 from student.evaluate.gold import against_gold, suspects
@@ -38,15 +43,28 @@ log = logging.getLogger(__name__)
 
 SUSPECTS, DOUBTED_TRAINING = "suspects.jsonl", 10_000  # the second: training texts that are looked through, at most
 BATCH_SIZE = 128  # answers the student decodes together
+USUAL = (0.9, 0.95, 0.99)  # shares of whole answers that every report tries to certify
+NO_TARGETS: Targets = {}
 
 
-def evaluate(floors: FloorsConfig, shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
+def evaluate(
+    floors: FloorsConfig,
+    shards_folder: str,
+    student_folder: str,
+    report_folder: str,
+    targets: Targets = NO_TARGETS,
+    others: str | None = None,
+) -> dict[str, Any]:
     """Measures a student against its teacher, writes the report, and tells MLflow; returns what fidelity.json holds.
+
+    Args:
+        targets: to certify beside the usual ones, see `student.evaluate.certificate`.
+        others: another folder of shards, whose answers certify instead of the test split's.
 
     Raises:
         UserError: student and shards do not fit, or the test split is empty.
     """
-    figures = measure(floors, shards_folder, student_folder, report_folder)
+    figures = measure(floors, shards_folder, student_folder, report_folder, targets, others)
     try:
         track(figures, student_folder, report_folder)
     except (MlflowException, UserError) as error:
@@ -55,8 +73,15 @@ def evaluate(floors: FloorsConfig, shards_folder: str, student_folder: str, repo
     return figures
 
 
-def measure(floors: FloorsConfig, shards_folder: str, student_folder: str, report_folder: str) -> dict[str, Any]:
-    """Measures a student against its teacher and writes the report.
+def measure(
+    floors: FloorsConfig,
+    shards_folder: str,
+    student_folder: str,
+    report_folder: str,
+    targets: Targets = NO_TARGETS,
+    others: str | None = None,
+) -> dict[str, Any]:
+    """Measures a student against its teacher and writes the report; see `evaluate`.
 
     Raises:
         UserError: student and shards do not fit, or the test split is empty.
@@ -71,10 +96,23 @@ def measure(floors: FloorsConfig, shards_folder: str, student_folder: str, repor
     held_out = student_examples(shards, VALIDATION, model)
     temperatures = fit_temperatures(model, compiled, _batches(held_out, BATCH_SIZE))
     save_temperatures(student_folder, temperatures)
-    constrained, seconds = _decode_all(Decoder(model, compiled, temperatures).constrained, test, BATCH_SIZE, "decoding")
+    decode = Decoder(model, compiled, temperatures).constrained
+    constrained, seconds = _decode_all(decode, test, BATCH_SIZE, "decoding")
     free, _ = _decode_all(Decoder(model, compiled).free, test, BATCH_SIZE, "decoding freely")
     task, train = compiled.task, student_examples(shards, TRAIN, model)
     answers = parse_all(compiled, constrained.tokens)
+    tests = KnownAnswers.of(truth, answers, constrained.by_field)
+    if others is not None:
+        seen = {train.text(i) for i in range(len(train))}
+        tests = _known(decode, _all_examples(others, student_folder, model, compiled), seen)
+    held = Held(
+        answers=shards.manifest.answers,
+        measured_on="the test split" if others is None else "texts given for it",
+        measured=datetime.date.today(),
+        chooses=_known(decode, [held_out]),
+        tests=tests,
+    )
+    storage.write_json(storage.join(student_folder, EVIDENCE), held.model_dump(mode="json"))
     close = close_answers(compiled, _batches(test, BATCH_SIZE))
     steps = step_measures(model, _batches(test, BATCH_SIZE)) | {"close_answers": close}
     if shards.manifest.answers == "given":
@@ -87,6 +125,8 @@ def measure(floors: FloorsConfig, shards_folder: str, student_folder: str, repor
         "unconstrained": agreement(task, truth, parse_all(compiled, free.tokens)),
         "floors": fit_floors(floors, shards, {TRAIN: train, VALIDATION: held_out, TEST: test}),
         "confidence": {"temperatures": temperatures} | trust(constrained.confidence, matches(truth, answers)),
+        "certified_on": held.measured_on,
+        "certificates": _certificates(held, task, targets, student_folder),
         "steps": steps,
         "sizes": _sizes(model, shards),
         "speed": _speed(shards, len(test), seconds, constrained.calls) | {"latency_ms": latency_ms(model, compiled, test)},
@@ -94,7 +134,7 @@ def measure(floors: FloorsConfig, shards_folder: str, student_folder: str, repor
     }
     figures["gold"] = against_gold(task, gold_answers(test), truth, answers)
     some = train.first(DOUBTED_TRAINING)
-    learnt, _ = _decode_all(Decoder(model, compiled, temperatures).constrained, some, BATCH_SIZE, "looking for wrong answers")
+    learnt, _ = _decode_all(decode, some, BATCH_SIZE, "looking for wrong answers")
     doubted = _doubted(TEST, test, constrained) + _doubted(TRAIN, some, learnt)
     doubted.sort(key=lambda row: -row["confidence"])
     storage.write_text(
@@ -103,6 +143,51 @@ def measure(floors: FloorsConfig, shards_folder: str, student_folder: str, repor
     storage.write_json(storage.join(report_folder, "fidelity.json"), figures)
     storage.write_text(storage.join(report_folder, "fidelity.html"), render(figures))
     return figures
+
+
+def _known(decode: Callable[[Prefixes], Decoded], parts: list[Examples], seen: Set[str] = frozenset()) -> KnownAnswers:
+    """What the student says to examples of known answers, those with texts that it has seen left out.
+
+    Raises:
+        UserError: none is left.
+    """
+    truth, found, by_field = [], [], []
+    for part in parts:
+        decoded, _ = _decode_all(decode, part, BATCH_SIZE, "decoding what certifies")
+        new = [i for i in range(len(part)) if part.text(i) not in seen] if seen else list(range(len(part)))
+        right, said = teacher_answers(part), parse_all(part.compiled, decoded.tokens)
+        truth += [right[i] for i in new]
+        found += [said[i] for i in new]
+        by_field.append(decoded.by_field[new])
+    if not truth:
+        raise UserError("every text that was to certify the student was trained on: name shards of others")
+    return KnownAnswers.of(truth, found, np.concatenate(by_field))
+
+
+def _all_examples(folder: str, student_folder: str, model: Student, compiled: CompiledTask) -> list[Examples]:
+    """Of every split that has any.
+
+    Raises:
+        UserError: the shards are of another task.
+    """
+    shards = open_shards(folder)
+    require_same(compiled.hashes, shards.compiled.hashes, student_folder, folder)
+    filled = [split for split, columns in unpack(shards).items() if columns and len(columns["choice_starts"]) > 1]
+    return [student_examples(shards, split, model) for split in filled]
+
+
+def _certificates(held: Held, task: Task, targets: Targets, student_folder: str) -> list[dict[str, Any]]:
+    """What can be certified, or why it cannot: of the usual targets, and last of those asked for, which are kept."""
+    rows = []
+    for wanted in [*({WHOLE: share} for share in USUAL), *([targets] if targets else [])]:
+        try:
+            found, refusal = certificate(held, task, wanted).as_dict(), None
+        except UserError as error:
+            found, refusal = None, str(error)
+        rows.append({"targets": dict(wanted), "certificate": found, "refusal": refusal})
+    if targets and rows[-1]["certificate"]:
+        storage.write_json(storage.join(student_folder, CERTIFICATE), rows[-1]["certificate"])
+    return rows
 
 
 def _doubted(split: str, examples: Examples, decoded: Decoded) -> list[dict[str, Any]]:
@@ -133,6 +218,10 @@ def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> s
         "test/choice_kl": figures["steps"]["choice_kl"],
         "test/ece": figures["steps"]["calibration"]["ece"],
         **({f"gold/{who}": figures["gold"][who]["whole"][0] for who in ("reference", "student")} if figures["gold"] else {}),
+        **{
+            f"certified/{row['targets'][WHOLE]:g}": row["certificate"]["coverage"] if row["certificate"] else 0.0
+            for row in figures["certificates"][: len(USUAL)]
+        },
         **{f"floor/{name}": floor["whole"] for name, floor in figures["floors"].items()},
         "speed/answers_per_second": speed["student_answers_per_second"],
         "speed/latency_ms": speed["latency_ms"],
@@ -154,7 +243,7 @@ def _decode_all(decode: Callable[[Prefixes], Decoded], examples: Examples, size:
             bar.update(task, completed=start + size)
     seconds = time.perf_counter() - started
     tokens = [answer for part in parts for answer in part.tokens]
-    return Decoded(tokens, np.concatenate([p.confidence for p in parts]), sum(p.calls for p in parts)), seconds
+    return Decoded(tokens, np.concatenate([p.by_field for p in parts]), sum(p.calls for p in parts)), seconds
 
 
 def _batches(examples: Examples, size: int) -> Iterator[Batch]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.base import page
 from student.data.answers import REFERENCES
+from student.decode.answerer import WHOLE
 from student.evaluate import plots
 from student.evaluate.verdict import floor_wins, named, verdict
 from student.model.checkpoint import Trained
@@ -33,4 +34,5 @@ def render(figures: dict[str, Any]) -> str:
         floors=named(figures["floors"]),
         verdict=verdict(figures),
         floor_wins=floor_wins(figures),
+        whole=WHOLE,
     )

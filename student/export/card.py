@@ -9,6 +9,7 @@ from pipeline.base import page, storage
 from pipeline.shards.manifest import Manifest
 from pipeline.task.task import Task
 from student.data.answers import REFERENCES
+from student.decode.answerer import WHOLE
 from student.evaluate.verdict import named
 from student.export.folder import LISTED
 from student.model.checkpoint import Trained
@@ -40,6 +41,7 @@ def render_card(
         floors=named(fidelity["floors"]) if fidelity else {},
         figures=figures,
         listed=LISTED,
+        whole=WHOLE,
     )
 
 

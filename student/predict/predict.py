@@ -30,6 +30,7 @@ from pipeline.comments.reading import Comment, comment_batches, comment_tables
 from pipeline.config import TeacherConfig
 from student.config import AnswerConfig, PredictConfig, StudentSettings
 from student.decode.answerer import Answer, Answerer
+from student.evaluate.evidence import CERTIFICATE, thresholds_of
 from student.model.checkpoint import CALIBRATION, WEIGHTS, load_student, load_temperatures
 from student.predict.answer_files import Sourced, encode_part, part_name
 from student.predict.teacher import SharedTeachers, Teacher, make_teacher, start_teachers
@@ -52,6 +53,7 @@ class Prediction:
         source: of the comments.
         config: of the stage.
         asked: whom to ask where the student is unsure.
+        thresholds: the confidences below which it is, see `Answerer`.
         engine: of the teacher, if it takes part.
     """
 
@@ -60,6 +62,7 @@ class Prediction:
     source: CommentSource
     config: PredictConfig
     asked: AnswerConfig
+    thresholds: dict[str, float]
     engine: TeacherConfig
 
     def identity(self) -> dict[str, Any]:
@@ -69,7 +72,7 @@ class Prediction:
             "student": [storage.fingerprint(file) for file in files if storage.exists(file)],
             "comments": self.source.model_dump(mode="json"),
             "form": self.config.model_dump(mode="json", include={"format", "probabilities"}),
-            "answer": self.asked.model_dump(mode="json"),
+            "answer": self.asked.model_dump(mode="json", exclude={"agree", "agree_fields"}) | {"thresholds": self.thresholds},
         } | ({"url": self.engine.url} if self.engine.engine == "openai" else {})
 
     @property
@@ -92,17 +95,20 @@ def predict(config: StudentSettings, student_folder: str, folder: str) -> dict[s
         UserError: no comments, no student, more malformed rows than allowed, or the folder holds another prediction.
         Stopped: a signal ended it early.
     """
-    if config.answer.teacher is not None and config.answer.fallback is None:
-        raise UserError("say below which confidence the teacher is asked (--fallback)")
+    if config.answer.teacher is not None and config.answer.fallback is None and not config.answer.certified:
+        raise UserError("say when the teacher is asked: below which confidence (--fallback), or to agree how often (--agree)")
     _, compiled = load_student(student_folder)  # each worker loads it too; a damaged one is better refused now
     load_temperatures(student_folder, compiled.task)
     paths = find_comments(config.comments)
     source = describe_source(config.comments, paths, compiled.task, compiled.tokenizer, ROWS_PER_UNIT)
-    job = Prediction(student_folder, folder, source, config.predict, config.answer, config.teacher)
+    thresholds, found = thresholds_of(config.answer, student_folder, compiled.task)
+    job = Prediction(student_folder, folder, source, config.predict, config.answer, thresholds, config.teacher)
     on_ray = config.predict.workers > 0 if config.predict.workers is not None else _is_large(paths)
     identity = job.identity()
     if find_run(folder, ABOUT, identity, "prediction") is None:
         storage.write_json(storage.join(folder, ABOUT), identity)
+    if found:
+        storage.write_json(storage.join(folder, CERTIFICATE), found.as_dict())
     plan = find_plan(storage.join(folder, PLAN), source)
     if plan is None:
         if on_ray:
@@ -199,7 +205,7 @@ class Predictor:
 
     def __init__(self, job: Prediction, teachers: SharedTeachers | None = None) -> None:
         check_code_version()
-        self._job, self._answerer = job, Answerer.load(job.student, job.asked.weights)
+        self._job, self._answerer = job, Answerer.load(job.student, job.asked.weights, job.thresholds)
         self._teacher: Teacher | SharedTeachers | None = teachers
         if job.asked.teacher and not teachers:
             self._teacher = make_teacher(job.asked.teacher, job.engine, self._answerer.compiled, job.asked_folder)
@@ -224,10 +230,9 @@ class Predictor:
     def _fall_back(self, answers: list[Answer], texts: list[str]) -> list[Sourced]:
         """The answers, the teacher's instead of unsure ones."""
         sourced = [Sourced(answer) for answer in answers]
-        threshold = self._job.asked.fallback
-        if self._teacher is None or threshold is None:
+        if self._teacher is None:
             return sourced
-        unsure = [i for i, answer in enumerate(answers) if answer.confidence < threshold]
+        unsure = [i for i, answer in enumerate(answers) if answer.unsure]
         for i, values in zip(unsure, self._teacher.answer([texts[i] for i in unsure]), strict=True):
             sourced[i] = replace(sourced[i], teacher=values)
         return sourced

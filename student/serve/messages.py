@@ -83,7 +83,10 @@ class TaskBody(BaseModel):
     comments: CommentRules = Field(description="which comments are answered; lengths are in tokens")
     max_texts: int
     max_bytes: int
-    fallback: float | None = Field(description="confidence below which the teacher's answer is taken")
+    thresholds: dict[str, float] = Field(
+        description="confidence below which the teacher's answer is taken: of a field, or of the whole answer"
+    )
+    certificate: str | None = Field(description="what is certified of the answers that the student gives alone")
     teacher: TeacherBody | None
 
 
@@ -113,6 +116,7 @@ def task_body(service: Service) -> TaskBody:
         comments=task.comments,
         max_texts=config.max_texts,
         max_bytes=config.max_bytes,
-        fallback=service.fallback,
+        thresholds=service.thresholds,
+        certificate=str(service.certificate) if service.certificate else None,
         teacher=TeacherBody(model=teacher.name, state=teacher.state) if teacher else None,
     )

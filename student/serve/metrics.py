@@ -8,6 +8,8 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from student.evaluate.evidence import Certificate
+
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 ELSEWHERE = "none"  # the route of a path that is no route: paths themselves are without number
@@ -16,7 +18,7 @@ ELSEWHERE = "none"  # the route of a path that is no route: paths themselves are
 class Metrics:
     """One service's, in a registry of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Certificate | None = None) -> None:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter("retort_requests", "Requests by route and status.", ["route", "status"], registry=registry)
         self.seconds = Histogram(
@@ -35,6 +37,19 @@ class Metrics:
         self._batch = Histogram("retort_batch_comments", "Comments decoded together.", buckets=SIZES, registry=registry)
         self._batch_seconds = Histogram("retort_batch_seconds", "To decode a batch.", buckets=SECONDS, registry=registry)
         self._queue = Gauge("retort_queue_comments", "Comments that wait.", registry=registry)
+
+        if certificate:
+            self._certify(certificate)
+
+    def _certify(self, certificate: Certificate) -> None:
+        agreement = Gauge(
+            "retort_certified_agreement", "Least share of the student's own answers.", ["of"], registry=self._registry
+        )
+        for name, bound in certificate.bounds.items():
+            agreement.labels(name).set(bound)
+        Gauge("retort_certified_coverage", "Share of texts for the student alone.", registry=self._registry).set(
+            certificate.coverage
+        )
 
     def batch(self, size: int, seconds: float) -> None:
         """Counts a batch."""

@@ -20,6 +20,8 @@ from pipeline.base.errors import UserError
 from pipeline.base.signals import STOPPED
 from student.config import ServeConfig, StudentSettings
 from student.decode.answerer import Answerer
+from student.evaluate.evidence import thresholds_of
+from student.model.checkpoint import load_student
 from student.predict.teacher import make_teacher
 from student.serve.app import create_app
 from student.serve.connection import Connection
@@ -41,9 +43,10 @@ def serve(config: StudentSettings, student_folder: str) -> None:
     listener = _listen(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    answerer = Answerer.load(student_folder, config.answer.weights)
+    thresholds, found = thresholds_of(config.answer, student_folder, load_student(student_folder)[1].task)
+    answerer = Answerer.load(student_folder, config.answer.weights, thresholds)
     teacher = make_teacher(config.answer.teacher, config.teacher, answerer.compiled) if config.answer.teacher else None
-    service = Service(answerer, settings, teacher, config.answer.fallback)
+    service = Service(answerer, settings, teacher, found)
     _announce(settings, listener.getsockname()[1], service)
     gc.freeze()  # what is loaded stays: to look through it for garbage takes a third of a second, now and then
     server = DrainingServer(service)

@@ -12,6 +12,7 @@ from pipeline.comments.reading import KEPT, Comment, filter_rows, text_row
 from pipeline.task.task import Scalar
 from student.config import ServeConfig
 from student.decode.answerer import Answer, Answerer
+from student.evaluate.evidence import Certificate
 from student.predict.teacher import Teacher
 from student.serve.batcher import Batcher
 from student.serve.metrics import Metrics
@@ -59,18 +60,19 @@ class Service:
 
     Attributes:
         draining: whether it is about to end.
-        fallback: confidence below which the teacher's answer is taken; None takes the student's always.
+        certificate: what is certified of the answers that the student gives alone, if anything is.
         turns: for work that has the event loop for milliseconds.
     """
 
     def __init__(
-        self, answerer: Answerer, config: ServeConfig, teacher: Teacher | None = None, fallback: float | None = None
+        self, answerer: Answerer, config: ServeConfig, teacher: Teacher | None = None, certificate: Certificate | None = None
     ) -> None:
-        self.config, self.teacher, self.fallback = config, teacher, fallback
-        self.metrics, self.draining = Metrics(), False
+        self.config, self.teacher, self.certificate = config, teacher, certificate
+        self.metrics, self.draining = Metrics(certificate), False
         self.turns = Turns()
         self.compiled, self.task = answerer.compiled, answerer.compiled.task
         self._answerer = answerer
+        self.thresholds = answerer.thresholds
         self._student = Batcher(self._decode, BATCH, QUEUE, self.metrics.batch)
         self.metrics.watch_queue(lambda: self._student.waiting)
         self._teacher = Batcher(teacher.answer, BATCH, QUEUE, _unobserved) if teacher else None
@@ -89,7 +91,8 @@ class Service:
         async with asyncio.timeout(self.config.timeout_seconds):
             rows = await asyncio.to_thread(self._read, texts)
             answers = iter(await self._student.answer([(row, value_probabilities) for row in rows if row.status == KEPT]))
-        results = [self._result(row, next(answers)) if row.status == KEPT else Result(row) for row in rows]
+        found = ((row, next(answers) if row.status == KEPT else None) for row in rows)
+        results = [Result(row, answer, unsure=answer is not None and answer.unsure) for row, answer in found]
         for result in results:
             self.metrics.comments.labels("answered" if result.answer else result.row.status).inc()
         return await self._taught(results, ask, deadline - time.monotonic())
@@ -108,10 +111,6 @@ class Service:
         return self._answerer.answer(
             [row for row, _ in items], value_probabilities=any(value_probabilities for _, value_probabilities in items)
         )
-
-    def _result(self, row: Comment, answer: Answer) -> Result:
-        threshold = self.fallback
-        return Result(row, answer, unsure=threshold is not None and answer.confidence < threshold)
 
     async def _taught(self, results: list[Result], ask: bool, seconds: float) -> list[Result]:
         """The results, with the teacher's answers to those it is asked about."""

@@ -60,11 +60,11 @@ def states(out: Path) -> dict[int, str]:
 
 
 def begun(retort: Retort, command: list[str], out: Path) -> subprocess.Popen[bytes]:
-    """The search, once a trial has finished and another is in training."""
+    """The search, once a trial has ended well and another is in training."""
     with (out / "log").open("wb") as log:
         whole = [sys.executable, "-m", "pipeline.cli", *command]
         process = subprocess.Popen(whole, cwd=ROOT, env=retort.environment(), stdout=log, stderr=log)
-    while "finished" not in states(out).values() or not training(out):
+    while not {"finished", "stopped"} & set(states(out).values()) or not training(out):
         assert process.poll() is None, (out / "log").read_text()
         time.sleep(0.05)
     return process

@@ -34,9 +34,9 @@ def compiled() -> CompiledTask:
     return CompiledTask(task, tokenizer, automaton, watched)
 
 
-def made_up_shards(folder: Path, compiled: CompiledTask, rows: int) -> Shards:
+def made_up_shards(folder: Path, compiled: CompiledTask, rows: int, seed: int = 0) -> Shards:
     """Comments whose words decide the answer, and a teacher nearly sure of it."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     words = [("good", "bad", "fine"), ("LOUD", "quiet")]
     picks = [(rng.integers(3), rng.integers(2)) for _ in range(rows)]
     texts = [f"{words[0][a]} and {words[1][b]} {i}" for i, (a, b) in enumerate(picks)]

@@ -23,9 +23,11 @@ from student.config import FloorsConfig, TrainConfig
 from student.data.answers import parse_all, teacher_answers
 from student.data.examples import open_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION
+from student.decode.answerer import WHOLE
 from student.decode.decode import Decoder
 from student.evaluate.calibrate import fit_temperatures
 from student.evaluate.evaluate import measure
+from student.evaluate.evidence import CERTIFICATE, load_evidence
 from student.evaluate.fidelity import agreement, matches, step_measures, trust
 from student.evaluate.report import render
 from student.model.checkpoint import Trained, TrainedSizes, load_student
@@ -206,3 +208,48 @@ def test_suspects_are_of_test_and_training_texts(runs: Runs, taught: tuple[str, 
     assert len(of_test) == round((1 - figures["student"]["whole"]) * figures["examples"]["test"])
     assert any(row["split"] == "train" for row in rows)
     assert [row["confidence"] for row in rows] == sorted((row["confidence"] for row in rows), reverse=True)
+
+
+def test_what_is_certified_is_what_test_comments_say(
+    runs: Runs, shards: Shards, taught: tuple[str, str, dict[str, Any]]
+) -> None:
+    figures, (model, compiled) = taught[2], load_student(str(runs.folder / "taught/student"))
+    held = load_evidence(str(runs.folder / "taught/student"), compiled.task)
+    for split, known in ((VALIDATION, held.chooses), (TEST, held.tests)):
+        examples = open_examples(shards, split, model.shape.sequence)
+        decoder = Decoder(model, compiled, figures["confidence"]["temperatures"])
+        answered = decoder.constrained([examples.prefix(i) for i in range(len(examples))])
+        assert np.allclose(known.confidence, answered.by_field, atol=1e-5)
+        agrees = matches(teacher_answers(examples), parse_all(compiled, answered.tokens))
+        assert np.all(known.agrees, 1).tolist() == agrees.astype(bool).tolist()
+    assert [row["targets"] for row in figures["certificates"]] == [{WHOLE: share} for share in (0.9, 0.95, 0.99)]
+    assert "What it may answer alone" in taught[1]
+
+
+def test_a_certificate_is_asked_for_and_left_beside_the_student(
+    runs: Runs, shards: Shards, taught: tuple[str, str, dict[str, Any]], tmp_path: Path
+) -> None:
+    student, test = runs.folder / "taught/student", taught[2]["examples"]["test"]
+    asked = ["evaluate", "--out", str(runs.folder / "taught"), "--shards", shards.folder, "--set", "floors.examples=0"]
+    said = runs._retort(*asked, "--agree-fields", "loud=0.2")
+    kept = json.loads((student / CERTIFICATE).read_text())
+    assert kept["says"] in " ".join(said.split())
+    assert (kept["targets"], kept["measured_on"], kept["texts"]) == ({"loud": 0.2}, "the test split", test)
+    refused = CliRunner().invoke(main, [*asked, "--agree", "0.999"])
+    assert refused.exit_code == 1
+    assert "no confidence certifies that 99.9 %" in refused.stderr
+
+
+def test_other_texts_certify_but_those_that_were_trained_on(
+    runs: Runs, shards: Shards, taught: tuple[str, str, dict[str, Any]], tmp_path: Path
+) -> None:
+    compiled, student = shards.compiled, runs.folder / "taught/student"
+    others = made_up_shards(tmp_path, compiled, 100, seed=9)
+    asked = ["evaluate", "--out", str(runs.folder / "taught"), "--shards", shards.folder, "--set", "floors.examples=0"]
+    runs._retort(*asked, "--agree-fields", "loud=0.2", "--certify-on", others.folder)
+    kept = json.loads((student / CERTIFICATE).read_text())
+    train = open_examples(shards, TRAIN, "choices")
+    seen = {train.text(i) for i in range(len(train))}
+    texts = [text for table in others.tables() for text in table.texts]
+    assert 0 < kept["texts"] == sum(text not in seen for text in texts) < 100
+    assert kept["measured_on"] == "texts given for it"

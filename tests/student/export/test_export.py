@@ -20,7 +20,7 @@ from student.config import TrainConfig
 from student.data.answers import teacher_answers
 from student.data.examples import open_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION
-from student.decode.answerer import Answerer
+from student.decode.answerer import WHOLE, Answerer
 from student.evaluate.fidelity import THRESHOLDS, agreement
 from student.export.answer import load
 from student.export.card import render_card, teacher_name
@@ -50,6 +50,11 @@ FIDELITY = {
         "ece": 0.0123,
         "thresholds": [{"confidence": at, "share": 1 - at, "whole": 0.765 if at < 0.9 else None} for at in THRESHOLDS],
     },
+    "certified_on": "the test split",
+    "certificates": [
+        {"targets": {WHOLE: 0.9}, "certificate": {"coverage": 0.6543, "thresholds": {WHOLE: 0.8765}}, "refusal": None},
+        {"targets": {WHOLE: 0.95}, "certificate": None, "refusal": "too few"},
+    ],
     "sizes": {"student": 21945, "teacher": None},
     "speed": {
         "teacher_answers_per_second": 12.3,
@@ -143,6 +148,7 @@ def test_the_card_with_a_report(run: Path, shards: Shards, figures: dict[str, An
         assert text in card
     for text in (
         "topk",
+        "| 90.0 % | 65.4 % | 0.876 |\n| 95.0 % | 0.0 % |  |",
         "epoch 4",
         "48, 0.00781, 7",  # 0.25 / width, as no rate was set
         "9,600, 12,345",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from contextlib import nullcontext
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -17,10 +19,12 @@ from cluster.config import ClusterSettings
 from pipeline.base.errors import UserError
 from pipeline.base.signals import Stopped
 from pipeline.cli.settings import load_config
+from pipeline.comments.reading import Comment
 from pipeline.config import TeacherConfig
 from pipeline.task.compiled import CompiledTask
 from student.config import AnswerConfig, PredictConfig
-from student.decode.answerer import Answerer
+from student.decode.answerer import WHOLE, Answerer
+from student.evaluate.evidence import EVIDENCE, Held, KnownAnswers
 from student.model.checkpoint import save_student, save_temperatures
 from student.predict.predict import Prediction, Predictor, _workers, predict
 from student.predict.teacher import SharedTeachers, start_teachers
@@ -217,6 +221,33 @@ def test_unsure_answers_are_the_teachers(student: str, tmp_path: Path, monkeypat
         predict(configured(tmp_path, "answer.teacher=some"), student, str(tmp_path / "unsure"))
 
 
+def test_a_certificate_says_which_answers_are_the_students_own(
+    compiled: CompiledTask, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("student.predict.predict.make_teacher", Beside)
+    random = np.random.default_rng(0)
+    by_field = 1 - random.random((2000, 2)) ** 4 / 2
+    agrees = (random.random((2000, 2)) < by_field).tolist()
+    known = KnownAnswers(confidence=by_field.tolist(), agrees=agrees)
+    held = Held(answers="teacher", measured_on="x", measured=datetime.date.today(), chooses=known, tests=known)
+    Path(student, EVIDENCE).write_text(held.model_dump_json())
+    asked = "answer.teacher=some", "answer.agree_fields=mood=0.97"
+    predict(configured(tmp_path, *asked), student, str(tmp_path / "out"))
+    found = json.loads((tmp_path / "out/certificate.json").read_text())
+    least = found["thresholds"]["mood"]
+    texts = BODIES[5:25]
+    ids = compiled.tokenizer.encode(texts)
+    rows = [Comment(i, text=text, tokens=ids[i]) for i, text in enumerate(texts)]
+    unsure = [answer.unsure for answer in Answerer.load(student, thresholds={"mood": least}).answer(rows)]
+    sources = [row["source"] for row in answers(tmp_path)[1:]]
+    expected = [one and not text.endswith("7") for one, text in zip(unsure, texts, strict=True)]
+    assert sources == ["teacher" if asked else "student" for asked in expected]
+    assert set(sources) == {"teacher", "student"}
+    assert predict(configured(tmp_path, *asked), student, str(tmp_path / "out"))["answers"] == len(KEPT)
+    with pytest.raises(UserError, match="another prediction"):
+        predict(configured(tmp_path, "answer.teacher=some", "answer.agree=0.8"), student, str(tmp_path / "out"))
+
+
 class Counted(Beside):
     """A teacher that leaves a file where it starts."""
 
@@ -245,7 +276,7 @@ def test_a_worker_that_shares_teachers_starts_none(student: str, tmp_path: Path,
     started: list[object] = []
     monkeypatch.setattr("student.predict.predict.make_teacher", lambda *given: started.append(given))
     asked = AnswerConfig(teacher="some", fallback=1)
-    job = Prediction(student, str(tmp_path), None, PredictConfig(), asked, TeacherConfig())
+    job = Prediction(student, str(tmp_path), None, PredictConfig(), asked, {WHOLE: 1}, TeacherConfig())
     shared = SharedTeachers([])
     assert Predictor(job, shared)._teacher is shared
     assert not started

@@ -15,7 +15,7 @@ import pytest
 from pipeline.comments.reading import Comment
 from pipeline.task.compiled import CompiledTask
 from student.config import ServeConfig
-from student.decode.answerer import Answer, Answerer
+from student.decode.answerer import WHOLE, Answer, Answerer
 from student.serve.server import DrainingServer
 from student.serve.service import Service
 from tests.student.decode.test_decode import make_student
@@ -28,6 +28,7 @@ class FakeAnswerer:
 
     def __init__(self, compiled: CompiledTask, confidence: float = 0.9) -> None:
         self.compiled, self._confidence = compiled, confidence
+        self.thresholds: dict[str, float] = {}
         self.gate = threading.Event()
         self.gate.set()
         self.batches: list[list[str]] = []
@@ -42,7 +43,8 @@ class FakeAnswerer:
     def _answer(self, text: str, value_probabilities: bool) -> Answer:
         bad = text.startswith("bad")
         each = {"mood": [0.0, 1.0, 0.0] if bad else [1.0, 0.0, 0.0], "loud": [1.0, 0.0]}
-        return Answer({"mood": "bad" if bad else "good", "loud": True}, self._confidence, each if value_probabilities else None)
+        values, unsure = {"mood": "bad" if bad else "good", "loud": True}, self._confidence < self.thresholds.get(WHOLE, 0)
+        return Answer(values, self._confidence, each if value_probabilities else None, unsure)
 
 
 @pytest.fixture
@@ -59,7 +61,9 @@ def answerer(compiled: CompiledTask) -> Answerer:
 @contextmanager
 def running(answerer: Any, beside: Any = None, fallback: float | None = None, **settings: Any) -> Iterator[httpx.Client]:
     """A client of a real server."""
-    service = Service(answerer, ServeConfig(**settings), beside, fallback)
+    if fallback is not None:
+        answerer.thresholds = {WHOLE: fallback}
+    service = Service(answerer, ServeConfig(**settings), beside)
     server, listener = DrainingServer(service), socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -1,0 +1,120 @@
+"""What is kept beside a student to certify it, and what its certificates say."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.base.errors import UserError
+from pipeline.task.compiled import CompiledTask
+from student.config import AnswerConfig
+from student.decode.answerer import WHOLE
+from student.evaluate.evidence import EVIDENCE, Held, KnownAnswers, certificate, load_evidence, targets_of, thresholds_of
+
+TEXTS = 2000
+
+
+def known(random: np.random.Generator) -> KnownAnswers:
+    """Of a task of two fields, by an honest student."""
+    by_field = 1 - random.random((TEXTS, 2)) ** 4 / 2
+    right = [("good", True)] * TEXTS
+    agrees = random.random((TEXTS, 2)) < by_field
+    found = [(mood if one else "bad", loud if two else False) for (mood, loud), (one, two) in zip(right, agrees, strict=True)]
+    return KnownAnswers.of(right, [*found[:-1], None], by_field)
+
+
+@pytest.fixture(scope="module")
+def held() -> Held:
+    random = np.random.default_rng(0)
+    day = datetime.date(2026, 11, 27)
+    return Held(answers="teacher", measured_on="the test split", measured=day, chooses=known(random), tests=known(random))
+
+
+@pytest.fixture
+def student(held: Held, tmp_path: Path) -> str:
+    (tmp_path / EVIDENCE).write_text(held.model_dump_json())
+    return str(tmp_path)
+
+
+def test_what_is_certified_and_for_how_many(held: Held, compiled: CompiledTask) -> None:
+    found = certificate(held, compiled.task, {WHOLE: 0.9, "mood": 0.97})
+    assert 0.3 < found.coverage < 1
+    assert found.bounds[WHOLE] >= 0.9
+    assert found.bounds["mood"] >= 0.97
+    evidence = held.tests.evidence(list(compiled.task.fields))
+    alone = np.all([evidence.confidence[name] >= least - 1e-9 for name, least in found.thresholds.items()], 0)
+    assert alone.sum() == found.alone
+    assert str(found).startswith("certified with 95 % confidence: where the student answers alone, on ")
+    assert f"at least {100 * found.bounds[WHOLE]:.4g} % of its answers and " in str(found)
+    assert f"{100 * found.bounds['mood']:.4g} % of its answers to 'mood' are the teacher's" in str(found)
+    assert "are the teacher's; measured on the test split, 2,000 texts" in str(found)
+
+
+def test_an_answer_that_is_none_agrees_with_nobody(held: Held) -> None:
+    assert held.tests.agrees[-1] == [False, False]
+
+
+def test_more_is_certified_of_fewer_texts(held: Held, compiled: CompiledTask) -> None:
+    shares = [certificate(held, compiled.task, {WHOLE: share}).coverage for share in (0.8, 0.9, 0.95)]
+    assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        ({WHOLE: 0.9999}, "no confidence certifies that 99.99 % of its answers are the teacher's"),
+        ({"mod": 0.9}, "no field 'mod': its fields are mood, loud"),
+    ],
+)
+def test_what_cannot_be_certified_is_refused(
+    held: Held, compiled: CompiledTask, targets: dict[str, float], reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        certificate(held, compiled.task, targets)
+
+
+def test_thresholds_come_from_the_certificate_or_the_fallback(student: str, compiled: CompiledTask) -> None:
+    task = compiled.task
+    found, why = thresholds_of(AnswerConfig(teacher="x", agree=0.9), student, task)
+    assert why is not None
+    assert found == why.thresholds == {WHOLE: found[WHOLE]}
+    assert thresholds_of(AnswerConfig(teacher="x", fallback=0.6), student, task) == ({WHOLE: 0.6}, None)
+    assert thresholds_of(AnswerConfig(), student, task) == ({}, None)
+    with pytest.raises(UserError, match="need a teacher: name it"):
+        thresholds_of(AnswerConfig(agree=0.9), student, task)
+
+
+def test_targets_as_people_write_them() -> None:
+    asked = AnswerConfig.model_validate({"agree": 0.9, "agree_fields": "mood=0.99,loud=0.9"})
+    assert targets_of(asked) == {WHOLE: 0.9, "mood": 0.99, "loud": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"agree": 0.9, "fallback": 0.5, "teacher": "x"}, "either a fallback"),
+        ({"agree": 0.9, "weights": "bf16"}, "weights in float32"),
+        ({"agree_fields": "mood"}, "agree_fields"),
+        ({"agree": 1.0}, "less than 1"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        AnswerConfig.model_validate(settings)
+
+
+def test_a_student_without_evidence_or_with_anothers(student: str, compiled: CompiledTask, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run `retort evaluate` first"):
+        load_evidence(str(tmp_path / "none"), compiled.task)
+    content = json.loads((tmp_path / EVIDENCE).read_text())
+    content["tests"] = {"confidence": [[0.5]], "agrees": [[True]]}
+    (tmp_path / EVIDENCE).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="of another number of fields"):
+        load_evidence(student, compiled.task)
+    (tmp_path / EVIDENCE).write_text(json.dumps(content | {"chooses": {"confidence": [[0.5]], "agrees": []}}))
+    with pytest.raises(UserError, match="not of the same texts"):
+        load_evidence(student, compiled.task)
