@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, binom
+from scipy.special import bdtrc, betaincinv
 
 RISK = 0.05  # that a certificate does not hold
 LIMITS = 200  # tried at most, evenly spaced over the texts
@@ -62,7 +62,7 @@ class Counts:
     def bound(self, name: str) -> float:
         """The least share of equal answers that so many speak for (Clopper and Pearson, 1934)."""
         equal = self.agreed[name]
-        return float(beta.ppf(RISK, equal, self.alone - equal + 1)) if equal else 0.0
+        return float(betaincinv(equal, self.alone - equal + 1, RISK)) if equal else 0.0
 
 
 def certify(targets: Targets, chooses: Evidence, tests: Evidence) -> Counts | None:
@@ -118,4 +118,4 @@ def _count(limits: NDArray[np.float64], targets: Targets, evidence: Evidence) ->
 
 def _tails(alone: Numbers, agreed: dict[str, Numbers], targets: Targets) -> NDArray[np.float64]:
     """The chance of so many equal answers if a target were just missed, the largest of all targets: float64 [L]."""
-    return np.max([binom.sf(agreed[name] - 1, alone, share) for name, share in targets.items()], 0)
+    return np.max([bdtrc(agreed[name] - 1, alone, share) for name, share in targets.items()], 0)
