@@ -329,6 +329,12 @@ class ServeConfig(Strict):
     timeout_seconds: float = Field(30, gt=0, description="after which a request is given up")
     drain_seconds: float = Field(30, gt=0, description="that the requests in flight have when the service is asked to stop")
     threads: Threads | None = Field(None, description="CPU threads of the student; null takes the machine's")
+    audit: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="share of the student's own answers that the teacher is asked about too: does it still agree?",
+    )
 
 
 SIZES = ("width", "heads", "mlp", "layers")

@@ -211,6 +211,7 @@ def predict(student: str | None, **options: Any) -> None:
 @setting("answer.fallback", "--fallback", type=SHARE, help="Confidence below which the teacher's answer is taken.")
 @AGREE
 @AGREE_FIELDS
+@setting("serve.audit", "--audit", type=SHARE, help="Share of the student's own answers to ask the teacher about too.")
 @stage_options()
 def serve(student: str | None, **options: Any) -> None:
     """The student as an HTTP service, with a page to try it.
@@ -231,7 +232,10 @@ def serve(student: str | None, **options: Any) -> None:
     With a teacher beside it, the unsure answers can be the teacher's, and "source" says whose each is:
 
     \b
-      retort serve --out runs/first --teacher MODEL --agree 0.95
+      retort serve --out runs/first --teacher MODEL --agree 0.95 --audit 0.01
+
+    Its answers to that share of the others are kept in OUT/serve/audited.jsonl, for `retort import --answers answer`; the page
+    and /metrics raise an alarm when it agrees less often than certified.
 
     Nobody is asked for a password: let nothing but your own network reach another --host, and list the names under which it
     is asked there: --set 'serve.hosts=[students.example.org]'. Ctrl-C or SIGTERM answers what is in flight, then ends.
@@ -239,7 +243,8 @@ def serve(student: str | None, **options: Any) -> None:
     from student.serve.server import serve as stage
 
     config = read_settings(**options)
-    stage(config, folder_of(student, config.out, "student"))
+    kept = folder_of(None, config.out, "serve") if config.out else None
+    stage(config, folder_of(student, config.out, "student"), kept)
 
 
 @click.command()

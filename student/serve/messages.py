@@ -74,6 +74,16 @@ class TeacherBody(BaseModel):
     state: State
 
 
+class AuditBody(BaseModel):
+    """What the teacher says to the latest of the student's own answers that it was asked about."""
+
+    audited: int
+    agreement: float
+    low: float = Field(description="of its 95 % interval")
+    high: float
+    alarm: str | None = Field(description="what is wrong, where it agrees less often than certified")
+
+
 class TaskBody(BaseModel):
     """What the student does."""
 
@@ -86,6 +96,7 @@ class TaskBody(BaseModel):
     thresholds: dict[str, float] = Field(
         description="confidence below which the teacher's answer is taken: of a field, or of the whole answer"
     )
+    audit: AuditBody | None
     certificate: str | None = Field(description="what is certified of the answers that the student gives alone")
     teacher: TeacherBody | None
 
@@ -117,6 +128,7 @@ def task_body(service: Service) -> TaskBody:
         max_texts=config.max_texts,
         max_bytes=config.max_bytes,
         thresholds=service.thresholds,
+        audit=AuditBody(**service.audit.about()) if service.audit else None,
         certificate=str(service.certificate) if service.certificate else None,
         teacher=TeacherBody(model=teacher.name, state=teacher.state) if teacher else None,
     )

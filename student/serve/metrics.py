@@ -40,6 +40,15 @@ class Metrics:
 
         if certificate:
             self._certify(certificate)
+        self._audits = Counter("retort_audits", "Own answers the teacher was asked about.", ["agrees"], registry=registry)
+        self._audit = Gauge("retort_audit_agreement", "Of the latest 500 audits; its 95 % interval.", ["is"], registry=registry)
+        self.alarm = Gauge("retort_audit_alarm", "1 where audits agree less often than certified.", registry=registry)
+
+    def audited(self, agrees: bool, agreement: float, low: float, high: float) -> None:
+        """Counts an audit."""
+        self._audits.labels(str(agrees).lower()).inc()
+        for label, value in (("mean", agreement), ("low", low), ("high", high)):
+            self._audit.labels(label).set(value)
 
     def _certify(self, certificate: Certificate) -> None:
         agreement = Gauge(

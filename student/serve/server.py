@@ -15,6 +15,7 @@ import torch
 import uvicorn
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 
+from pipeline.base import storage
 from pipeline.base.console import say
 from pipeline.base.errors import UserError
 from pipeline.base.signals import STOPPED
@@ -32,21 +33,30 @@ LINGER = 0.5  # seconds in which a request already on its way over an idle conne
 LOOK = 0.02  # seconds between two looks at the connections
 
 
-def serve(config: StudentSettings, student_folder: str) -> None:
+def serve(config: StudentSettings, student_folder: str, folder: str | None = None) -> None:
     """Serves a student until a signal ends it.
+
+    Args:
+        folder: where what audits find is kept.
 
     Raises:
         UserError: no student, a teacher that does not fit it, a port that cannot be had, or requests that were left without an
             answer when it ended.
     """
     settings = config.serve
+    if settings.audit and config.answer.teacher is None:
+        raise UserError("an audit asks a teacher: name it (--teacher)")
+    if settings.audit and folder:
+        if storage.is_uri(folder):
+            raise UserError(f"audits are kept on a disk, one line each, and {folder} is none: name another --out")
+        os.makedirs(folder, exist_ok=True)
     listener = _listen(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     thresholds, found = thresholds_of(config.answer, student_folder, load_student(student_folder)[1].task)
     answerer = Answerer.load(student_folder, config.answer.weights, thresholds)
     teacher = make_teacher(config.answer.teacher, config.teacher, answerer.compiled) if config.answer.teacher else None
-    service = Service(answerer, settings, teacher, found)
+    service = Service(answerer, settings, teacher, found, folder)
     _announce(settings, listener.getsockname()[1], service)
     gc.freeze()  # what is loaded stays: to look through it for garbage takes a third of a second, now and then
     server = DrainingServer(service)

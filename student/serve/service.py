@@ -14,6 +14,7 @@ from student.config import ServeConfig
 from student.decode.answerer import Answer, Answerer
 from student.evaluate.evidence import Certificate
 from student.predict.teacher import Teacher
+from student.serve.audit import Audit
 from student.serve.batcher import Batcher
 from student.serve.metrics import Metrics
 from student.serve.turns import Turns
@@ -61,17 +62,25 @@ class Service:
     Attributes:
         draining: whether it is about to end.
         certificate: what is certified of the answers that the student gives alone, if anything is.
+        audit: what asks the teacher about some of these answers, if anything does.
         turns: for work that has the event loop for milliseconds.
     """
 
     def __init__(
-        self, answerer: Answerer, config: ServeConfig, teacher: Teacher | None = None, certificate: Certificate | None = None
+        self,
+        answerer: Answerer,
+        config: ServeConfig,
+        teacher: Teacher | None = None,
+        certificate: Certificate | None = None,
+        folder: str | None = None,
     ) -> None:
         self.config, self.teacher, self.certificate = config, teacher, certificate
         self.metrics, self.draining = Metrics(certificate), False
         self.turns = Turns()
         self.compiled, self.task = answerer.compiled, answerer.compiled.task
-        self._answerer = answerer
+        self._answerer, self._audits = answerer, set[asyncio.Task[None]]()
+        share = config.audit if teacher else 0
+        self.audit = Audit(share, certificate, self.metrics, folder) if share else None
         self.thresholds = answerer.thresholds
         self._student = Batcher(self._decode, BATCH, QUEUE, self.metrics.batch)
         self.metrics.watch_queue(lambda: self._student.waiting)
@@ -95,6 +104,7 @@ class Service:
         results = [Result(row, answer, unsure=answer is not None and answer.unsure) for row, answer in found]
         for result in results:
             self.metrics.comments.labels("answered" if result.answer else result.row.status).inc()
+        self._audit_some(results)
         return await self._taught(results, ask, deadline - time.monotonic())
 
     def close(self) -> None:
@@ -123,6 +133,21 @@ class Service:
             if results[i].unsure:
                 self.metrics.fallbacks.labels(results[i].source).inc()
         return results
+
+    def _audit_some(self, results: list[Result]) -> None:
+        """Has the teacher asked about some answers of the student's own, while the caller has them already."""
+        if self.audit:
+            chosen = [result for result in results if result.answer and not result.unsure and self.audit.chosen()]
+            task = asyncio.create_task(self._audited(self.audit, chosen)) if chosen else None
+            if task:
+                self._audits.add(task)  # the loop itself keeps no reference
+                task.add_done_callback(self._audits.discard)
+
+    async def _audited(self, audit: Audit, chosen: list[Result]) -> None:
+        given = await self._ask([result.row.text for result in chosen], self.config.timeout_seconds)
+        for result, values in zip(chosen, given, strict=True):
+            if result.answer and values:
+                audit.note(result.row.text, result.answer.values, result.answer.confidence, values)
 
     async def _ask(self, texts: list[str], seconds: float) -> list[TeacherAnswer]:
         """The teacher's answers; None to all where it is not there, or fails, or takes too long."""

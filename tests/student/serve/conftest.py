@@ -60,10 +60,10 @@ def answerer(compiled: CompiledTask) -> Answerer:
 
 @contextmanager
 def running(answerer: Any, beside: Any = None, fallback: float | None = None, **settings: Any) -> Iterator[httpx.Client]:
-    """A client of a real server."""
+    """A client of a real server, around a student or a whole service."""
     if fallback is not None:
         answerer.thresholds = {WHOLE: fallback}
-    service = Service(answerer, ServeConfig(**settings), beside)
+    service = answerer if isinstance(answerer, Service) else Service(answerer, ServeConfig(**settings), beside)
     server, listener = DrainingServer(service), socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
