@@ -60,7 +60,7 @@ class Audit:
             agreed.append(student == teacher if name == WHOLE else student[name] == teacher[name])
         self._metrics.audited(self._agreed[WHOLE][-1], *self.interval)
         if self._file:
-            row = {"text": text, "answer": teacher, "student": student, "confidence": confidence, "time": time.time()}
+            row = {"body": text, "answer": teacher, "student": student, "confidence": confidence, "time": time.time()}
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._look()

@@ -83,8 +83,8 @@ def test_a_service_audits_its_own_answers_and_keeps_what_it_hears(compiled: Comp
         answer = client.post("/classify", json={"texts": ["fine", ""]}).json()["results"][0]
         assert (answer["source"], answer["answer"]) == ("student", GOOD)
         (row,) = wait_for(tmp_path / KEPT, 1)
-        assert {name: row[name] for name in ("text", "answer", "student", "confidence")} == {
-            "text": "fine",
+        assert {name: row[name] for name in ("body", "answer", "student", "confidence")} == {
+            "body": "fine",
             "answer": SAD,
             "student": GOOD,
             "confidence": 0.9,
