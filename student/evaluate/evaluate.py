@@ -29,7 +29,7 @@ from student.decode.answerer import WHOLE
 from student.decode.decode import Decoded, Decoder, Prefixes
 from student.evaluate.calibrate import fit_temperatures
 from student.evaluate.certificate import Targets
-from student.evaluate.evidence import CERTIFICATE, EVIDENCE, Held, KnownAnswers, certificate
+from student.evaluate.evidence import CERTIFICATE, EVIDENCE, Held, KnownAnswers, certificate, mix_of
 from student.evaluate.fidelity import agreement, close_answers, matches, step_measures, trust
 from student.evaluate.floors import fit_floors
 from student.evaluate.gold import against_gold, suspects
@@ -101,6 +101,7 @@ def measure(
     free, _ = _decode_all(Decoder(model, compiled).free, test, BATCH_SIZE, "decoding freely")
     task, train = compiled.task, student_examples(shards, TRAIN, model)
     answers = parse_all(compiled, constrained.tokens)
+    mix, cuts = mix_of(task, answers, [test.text(i) for i in range(len(test))])
     tests = KnownAnswers.of(truth, answers, constrained.by_field)
     if others is not None:
         seen = {train.text(i) for i in range(len(train))}
@@ -111,6 +112,8 @@ def measure(
         measured=datetime.date.today(),
         chooses=_known(decode, [held_out]),
         tests=tests,
+        mix=mix,
+        cuts=cuts,
     )
     storage.write_json(storage.join(student_folder, EVIDENCE), held.model_dump(mode="json"))
     close = close_answers(compiled, _batches(test, BATCH_SIZE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -23,6 +24,7 @@ from student.evaluate.certificate import Evidence, Flags, Targets, certify, text
 log = logging.getLogger(__name__)
 
 EVIDENCE, CERTIFICATE = "evidence.json", "certificate.json"  # beside a student
+LENGTH = "length of texts"
 MOST_TEXTS = 20_000  # that are kept of each part, evenly spaced
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -64,6 +66,8 @@ class Held(Strict):
         measured_on: what `tests` are, in words.
         chooses: the validation answers.
         tests: answers that have chosen nothing.
+        mix: how often the student gave each value there, by field in the task's order, and how many texts had each `LENGTH`.
+        cuts: characters that part the lengths.
     """
 
     answers: Literal["teacher", "given"]
@@ -71,6 +75,8 @@ class Held(Strict):
     measured: datetime.date
     chooses: KnownAnswers
     tests: KnownAnswers
+    mix: dict[str, list[int]]
+    cuts: list[int]
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,17 @@ class Certificate:
         )
 
 
+def mix_of(task: Task, answers: list[Values | None], texts: list[str]) -> tuple[dict[str, list[int]], list[int]]:
+    """`Held.mix` and `Held.cuts`, these at the deciles of the texts' lengths."""
+    lengths = [len(text) for text in texts]
+    cuts = np.unique(np.quantile(lengths, np.arange(0.1, 1, 0.1), method="nearest")).tolist()
+    bins = np.bincount(np.searchsorted(cuts, lengths, side="right"), minlength=len(cuts) + 1)
+    given = [[repr(answer[i]) for answer in answers if answer] for i in range(len(task.fields))]  # JSON tells true from 1
+    counts = [Counter(values) for values in given]
+    mix = {name: [counts[i][repr(value)] for value in values] for i, (name, values) in enumerate(task.fields.items())}
+    return mix | {LENGTH: bins.tolist()}, cuts
+
+
 def targets_of(config: AnswerConfig) -> dict[str, float]:
     """What a configuration asks for, by field, or `WHOLE`."""
     return config.agree_fields | ({WHOLE: config.agree} if config.agree is not None else {})
@@ -139,8 +156,10 @@ def load_evidence(folder: str, task: Task) -> Held:
     if not storage.exists(path):
         raise UserError(f"nothing in {folder} says how often the student agrees: run `retort evaluate` first")
     held = storage.read_form(path, Held)
-    if any(len(row) != len(task.fields) for part in (held.chooses, held.tests) for row in part.confidence):
-        raise UserError(f"{path} does not fit the task beside it: it is of another number of fields")
+    sizes = {name: len(values) for name, values in task.fields.items()} | {LENGTH: len(held.cuts) + 1}
+    rows = [row for part in (held.chooses, held.tests) for row in part.confidence]
+    if any(len(row) != len(task.fields) for row in rows) or {n: len(counts) for n, counts in held.mix.items()} != sizes:
+        raise UserError(f"{path} does not fit the task beside it: it is of other fields")
     return held
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -64,6 +65,13 @@ class Metrics:
         """Counts a batch."""
         self._batch.observe(size)
         self._batch_seconds.observe(seconds)
+
+    def watch_drift(self, names: list[str], index: Callable[[str], float]) -> None:
+        """Says what tells how far the latest 1,000 texts are from those of the evaluation."""
+        help_ = "Population stability index of the latest 1,000 answers by field, and of the texts' lengths."
+        gauge = Gauge("retort_drift_index", help_, ["of"], registry=self._registry)
+        for name in names:
+            gauge.labels(name).set_function(partial(index, name))
 
     def watch_queue(self, waiting: Callable[[], int]) -> None:
         """Says what tells how many comments wait."""

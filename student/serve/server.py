@@ -21,11 +21,12 @@ from pipeline.base.errors import UserError
 from pipeline.base.signals import STOPPED
 from student.config import ServeConfig, StudentSettings
 from student.decode.answerer import Answerer
-from student.evaluate.evidence import thresholds_of
+from student.evaluate.evidence import EVIDENCE, load_evidence, thresholds_of
 from student.model.checkpoint import load_student
 from student.predict.teacher import make_teacher
 from student.serve.app import create_app
 from student.serve.connection import Connection
+from student.serve.drift import Drift
 from student.serve.service import Service
 
 KEEP_ALIVE = 75  # seconds of an idle connection: more than clients keep theirs, or both would take the last moment for theirs
@@ -55,8 +56,10 @@ def serve(config: StudentSettings, student_folder: str, folder: str | None = Non
         torch.set_num_threads(settings.threads)
     thresholds, found = thresholds_of(config.answer, student_folder, load_student(student_folder)[1].task)
     answerer = Answerer.load(student_folder, config.answer.weights, thresholds)
+    evaluated = storage.exists(storage.join(student_folder, EVIDENCE))
+    drift = Drift(load_evidence(student_folder, answerer.compiled.task), answerer.compiled.task) if evaluated else None
     teacher = make_teacher(config.answer.teacher, config.teacher, answerer.compiled) if config.answer.teacher else None
-    service = Service(answerer, settings, teacher, found, folder)
+    service = Service(answerer, settings, teacher, found, folder, drift)
     _announce(settings, listener.getsockname()[1], service)
     gc.freeze()  # what is loaded stays: to look through it for garbage takes a third of a second, now and then
     server = DrainingServer(service)

@@ -16,6 +16,7 @@ from student.evaluate.evidence import Certificate
 from student.predict.teacher import Teacher
 from student.serve.audit import Audit
 from student.serve.batcher import Batcher
+from student.serve.drift import Drift
 from student.serve.metrics import Metrics
 from student.serve.turns import Turns
 
@@ -62,6 +63,7 @@ class Service:
     Attributes:
         draining: whether it is about to end.
         certificate: what is certified of the answers that the student gives alone, if anything is.
+        drift: how texts and answers differ from those that the student was evaluated on, where that is known.
         audit: what asks the teacher about some of these answers, if anything does.
         turns: for work that has the event loop for milliseconds.
     """
@@ -73,6 +75,7 @@ class Service:
         teacher: Teacher | None = None,
         certificate: Certificate | None = None,
         folder: str | None = None,
+        drift: Drift | None = None,
     ) -> None:
         self.config, self.teacher, self.certificate = config, teacher, certificate
         self.metrics, self.draining = Metrics(certificate), False
@@ -81,7 +84,9 @@ class Service:
         self._answerer, self._audits = answerer, set[asyncio.Task[None]]()
         share = config.audit if teacher else 0
         self.audit = Audit(share, certificate, self.metrics, folder) if share else None
-        self.thresholds = answerer.thresholds
+        self.thresholds, self.drift = answerer.thresholds, drift
+        if drift:
+            self.metrics.watch_drift(drift.names, drift.index)
         self._student = Batcher(self._decode, BATCH, QUEUE, self.metrics.batch)
         self.metrics.watch_queue(lambda: self._student.waiting)
         self._teacher = Batcher(teacher.answer, BATCH, QUEUE, _unobserved) if teacher else None
@@ -103,6 +108,8 @@ class Service:
         found = ((row, next(answers) if row.status == KEPT else None) for row in rows)
         results = [Result(row, answer, unsure=answer is not None and answer.unsure) for row, answer in found]
         for result in results:
+            if self.drift and result.answer:
+                self.drift.note(result.row.text, result.answer.values)
             self.metrics.comments.labels("answered" if result.answer else result.row.status).inc()
         self._audit_some(results)
         return await self._taught(results, ask, deadline - time.monotonic())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,20 @@ from pipeline.base.errors import UserError
 from pipeline.task.compiled import CompiledTask
 from student.config import AnswerConfig
 from student.decode.answerer import WHOLE
-from student.evaluate.evidence import EVIDENCE, Held, KnownAnswers, certificate, load_evidence, targets_of, thresholds_of
+from student.evaluate.evidence import (
+    EVIDENCE,
+    LENGTH,
+    Held,
+    KnownAnswers,
+    certificate,
+    load_evidence,
+    mix_of,
+    targets_of,
+    thresholds_of,
+)
 
 TEXTS = 2000
+MIX: Any = {"mix": {"mood": [1, 2, 3], "loud": [4, 2], LENGTH: [3, 3]}, "cuts": [9]}
 
 
 def known(random: np.random.Generator) -> KnownAnswers:
@@ -31,13 +43,26 @@ def known(random: np.random.Generator) -> KnownAnswers:
 def held() -> Held:
     random = np.random.default_rng(0)
     day = datetime.date(2026, 11, 27)
-    return Held(answers="teacher", measured_on="the test split", measured=day, chooses=known(random), tests=known(random))
+    return Held(
+        answers="teacher", measured_on="the test split", measured=day, chooses=known(random), tests=known(random), **MIX
+    )
 
 
 @pytest.fixture
 def student(held: Held, tmp_path: Path) -> str:
     (tmp_path / EVIDENCE).write_text(held.model_dump_json())
     return str(tmp_path)
+
+
+def test_the_mix_of_answers_and_lengths(compiled: CompiledTask) -> None:
+    answers = [("good", True)] * 3 + [("mixed", False), None]
+    mix, cuts = mix_of(compiled.task, answers, ["a", "a", "bbb", "cccc", "ddddd"])
+    moods = list(compiled.task.fields["mood"])
+    assert dict(zip(moods, mix["mood"], strict=True)) == {"good": 3, "bad": 0, "mixed": 1}
+    assert sum(mix["loud"]) == 4
+    assert sum(mix[LENGTH]) == 5
+    assert cuts == sorted(set(cuts))
+    assert len(mix[LENGTH]) == len(cuts) + 1
 
 
 def test_what_is_certified_and_for_how_many(held: Held, compiled: CompiledTask) -> None:
@@ -113,7 +138,7 @@ def test_a_student_without_evidence_or_with_anothers(student: str, compiled: Com
     content = json.loads((tmp_path / EVIDENCE).read_text())
     content["tests"] = {"confidence": [[0.5]], "agrees": [[True]]}
     (tmp_path / EVIDENCE).write_text(json.dumps(content))
-    with pytest.raises(UserError, match="of another number of fields"):
+    with pytest.raises(UserError, match="of other fields"):
         load_evidence(student, compiled.task)
     (tmp_path / EVIDENCE).write_text(json.dumps(content | {"chooses": {"confidence": [[0.5]], "agrees": []}}))
     with pytest.raises(UserError, match="not of the same texts"):

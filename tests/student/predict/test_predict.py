@@ -24,7 +24,7 @@ from pipeline.config import TeacherConfig
 from pipeline.task.compiled import CompiledTask
 from student.config import AnswerConfig, PredictConfig
 from student.decode.answerer import WHOLE, Answerer
-from student.evaluate.evidence import EVIDENCE, Held, KnownAnswers
+from student.evaluate.evidence import EVIDENCE, LENGTH, Held, KnownAnswers
 from student.model.checkpoint import save_student, save_temperatures
 from student.predict.predict import Prediction, Predictor, _workers, predict
 from student.predict.teacher import SharedTeachers, start_teachers
@@ -229,7 +229,15 @@ def test_a_certificate_says_which_answers_are_the_students_own(
     by_field = 1 - random.random((2000, 2)) ** 4 / 2
     agrees = (random.random((2000, 2)) < by_field).tolist()
     known = KnownAnswers(confidence=by_field.tolist(), agrees=agrees)
-    held = Held(answers="teacher", measured_on="x", measured=datetime.date.today(), chooses=known, tests=known)
+    held = Held(
+        answers="teacher",
+        measured_on="x",
+        measured=datetime.date.today(),
+        chooses=known,
+        tests=known,
+        mix={"mood": [1, 2, 3], "loud": [4, 2], LENGTH: [3, 3]},
+        cuts=[9],
+    )
     Path(student, EVIDENCE).write_text(held.model_dump_json())
     asked = "answer.teacher=some", "answer.agree_fields=mood=0.97"
     predict(configured(tmp_path, *asked), student, str(tmp_path / "out"))
