@@ -329,12 +329,23 @@ class ServeConfig(Strict):
     timeout_seconds: float = Field(30, gt=0, description="after which a request is given up")
     drain_seconds: float = Field(30, gt=0, description="that the requests in flight have when the service is asked to stop")
     threads: Threads | None = Field(None, description="CPU threads of the student; null takes the machine's")
+    key: str | None = Field(
+        None, description="environment variable that holds the key which callers must send, as `Authorization: Bearer …`"
+    )
+    certificate: str | None = Field(None, description="PEM file of a certificate chain: speak HTTPS")
+    private_key: str | None = Field(None, description="PEM file of its key, where the certificate's file does not hold it")
     audit: float = Field(
         0,
         ge=0,
         le=1,
         description="share of the student's own answers that the teacher is asked about too: does it still agree?",
     )
+
+    @model_validator(mode="after")
+    def _has_certificate(self) -> Self:
+        if self.private_key and not self.certificate:
+            raise ValueError("private_key needs its certificate")
+        return self
 
 
 SIZES = ("width", "heads", "mlp", "layers")

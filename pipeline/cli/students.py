@@ -237,8 +237,14 @@ def serve(student: str | None, **options: Any) -> None:
     Its answers to that share of the others are kept in OUT/serve/audited.jsonl, for `retort import --answers answer`; the page
     and /metrics raise an alarm when it agrees less often than certified.
 
-    Nobody is asked for a password: let nothing but your own network reach another --host, and list the names under which it
-    is asked there: --set 'serve.hosts=[students.example.org]'. Ctrl-C or SIGTERM answers what is in flight, then ends.
+    Before it listens elsewhere than on loopback, give it a key and a certificate, and the names under which it is asked:
+
+    \b
+      export STUDENT_KEY=...
+      retort serve --out runs/first --host 0.0.0.0 --set serve.key=STUDENT_KEY --set serve.certificate=cert.pem \\
+          --set serve.private_key=key.pem --set 'serve.hosts=[students.example.org]'
+
+    Ctrl-C or SIGTERM answers what is in flight, then ends.
     """  # noqa: D301 (\b is click's mark, as a character)
     from student.serve.server import serve as stage
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fastapi import Body, FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from pipeline.base.errors import UserError
 from student.serve import openai
 from student.serve.calls import results
 from student.serve.errors import ErrorBody, add_handlers
@@ -30,16 +32,27 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(service: Service) -> FastAPI:
-    """The application around a service."""
+    """The application around a service.
+
+    Raises:
+        UserError: the variable that should hold its key does not.
+    """
     # The usual pages over /openapi.json would load their scripts from elsewhere.
     app = FastAPI(title=f"Retort: {service.task.name}", docs_url=None, redoc_url=None, responses=ERRORS)
     add_handlers(app)
-    app.add_middleware(Guard, config=service.config, turns=service.turns)
+    app.add_middleware(Guard, config=service.config, turns=service.turns, key=_key(service.config.key))
     app.add_middleware(Measured, metrics=service.metrics)
     _add_routes(app, service)
     _add_pages(app, service)
     app.include_router(openai.router(service))
     return app
+
+
+def _key(variable: str | None) -> str | None:
+    """What callers must send."""
+    if variable and not os.environ.get(variable):
+        raise UserError(f"serve.key: the environment variable {variable} holds no key")
+    return os.environ[variable] if variable else None
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:

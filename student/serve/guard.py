@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import ipaddress
 import re
 import socket
@@ -22,6 +23,7 @@ SECURITY = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+OPEN = ("/", "/healthz")  # to callers without the key: a page that asks for it, and probes
 MOST_HEADERS = 100
 JSON_BYTES = 64 << 10  # of a body outside its strings: each may become an object, and they are parsed on the event loop
 JSON_BYTES_OF_A_TEXT = 16  # besides: quotes, a comma and indentation
@@ -29,14 +31,18 @@ LARGE = 64 << 10  # bytes from which a body is parsed in turn
 
 
 class Guard:
-    """Refuses requests under other names than the service's, and bodies that are too large, too intricate or do not come.
+    """Refuses requests without the key, under other names than the service's, and bodies that are too large or do not come.
 
     A page of another site can have its name resolve to the service's address and so reach it as its own site's; but the
     Host header then has that name. An address in its place is nobody's name.
+
+    Args:
+        key: that callers must send, if there is one.
     """
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, turns: Turns) -> None:
+    def __init__(self, app: ASGIApp, config: ServeConfig, turns: Turns, key: str | None = None) -> None:
         self._app, self._config, self._turns = app, config, turns
+        self._key = f"Bearer {key}".encode() if key else None
         self._json_bytes = JSON_BYTES + JSON_BYTES_OF_A_TEXT * config.max_texts
         self._names = {name.lower() for name in ("localhost", config.host, socket.gethostname(), *config.hosts)}
 
@@ -50,18 +56,22 @@ class Guard:
                 MutableHeaders(scope=message).update(SECURITY)
             await send(message)
 
-        refusal = self._refusal(Headers(scope=scope))
+        refusal = self._refusal(Headers(scope=scope), scope["path"])
         if refusal:
             return await refusal.response()(scope, receive, secured)
         return await self._app(scope, self._limited(receive), secured)
 
-    def _refusal(self, headers: Headers) -> Refused | None:
+    def _refusal(self, headers: Headers, path: str) -> Refused | None:
         if len(headers.raw) > MOST_HEADERS:
             return Refused(431, f"{len(headers.raw):,} headers: send at most {MOST_HEADERS}", "headers")
         if not self._is_here(headers.get("host", "").lower()):
             names = ", ".join(sorted(self._names))
             message = f"the Host header has neither an address nor one of {names}: list other names in serve.hosts"
             return Refused(400, message, "host")
+        sent = headers.get("authorization", "").encode()
+        if self._key and path not in OPEN and not hmac.compare_digest(sent, self._key):
+            message = "send the service's key, as the header Authorization: Bearer KEY"
+            return Refused(401, message, "key", {"WWW-Authenticate": "Bearer"})
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._config.max_bytes:
             return self._too_large()

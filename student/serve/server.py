@@ -7,6 +7,7 @@ import gc
 import os
 import select
 import socket
+import ssl
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -51,6 +52,8 @@ def serve(config: StudentSettings, student_folder: str, folder: str | None = Non
         if storage.is_uri(folder):
             raise UserError(f"audits are kept on a disk, one line each, and {folder} is none: name another --out")
         os.makedirs(folder, exist_ok=True)
+    if settings.certificate:
+        _require_certificate(settings)
     listener = _listen(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -84,12 +87,22 @@ def _listen(settings: ServeConfig) -> socket.socket:
         ) from error
 
 
+def _require_certificate(settings: ServeConfig) -> None:
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(str(settings.certificate), settings.private_key)
+    except OSError as error:  # an SSLError is one
+        files = " and ".join(filter(None, (settings.certificate, settings.private_key)))
+        raise UserError(f"cannot speak HTTPS with {files}: {error.strerror or error}") from error
+
+
 def _announce(settings: ServeConfig, port: int, service: Service) -> None:
     host = settings.host if settings.host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared, not bound
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    scheme = "https" if settings.certificate else "http"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    key = f"""-H "Authorization: Bearer ${settings.key}" """ if settings.key else ""
     lines = [
         f"{service.task.name} at {url}",
-        f"""try it   curl {url}/classify -H 'Content-Type: application/json' -d '{{"text": "I love it"}}'""",
+        f"""try it   curl {url}/classify {key}-H 'Content-Type: application/json' -d '{{"text": "I love it"}}'""",
         "Ctrl-C finishes the requests in flight and ends; twice ends at once",
     ]
     say("\n".join(lines))
@@ -117,6 +130,8 @@ class DrainingServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE,
+                ssl_certfile=service.config.certificate,
+                ssl_keyfile=service.config.private_key,
             )
         )
 
@@ -156,7 +171,7 @@ class DrainingServer(uvicorn.Server):
         kind: Any = self.config.http_protocol_class
         protocol = partial(kind, self.config, self.server_state, self.lifespan.state)
         for connection in waiting:
-            await loop.connect_accepted_socket(protocol, connection)
+            await loop.connect_accepted_socket(protocol, connection, ssl=self.config.ssl)
 
 
 def _accept_all(listener: socket.socket) -> list[socket.socket]:
