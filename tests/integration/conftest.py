@@ -33,8 +33,9 @@ class Retort:
         return output
 
     def environment(self) -> dict[str, str]:
-        """The command's: none of Ray's or Retort's own variables but a cache for the tests."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RETORT_"))}
+        """The command's: a cache of its own, and of Ray's variables only whether this process' clusters ask for a token."""
+        theirs = {name for name in os.environ if name.startswith(("RAY_", "RETORT_")) and not name.startswith("RAY_AUTH_")}
+        kept = {name: value for name, value in os.environ.items() if name not in theirs}
         return kept | MALLOC | {"RETORT_CACHE": str(self.folder / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 
     def refuses(self, *arguments: str) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,11 +100,12 @@ class Chaos:
 
 
 def kill(matches: Callable[[str], bool]) -> bool:
-    """Kills one process whose command line matches, as `kill -9` does."""
-    for process in psutil.process_iter(["cmdline"]):
-        if matches(" ".join(process.info["cmdline"] or [])):
-            process.kill()
-            return True
+    """Kills one process of this cluster whose command line matches, as `kill -9` does; other tests have theirs."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if matches(" ".join(process.cmdline())):
+                process.kill()
+                return True
     return False
 
 
