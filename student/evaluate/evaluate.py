@@ -86,66 +86,95 @@ def measure(
     Raises:
         UserError: student and shards do not fit, or the test split is empty.
     """
-    require_student(student_folder)
-    shards, training = open_shards(shards_folder), load_training(student_folder)
-    model, compiled = load_student(student_folder, "cuda" if torch.cuda.is_available() else "cpu")
-    require_same(compiled.hashes, shards.compiled.hashes, student_folder, shards_folder)
-    test = student_examples(shards, TEST, model)
-    log.info("evaluating on %s test comments", f"{len(test):,}")
-    truth = teacher_answers(test)
-    held_out = student_examples(shards, VALIDATION, model)
-    temperatures = fit_temperatures(model, compiled, _batches(held_out, BATCH_SIZE))
-    save_temperatures(student_folder, temperatures)
-    decode = Decoder(model, compiled, temperatures).constrained
-    constrained, seconds = _decode_all(decode, test, BATCH_SIZE, "decoding")
-    free, _ = _decode_all(Decoder(model, compiled).free, test, BATCH_SIZE, "decoding freely")
-    task, train = compiled.task, student_examples(shards, TRAIN, model)
-    answers = parse_all(compiled, constrained.tokens)
-    mix, cuts = mix_of(task, answers, [test.text(i) for i in range(len(test))])
-    tests = KnownAnswers.of(truth, answers, constrained.by_field)
-    if others is not None:
-        seen = {train.text(i) for i in range(len(train))}
-        tests = _known(decode, _all_examples(others, student_folder, model, compiled), seen)
-    held = Held(
-        answers=shards.manifest.answers,
-        measured_on="the test split" if others is None else "texts given for it",
-        measured=datetime.date.today(),
-        chooses=_known(decode, [held_out]),
-        tests=tests,
-        mix=mix,
-        cuts=cuts,
-    )
+    student = _Evaluated(shards_folder, student_folder)
+    save_temperatures(student_folder, student.temperatures)
+    held = student.held(others)
     storage.write_json(storage.join(student_folder, EVIDENCE), held.model_dump(mode="json"))
-    close = close_answers(compiled, _batches(test, BATCH_SIZE))
-    steps = step_measures(model, _batches(test, BATCH_SIZE)) | {"close_answers": close}
-    if shards.manifest.answers == "given":
-        steps |= {"kl": None, "choice_kl": None, "close_answers": None}  # of a teacher that did not give these answers
-    figures: dict[str, Any] = {
-        "task": task.name,
-        "answers": shards.manifest.answers,
-        "examples": {"test": len(test), "train": len(train), "floors": min(floors.examples, len(train))},
-        "student": agreement(task, truth, answers),
-        "unconstrained": agreement(task, truth, parse_all(compiled, free.tokens)),
-        "floors": fit_floors(floors, shards, {TRAIN: train, VALIDATION: held_out, TEST: test}),
-        "confidence": {"temperatures": temperatures} | trust(constrained.confidence, matches(truth, answers)),
-        "certified_on": held.measured_on,
-        "certificates": _certificates(held, task, targets, student_folder),
-        "steps": steps,
-        "sizes": _sizes(model, shards),
-        "speed": _speed(shards, len(test), seconds, constrained.calls) | {"latency_ms": latency_ms(model, compiled, test)},
-        "training": training.model_dump(mode="json", exclude_unset=True),
-    }
-    figures["gold"] = against_gold(task, gold_answers(test), truth, answers)
-    some = train.first(DOUBTED_TRAINING)
-    learnt, _ = _decode_all(decode, some, BATCH_SIZE, "looking for wrong answers")
-    doubted = _doubted(TEST, test, constrained) + _doubted(TRAIN, some, learnt)
-    doubted.sort(key=lambda row: -row["confidence"])
-    storage.write_text(
-        storage.join(report_folder, SUSPECTS), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in doubted)
-    )
+    figures = student.figures(floors)
+    figures["certified_on"] = held.measured_on
+    figures["certificates"] = _certificates(held, student.task, targets, student_folder)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in student.suspects())
+    storage.write_text(storage.join(report_folder, SUSPECTS), "".join(lines))
     storage.write_json(storage.join(report_folder, "fidelity.json"), figures)
     storage.write_text(storage.join(report_folder, "fidelity.html"), render(figures))
     return figures
+
+
+class _Evaluated:
+    """A student, the examples it is measured on, and what it answers to the test split.
+
+    Attributes:
+        temperatures: by field, fitted on the validation split.
+        truth: the answers in the test split, and `answers` the student's.
+
+    Raises:
+        UserError: see `evaluate`.
+    """
+
+    def __init__(self, shards_folder: str, folder: str) -> None:
+        require_student(folder)
+        self._folder, self._shards, self._training = folder, open_shards(shards_folder), load_training(folder)
+        self._model, self._compiled = load_student(folder, "cuda" if torch.cuda.is_available() else "cpu")
+        require_same(self._compiled.hashes, self._shards.compiled.hashes, folder, shards_folder)
+        self._splits = {split: student_examples(self._shards, split, self._model) for split in (TEST, VALIDATION, TRAIN)}
+        self._test, self.task = self._splits[TEST], self._compiled.task
+        log.info("evaluating on %s test comments", f"{len(self._test):,}")
+        self.temperatures = fit_temperatures(self._model, self._compiled, _batches(self._splits[VALIDATION], BATCH_SIZE))
+        self._decode = Decoder(self._model, self._compiled, self.temperatures).constrained
+        self._decoded, self._seconds = _decode_all(self._decode, self._test, BATCH_SIZE, "decoding")
+        self.truth, self.answers = teacher_answers(self._test), parse_all(self._compiled, self._decoded.tokens)
+
+    def held(self, others: str | None) -> Held:
+        """What certifies: the test split's answers, or those in another folder of shards."""
+        mix, cuts = mix_of(self.task, self.answers, [self._test.text(i) for i in range(len(self._test))])
+        tests = KnownAnswers.of(self.truth, self.answers, self._decoded.by_field)
+        if others is not None:
+            train = self._splits[TRAIN]
+            seen = {train.text(i) for i in range(len(train))}
+            tests = _known(self._decode, _all_examples(others, self._folder, self._model, self._compiled), seen)
+        return Held(
+            answers=self._shards.manifest.answers,
+            measured_on="the test split" if others is None else "texts given for it",
+            measured=datetime.date.today(),
+            chooses=_known(self._decode, [self._splits[VALIDATION]]),
+            tests=tests,
+            mix=mix,
+            cuts=cuts,
+        )
+
+    def figures(self, floors: FloorsConfig) -> dict[str, Any]:
+        """What fidelity.json holds but for the certificates."""
+        free, _ = _decode_all(Decoder(self._model, self._compiled).free, self._test, BATCH_SIZE, "decoding freely")
+        test, train, speed = len(self._test), len(self._splits[TRAIN]), _speed(self._shards, self._decoded, self._seconds)
+        right = matches(self.truth, self.answers)
+        return {
+            "task": self.task.name,
+            "answers": self._shards.manifest.answers,
+            "examples": {"test": test, "train": train, "floors": min(floors.examples, train)},
+            "student": agreement(self.task, self.truth, self.answers),
+            "unconstrained": agreement(self.task, self.truth, parse_all(self._compiled, free.tokens)),
+            "floors": fit_floors(floors, self._shards, self._splits),
+            "confidence": {"temperatures": self.temperatures} | trust(self._decoded.confidence, right),
+            "steps": self._steps(),
+            "sizes": _sizes(self._model, self._shards),
+            "speed": speed | {"latency_ms": latency_ms(self._model, self._compiled, self._test)},
+            "training": self._training.model_dump(mode="json", exclude_unset=True),
+            "gold": against_gold(self.task, gold_answers(self._test), self.truth, self.answers),
+        }
+
+    def _steps(self) -> dict[str, Any]:
+        close = close_answers(self._compiled, _batches(self._test, BATCH_SIZE))
+        steps = step_measures(self._model, _batches(self._test, BATCH_SIZE)) | {"close_answers": close}
+        if self._shards.manifest.answers == "given":
+            steps |= {"kl": None, "choice_kl": None, "close_answers": None}  # of a teacher that did not give these answers
+        return steps
+
+    def suspects(self) -> list[dict[str, Any]]:
+        """Test and training texts that the student answers otherwise, the surest first."""
+        some = self._splits[TRAIN].first(DOUBTED_TRAINING)
+        learnt, _ = _decode_all(self._decode, some, BATCH_SIZE, "looking for wrong answers")
+        doubted = _doubted(TEST, self._test, self._decoded) + _doubted(TRAIN, some, learnt)
+        return sorted(doubted, key=lambda row: -row["confidence"])
 
 
 def _known(decode: Callable[[Prefixes], Decoded], parts: list[Examples], seen: Set[str] = frozenset()) -> KnownAnswers:
@@ -259,14 +288,14 @@ def _sizes(model: Student, shards: Shards) -> dict[str, Any]:
     return {"student": sum(counts.values()), "student_parts": counts, "teacher": shards.manifest.teacher.parameters}
 
 
-def _speed(shards: Shards, examples: int, seconds: float, calls: int) -> dict[str, Any]:
+def _speed(shards: Shards, decoded: Decoded, seconds: float) -> dict[str, Any]:
     """Answers a second, each as measured where it ran: the teacher during extraction, the student just now.
 
     The teacher's is None where it gave no answers, only scored them, or where the shards do not say: they came from JSON lines.
     """
     rows, took = shards.manifest.rows, shards.manifest.teacher_seconds
     teacher = rows / took if took and shards.manifest.answers == "teacher" else None
-    student, spent = examples / seconds, shards.manifest.teacher.spent
+    student, spent = len(decoded.tokens) / seconds, shards.manifest.teacher.spent
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() or "CPU"
     return {
         "teacher_answers_per_second": teacher,
@@ -275,5 +304,5 @@ def _speed(shards: Shards, examples: int, seconds: float, calls: int) -> dict[st
         "teacher_million_cost": None if spent is None or spent.cost is None else 1e6 * spent.cost / rows,
         "student_million_seconds": 1e6 / student,
         "student_device": f"{device}, {torch.get_num_threads()} threads",
-        "student_batches": calls,
+        "student_batches": decoded.calls,
     }
