@@ -82,6 +82,16 @@ def thesis_loop() -> Rows:
     return [["", "examples/s", "× Trainer", "× the loop in batches", "× the loop one by one"], *rows]
 
 
+def pruning() -> Rows:
+    """Of `benchmarks.pruning` over many steps."""
+    from benchmarks.pruning import WAYS
+
+    rows = load("pruning_converged")["rows"]
+    steps = list(rows[0]["mean"])
+    head = ["begun", "at once", *(f"after {step} steps" for step in steps[1:])]
+    return [head, *([WAYS[row["way"]], *(f"{100 * row['mean'][step]:.1f} %" for step in steps)] for row in rows)]
+
+
 def starts(name: str = "starts") -> Rows:
     """Of `benchmarks.starts`."""
     from benchmarks.starts import STARTS, cell
@@ -108,6 +118,7 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "inference_minilm": ("inference_minilm", lambda: inference("inference_minilm")),
     "extraction": ("extraction", extraction),
     "codec": ("codec", codec),
+    "pruning_converged": ("pruning_converged", pruning),
     "starts": ("starts", starts),
     "starts_clinc": ("starts_clinc", lambda: starts("starts_clinc")),
     "thesis_loop": ("thesis_loop", thesis_loop),
