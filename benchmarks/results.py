@@ -58,7 +58,7 @@ def _git(*arguments: str) -> str:
 
 def _without_path(word: str) -> str:
     option, _, value = word.partition("=")
-    shown = Path(value or option).name if os.sep in word else value or option
+    shown = Path(value or option).name if os.path.isabs(value or option) else value or option
     return f"{option}={shown}" if value else shown
 
 
