@@ -63,10 +63,25 @@ class LadderConfig(Strict):
     )
 
 
+class GrowConfig(Strict):
+    """A loop that asks the teacher about the texts from which the student learns most."""
+
+    calls: int = Field(10_000, ge=1, description="texts to ask about at most")
+    first: int = Field(1000, ge=20, description="of them, drawn at random to begin with")
+    growth: float = Field(1.5, gt=1, description="how many times as many are asked about after each round as before it")
+    coverage: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="share of texts that the student is to answer alone as often as answer.agree asks; ends the loop",
+    )
+    seed: Seed = 0
+
+
 class TuneSettings(StudentSettings):
     """All that many trainings can be told."""
 
     ladder: LadderConfig = LadderConfig()
-
+    grow: GrowConfig = GrowConfig()
     tune: TuneConfig = TuneConfig()
     scale: ScaleConfig = ScaleConfig()

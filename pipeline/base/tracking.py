@@ -72,7 +72,7 @@ class Tracking:
         experiment: str,
         name: str,
         parameters: dict[str, Any],
-        kind: Literal["extraction", "student", "search", "chain", "ladder", "scale"],
+        kind: Literal["extraction", "student", "search", "chain", "ladder", "growth", "scale"],
         parent: str | None = None,
     ) -> Tracking:
         """Starts a run, in a new experiment if need be.

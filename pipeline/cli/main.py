@@ -74,7 +74,7 @@ def main() -> None:
 for _command in (
     *(students.run, extraction.extract, extraction.import_answers, extraction.score, extraction.merge),
     *(students.train, students.evaluate, students.prune),
-    *(search.tune, search.compare, search.scale, clusters.plan, clusters.submit),
+    *(search.tune, search.grow, search.select, search.compare, search.scale, clusters.plan, clusters.submit),
     *(students.predict, students.serve, students.export, extraction.jsonl, extraction.demo),
 ):
     main.add_command(_command)

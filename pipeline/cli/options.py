@@ -29,6 +29,13 @@ def setting(key: str, flag: str, **about: Any) -> Callable[[Command], Command]:
     return click.option(flag, key.replace(".", "__"), **about)
 
 
+SHARE = click.FloatRange(0, 1)
+AGREE = setting(
+    "answer.agree", "--agree", type=SHARE, help="Share of the student's own answers to be the teacher's, certified."
+)
+AGREE_FIELDS = setting("answer.agree_fields", "--agree-fields", metavar="FIELD=SHARE,...", help="The same of single fields.")
+
+
 def is_setting(name: str) -> bool:
     """Whether a command's parameter is one of those options."""
     return "__" in name or name in TOP

@@ -8,8 +8,8 @@ import click
 
 from pipeline.base import storage
 from pipeline.base.console import console, say
-from pipeline.cli.options import configure, folder_of, setting, stage_options
-from pipeline.cli.output import show_comparison
+from pipeline.cli.options import AGREE, AGREE_FIELDS, SHARE, configure, folder_of, setting, stage_options
+from pipeline.cli.output import show_comparison, show_report
 
 
 @click.command()
@@ -49,6 +49,63 @@ def tune(shards: str | None, resume: bool, **options: Any) -> None:
     config, out = configure(**options)
     folder = folder_of(None, out, "search")
     show_comparison(search(config, folder_of(shards, out, "shards"), folder), folder)
+
+
+@click.command()
+@setting("grow.calls", "--calls", type=click.IntRange(1), help="Texts to ask the teacher about, at most.")
+@AGREE
+@AGREE_FIELDS
+@setting("grow.coverage", "--coverage", type=SHARE, help="Share of texts that the student is to answer alone, by default 0.9.")
+@setting("student.reader", "--reader", metavar="MODEL", help="What reads texts: own, ngrams, or a pretrained model.")
+@setting("comments.answer", "--answers", metavar="COLUMNS", help="Answers you have, in place of a teacher: to try it out.")
+@stage_options("max_cost", "max_calls", "task", "teacher", "comments", "limit")
+def grow(**options: Any) -> None:
+    """A student that chooses which of many comments its teacher is asked about, in OUT.
+
+    Asks about some at random, trains on the answers, then draws the next ones by how unsure the student is of them; until
+    validation comments say that it can answer the share --coverage of texts alone, with the share --agree of these answers as
+    the teacher's, or --calls are used up. OUT/grow.html shows agreement and certified coverage against calls.
+
+    \b
+      retort grow --task triage.yaml --comments 'mails/*.jsonl.gz' --teacher MODEL --out runs/grown --calls 5000 --agree 0.95
+      retort grow --task triage.yaml --comments log.csv --answers team,urgent --out runs/replay     what it would have saved
+
+    Test comments are random ones, so what is certified holds for texts like all of these. The same command goes on with a
+    loop that was killed, and with more --calls further; no text is asked about twice.
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from tune.grow.grow import PAGE
+    from tune.grow.grow import grow as stage
+    from tune.grow.page import sentence, table
+
+    config, out = configure(**options)
+    rounds, figures = stage(config, out)
+    console.print(table(rounds))
+    show_report(figures, *(storage.join(out, name) for name in ("shards", "student", "report")))
+    say(f"page     {storage.join(out, PAGE)}", sentence(rounds[-1]))
+
+
+@click.command()
+@click.option("--student", metavar="DIR", help="Folder of the student; by default OUT/student.")
+@click.option("--shards", multiple=True, metavar="DIR", help="Shards whose texts are left out. May be repeated.")
+@click.option("--budget", type=click.IntRange(1), default=1000, show_default=True, help="How many texts to choose.")
+@stage_options("comments", "limit")
+def select(student: str | None, shards: tuple[str, ...], budget: int, **options: Any) -> None:
+    """The comments that a teacher should be asked about next, in OUT/select/texts.jsonl: one step of `retort grow` by hand.
+
+    Test and validation texts are drawn at random, the others by how unsure the student is of them:
+
+    \b
+      retort select --student runs/first/student --shards runs/first/shards --comments 'mails/*.jsonl.gz' --out runs/next
+      retort extract --task triage.yaml --comments runs/next/select/texts.jsonl --teacher MODEL --out runs/next
+      retort train --shards runs/first/shards --shards runs/next/shards --out runs/both
+    """  # noqa: D301 (\b is click's mark, as a character)
+    from tune.grow.grow import TEXTS
+    from tune.grow.grow import select as stage
+
+    config, out = configure(**options)
+    folder = storage.join(out, "select")
+    chosen = stage(config, folder_of(student, out, "student"), budget, [storage.absolute(name) for name in shards], folder)
+    say(f"{chosen:,} comments in {storage.join(folder, TEXTS)}")
 
 
 @click.command()

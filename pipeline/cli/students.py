@@ -10,14 +10,18 @@ from rich.table import Table
 from pipeline.base import storage
 from pipeline.base.console import console, say
 from pipeline.base.errors import UserError
-from pipeline.cli.options import configure, folder_of, planned_shape, read_settings, setting, stage_options
-from pipeline.cli.output import show_comparison, show_report
-
-SHARE = click.FloatRange(0, 1)
-AGREE = setting(
-    "answer.agree", "--agree", type=SHARE, help="Share of the student's own answers to be the teacher's, certified."
+from pipeline.cli.options import (
+    AGREE,
+    AGREE_FIELDS,
+    SHARE,
+    configure,
+    folder_of,
+    planned_shape,
+    read_settings,
+    setting,
+    stage_options,
 )
-AGREE_FIELDS = setting("answer.agree_fields", "--agree-fields", metavar="FIELD=SHARE,...", help="The same of single fields.")
+from pipeline.cli.output import show_comparison, show_report
 
 
 @click.command()
@@ -60,14 +64,14 @@ def run(**options: Any) -> None:
 
 
 @click.command()
-@click.option("--shards", metavar="DIR", help="Folder of logit shards; by default OUT/shards.")
+@click.option("--shards", multiple=True, metavar="DIR", help="Folder of logit shards; by default OUT/shards. May be repeated.")
 @setting("student.reader", "--reader", metavar="MODEL", help="What reads texts: own, ngrams, or a pretrained model.")
 @setting(
     "train.init", "--init", metavar="DIR", help="Start from this student's weights, and with its shape; see `retort prune`."
 )
 @stage_options()
-def train(shards: str | None, **options: Any) -> None:
-    """Logit shards to a student, in OUT/student.
+def train(shards: tuple[str, ...], **options: Any) -> None:
+    """Logit shards to a student, in OUT/student. Several folders of one task are joined in OUT/shards first.
 
     Every choice is a key of the configuration. Some, with --set:
 
@@ -80,10 +84,14 @@ def train(shards: str | None, **options: Any) -> None:
 
     Ctrl-C saves and stops; the same command goes on, as it does after a crash.
     """  # noqa: D301 (\b is click's mark, as a character)
+    from pipeline.shards.join import join
     from student.train.train import train as stage
 
     config, out = configure(**options)
-    stage(config, folder_of(shards, out, "shards"), folder_of(None, out, "student"))
+    if len(shards) > 1:
+        join([storage.absolute(folder) for folder in shards], folder_of(None, out, "shards"))
+        shards = ()
+    stage(config, folder_of(next(iter(shards), None), out, "shards"), folder_of(None, out, "student"))
 
 
 @click.command()

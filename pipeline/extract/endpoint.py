@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +23,11 @@ from pipeline.comments.plan import read_unit
 from pipeline.config import PipelineSettings
 from pipeline.extract.fitted import Fitted, fit
 from pipeline.extract.journal import Journal, Place
-from pipeline.extract.votes import weights
+from pipeline.extract.votes import answer_and_votes
 from pipeline.shards.files import committed_units, write_shard
 from pipeline.shards.manifest import Manifest, read_footer, write_manifest
-from pipeline.shards.shares import Votes, capture_votes
-from pipeline.task.automaton import Tokens
-from pipeline.task.compiled import CompiledTask, require_same
+from pipeline.shards.shares import capture_votes
+from pipeline.task.compiled import require_same
 from pipeline.teacher.asker import Asker, may_try_again
 from pipeline.teacher.endpoint import Endpoint
 from pipeline.teacher.spending import Spending
@@ -141,7 +140,7 @@ class _Run:
         replies = defaultdict[int, list[dict[str, Any]]](list)
         for (row, _), record in sorted(records.items()):
             replies[row].append(record)
-        found = {row: _answer_and_votes(self._fitted.compiled, some) for row, some in replies.items()}
+        found = {row: answer_and_votes(self._fitted.compiled, some) for row, some in replies.items()}
         known = {row: pair for row, pair in sorted(found.items()) if pair}
         answers, votes = [answer for answer, _ in known.values()], [weights for _, weights in known.values()]
         captured = capture_votes(answers, votes, self._fitted.compiled.automaton)
@@ -162,14 +161,3 @@ def _floats(usage: Usage) -> dict[str, float]:
 def _aside(rows: pa.Table, index: int, reason: str) -> dict[str, Any]:
     row = rows.slice(index, 1).to_pylist()[0]
     return {"file": row["file"], "row": row["row"], "sample": 0, "id": row["id"], "reason": reason}
-
-
-def _answer_and_votes(compiled: CompiledTask, replies: list[dict[str, Any]]) -> tuple[Tokens, Votes] | None:
-    """The answer that most replies have, and the weights of all that they find possible; None where none has an answer."""
-    votes, answers = defaultdict[Tokens, float](float), Counter[Tokens]()
-    for reply in replies:
-        if reply["values"] is not None:
-            answers[compiled.tokens(tuple(reply["values"]))] += 1
-            for answer, weight in weights(compiled, tuple(reply["values"]), reply["shares"]).items():
-                votes[answer] += weight
-    return (answers.most_common(1)[0][0], votes) if answers else None

@@ -24,7 +24,7 @@ from pipeline.shards.manifest import read_footer
 from pipeline.shards.payload import Compact
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.tokenization import Prompt
-from pipeline.teacher.capture import Captured
+from pipeline.teacher.capture import Captured, nothing
 from pipeline.teacher.engines import Capture, Job, Request
 from pipeline.teacher.isolation import isolate
 from pipeline.teacher.process import EngineProcess
@@ -101,7 +101,7 @@ class UnitExtractor:
         found = isolate(self._record, requests)
         seconds = time.perf_counter() - start
         order = [index for indices, _ in found.parts for index in indices]
-        captured = Captured.join([part for _, part in found.parts] or [self._nothing()])
+        captured = Captured.join([part for _, part in found.parts] or [nothing(self._compiled.watched.size)])
         finite = captured.finite()
         reasons = dict(found.poison)
         reasons |= {i: "the teacher's logits are not finite" for i, good in zip(order, finite, strict=True) if not good}
@@ -146,11 +146,6 @@ class UnitExtractor:
         captured = engine.record(requests)
         self._engine = engine
         return captured
-
-    def _nothing(self) -> Captured:
-        """A batch without an answer."""
-        floats = (np.zeros((0, 0, width), np.float32) for width in (self._compiled.watched.size, 3))
-        return Captured(np.zeros((0, 0), np.int32), np.zeros(0, np.int32), np.zeros((0, 0), bool), *floats)
 
     def _commit(
         self, unit: int, rows: pa.Table, captured: Captured, about: dict[str, Any], aside: list[dict[str, Any]]

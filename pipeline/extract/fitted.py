@@ -55,7 +55,7 @@ def fit(config: PipelineSettings) -> Fitted:
         raise UserError("no task (--task), or no folder to write to (--out)")
     task, paths, out = load_task(config.task), find_comments(config.comments), storage.absolute(config.out)
     comments, shards = storage.join(out, "comments"), storage.join(out, "shards")
-    compiled = _compiled(config, task, paths, shards)
+    compiled = compile_fitted(config, task, paths, shards)
     source = describe_source(config.comments, paths, task, compiled.tokenizer, config.extract.rows_per_unit)
     plan = find_plan(comments, source)
     if plan is None:
@@ -66,10 +66,11 @@ def fit(config: PipelineSettings) -> Fitted:
     return Fitted(plan, compiled, comments, shards)
 
 
-def _compiled(config: PipelineSettings, task: Task, paths: list[str], shards: str) -> CompiledTask:
-    if storage.exists(storage.join(shards, "compiled.json")):
-        return CompiledTask.load(shards)
+def compile_fitted(config: PipelineSettings, task: Task, paths: list[str], folder: str) -> CompiledTask:
+    """The task compiled for a tokenizer fitted to the texts; what a folder holds of it stays."""
+    if storage.exists(storage.join(folder, "compiled.json")):
+        return CompiledTask.load(folder)
     rows = (row for path in paths for row in read_file(path, Columns.of(config.comments)))
     compiled = compile_for(task, fit_tokenizer((row.text for row in rows if row.status == KEPT), task))
-    compiled.save(shards)
+    compiled.save(folder)
     return compiled

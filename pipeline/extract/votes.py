@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.shards.shares import Votes
 from pipeline.task.automaton import Tokens
@@ -32,3 +33,14 @@ def weights(compiled: CompiledTask, values: Values, shares: Sequence[Sequence[fl
         reached *= own
     found[compiled.tokens(values)] += reached
     return found
+
+
+def answer_and_votes(compiled: CompiledTask, replies: list[dict[str, Any]]) -> tuple[Tokens, Votes] | None:
+    """The answer that most replies have, and the weights of all that they find possible; None where none has an answer."""
+    votes, answers = defaultdict[Tokens, float](float), Counter[Tokens]()
+    for reply in replies:
+        if reply["values"] is not None:
+            answers[compiled.tokens(tuple(reply["values"]))] += 1
+            for answer, weight in weights(compiled, tuple(reply["values"]), reply["shares"]).items():
+                votes[answer] += weight
+    return (answers.most_common(1)[0][0], votes) if answers else None

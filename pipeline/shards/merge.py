@@ -46,12 +46,15 @@ class _Row:
     teachers: int = 0
 
 
-def merge(folders: Sequence[str], weights: Sequence[float], keep_missing: bool, out: str) -> Manifest:
+def merge(
+    folders: Sequence[str], weights: Sequence[float], keep_missing: bool, out: str, note: dict[str, Any] | None = None
+) -> Manifest:
     """Writes the mean of several extractions of one task, by weight, to the folder `out`.
 
     Args:
         weights: one a folder; none for equal ones.
         keep_missing: keep texts that a folder lacks, by the others alone.
+        note: what else the manifest says.
 
     Raises:
         UserError: the folders are unusable, of different tasks, or have no text in common.
@@ -70,7 +73,7 @@ def merge(folders: Sequence[str], weights: Sequence[float], keep_missing: bool, 
     log.info("%s texts, %s of them in all %s folders", f"{len(rows):,}", f"{len(whole):,}", len(folders))
     if not keep_missing and not whole:
         raise UserError("the folders have no text in common: --keep-missing keeps what only some of them have")
-    return _write(rows if keep_missing else whole, extractions, weights, out)
+    return _write(rows if keep_missing else whole, extractions, weights, out, note or {})
 
 
 def _gather(extractions: list[Shards], weights: Sequence[float]) -> dict[bytes, _Row]:
@@ -151,7 +154,7 @@ class _Reader:
         return self._known[answer]
 
 
-def _write(rows: list[_Row], extractions: list[Shards], weights: Sequence[float], out: str) -> Manifest:
+def _write(rows: list[_Row], extractions: list[Shards], weights: Sequence[float], out: str, note: dict[str, Any]) -> Manifest:
     """The shards, for a tokenizer fitted to their texts."""
     task = extractions[0].compiled.task
     compiled = compile_for(task, fit_tokenizer((row.about["text"] for row in rows), task))
@@ -177,7 +180,7 @@ def _write(rows: list[_Row], extractions: list[Shards], weights: Sequence[float]
     teachers = [shards.manifest.teacher.model_dump(mode="json") for shards in extractions]
     about |= {"hashes": compiled.hashes, "files": [file for shards in extractions for file in shards.manifest.files]}
     about |= {"teacher": {"model": _names(teachers), "engine": "merged", "merged": teachers, "weights": list(weights)}}
-    return write_manifest(out, -(-len(rows) // ROWS), about)
+    return write_manifest(out, -(-len(rows) // ROWS), about | note)
 
 
 def _table(columns: dict[str, list[Any]]) -> pa.Table:

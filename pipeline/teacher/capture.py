@@ -87,6 +87,12 @@ class Captured:
         return Captured(*(np.concatenate(column) for column in columns))
 
 
+def nothing(width: int) -> Captured:
+    """No answer, of so many watched tokens."""
+    floats = (np.zeros((0, 0, size), np.float32) for size in (width, len(TEMPERATURES)))
+    return Captured(np.zeros((0, 0), np.int32), np.zeros(0, np.int32), np.zeros((0, 0), np.bool_), *floats)
+
+
 def _widen(values: NDArray[Any], steps: int) -> NDArray[Any]:
     """Pads [N, T, ...] with zeros to `steps`; leaves [N] as it is."""
     if values.ndim == 1:

@@ -16,17 +16,30 @@ from student.model.checkpoint import load_student, load_temperatures
 from student.model.model import Student
 
 BATCH = 256  # comments decoded together
-WHOLE = "whole answer"  # the name of its confidence, beside those of the fields
+WHOLE, UP_TO = (
+    "whole answer",
+    "answer up to ",
+)  # names of confidences beside the fields': of all, and of a field with those before
 TOLERANCE = 1e-9  # of thresholds, which are made from rounded confidences
 
 
 def confidences(by_field: NDArray[np.float64], fields: list[str]) -> dict[str, NDArray[np.float64]]:
-    """The confidence in each field and in the whole answer, by name, to six digits: float64 [N] each.
+    """The confidence in each field, in it together with those before it, and in the whole answer, by name: float64 [N] each.
 
     Args:
-        by_field: [N, F].
+        by_field: [N, F], of each field given those before it. Confidences are rounded to six digits.
     """
-    return dict(zip(fields, by_field.T.round(6), strict=True)) | {WHOLE: by_field.prod(1).round(6)}
+    together = by_field.cumprod(1)
+    named = {UP_TO + name: together[:, i] for i, name in enumerate(fields)} | {WHOLE: together[:, -1]}
+    return {name: shares.round(6) for name, shares in (dict(zip(fields, by_field.T, strict=True)) | named).items()}
+
+
+def prefixes_of(model: Student, compiled: CompiledTask, rows: list[Comment]) -> Prefixes:
+    """What a student reads of rows that `filter_rows` kept."""
+    if model.reader is not None:
+        return model.reader.encode([row.text for row in rows])
+    separator = compiled.separator if model.shape.separator is None else list(model.shape.separator)
+    return [np.array(row.tokens + separator, np.int32) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class Answerer:
         model: in evaluation mode.
 
     Attributes:
-        thresholds: the least confidence with which an answer is not unsure, by field, or `WHOLE`.
+        thresholds: the least confidence with which an answer is not unsure, by its name, see `confidences`.
     """
 
     def __init__(
@@ -78,8 +91,7 @@ class Answerer:
         self.compiled = compiled
         self.thresholds = thresholds or {}
         self._decoder = Decoder(model, compiled, temperatures)
-        self._separator = compiled.separator if model.shape.separator is None else list(model.shape.separator)
-        self._reader = model.reader
+        self._model = model
         self._known: dict[tuple[int, ...], Values] = {}
 
     @staticmethod
@@ -107,7 +119,7 @@ class Answerer:
         return [answers[i] for i in range(len(rows))]
 
     def _answer(self, rows: list[Comment], value_probabilities: bool) -> list[Answer]:
-        decoded = self._decoder.constrained(self._prefixes(rows), value_probabilities)
+        decoded = self._decoder.constrained(prefixes_of(self._model, self.compiled, rows), value_probabilities)
         values = [dict(zip(self.compiled.task.fields, self._read(tokens), strict=True)) for tokens in decoded.tokens]
         sure = confidences(decoded.by_field, list(self.compiled.task.fields))
         unsure = np.zeros(len(rows), np.bool_)
@@ -118,11 +130,6 @@ class Answerer:
             by_value = {name: share.round(4).tolist() for name, share in decoded.value_probabilities.items()}
             each = [{name: share[i] for name, share in by_value.items()} for i in range(len(rows))]
         return [Answer(*parts) for parts in zip(values, sure[WHOLE].tolist(), each, unsure.tolist(), strict=True)]
-
-    def _prefixes(self, rows: list[Comment]) -> Prefixes:
-        if self._reader is not None:
-            return self._reader.encode([row.text for row in rows])
-        return [np.array(row.tokens + self._separator, np.int32) for row in rows]
 
     def _read(self, tokens: list[int]) -> Values:
         key = tuple(tokens)

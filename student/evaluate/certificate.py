@@ -82,6 +82,14 @@ def certify(targets: Targets, chooses: Evidence, tests: Evidence) -> Counts | No
     return count(limits[first + passed - 1], targets, tests) if passed else None
 
 
+def coverage(targets: Targets, evidence: Evidence) -> float:
+    """The largest share of these texts that the student could answer alone with every target met. No bound: see `certify`."""
+    limits = np.sort(evidence.limits(targets))
+    alone, agreed = _count(limits, targets, evidence)
+    met = np.all([agreed[name] >= share * alone for name, share in targets.items()], 0)
+    return float(alone[met].max(initial=0) / max(1, len(limits)))
+
+
 def count(limit: float, targets: Targets, evidence: Evidence) -> Counts:
     """What the student answers alone under a limit."""
     (alone,), agreed = _count(np.array([limit]), targets, evidence)

@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,15 @@ from pipeline.base import storage
 from pipeline.base.console import progress
 from pipeline.base.errors import UserError
 from pipeline.base.tracking import Tracking, field_metric
+from pipeline.comments.reading import KEPT, filter_rows, text_key, text_row
 from pipeline.shards.manifest import Shards, open_shards
-from pipeline.task.compiled import CompiledTask, require_same
-from pipeline.task.task import Task
+from pipeline.task.compiled import require_same
+from pipeline.task.task import Task, Values
 from student.config import FloorsConfig
 from student.data.answers import gold_answers, parse_all, teacher_answers
-from student.data.examples import Batch, Examples, student_examples
+from student.data.examples import Batch, Examples, open_examples, student_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION, unpack
-from student.decode.answerer import WHOLE
+from student.decode.answerer import WHOLE, prefixes_of
 from student.decode.decode import Decoded, Decoder, Prefixes
 from student.evaluate.calibrate import fit_temperatures
 from student.evaluate.certificate import Targets
@@ -129,18 +130,39 @@ class _Evaluated:
         mix, cuts = mix_of(self.task, self.answers, [self._test.text(i) for i in range(len(self._test))])
         tests = KnownAnswers.of(self.truth, self.answers, self._decoded.by_field)
         if others is not None:
-            train = self._splits[TRAIN]
-            seen = {train.text(i) for i in range(len(train))}
-            tests = _known(self._decode, _all_examples(others, self._folder, self._model, self._compiled), seen)
+            tests = self._others(others)
         return Held(
             answers=self._shards.manifest.answers,
             measured_on="the test split" if others is None else "texts given for it",
             measured=datetime.date.today(),
-            chooses=_known(self._decode, [self._splits[VALIDATION]]),
+            chooses=self._known(self._splits[VALIDATION]),
             tests=tests,
             mix=mix,
             cuts=cuts,
         )
+
+    def _known(self, part: Examples) -> KnownAnswers:
+        decoded, _ = _decode_all(self._decode, part, BATCH_SIZE, "decoding what certifies")
+        return KnownAnswers.of(teacher_answers(part), parse_all(self._compiled, decoded.tokens), decoded.by_field)
+
+    def _others(self, folder: str) -> KnownAnswers:
+        """What the student says to the texts of other shards of its task, whatever their tokenizer.
+
+        Raises:
+            UserError: the shards are of another task, or of nothing but texts that it was trained on, or does not take.
+        """
+        train, shards = self._splits[TRAIN], open_shards(folder)
+        require_same({"task": self.task.hash}, {"task": shards.compiled.task.hash}, self._folder, folder)
+        seen = {text_key(train.text(i)) for i in range(len(train))}
+        known = {text: values for text, values in _texts_and_answers(shards) if text_key(text) not in seen}
+        rows = [text_row(i, text) for i, text in enumerate(known)]
+        rows = [row for row in filter_rows(rows, self.task.comments, self._compiled.tokenizer) if row.status == KEPT]
+        if not rows:
+            raise UserError("every text that was to certify the student was trained on: name shards of others")
+        prefixes = prefixes_of(self._model, self._compiled, rows)
+        decoded, _ = _decode_all(self._decode, prefixes, BATCH_SIZE, "decoding what certifies")
+        truth = [known[row.text] for row in rows]
+        return KnownAnswers.of(truth, parse_all(self._compiled, decoded.tokens), decoded.by_field)
 
     def figures(self, floors: FloorsConfig) -> dict[str, Any]:
         """What fidelity.json holds but for the certificates."""
@@ -177,35 +199,12 @@ class _Evaluated:
         return sorted(doubted, key=lambda row: -row["confidence"])
 
 
-def _known(decode: Callable[[Prefixes], Decoded], parts: list[Examples], seen: Set[str] = frozenset()) -> KnownAnswers:
-    """What the student says to examples of known answers, those with texts that it has seen left out.
-
-    Raises:
-        UserError: none is left.
-    """
-    truth, found, by_field = [], [], []
-    for part in parts:
-        decoded, _ = _decode_all(decode, part, BATCH_SIZE, "decoding what certifies")
-        new = [i for i in range(len(part)) if part.text(i) not in seen] if seen else list(range(len(part)))
-        right, said = teacher_answers(part), parse_all(part.compiled, decoded.tokens)
-        truth += [right[i] for i in new]
-        found += [said[i] for i in new]
-        by_field.append(decoded.by_field[new])
-    if not truth:
-        raise UserError("every text that was to certify the student was trained on: name shards of others")
-    return KnownAnswers.of(truth, found, np.concatenate(by_field))
-
-
-def _all_examples(folder: str, student_folder: str, model: Student, compiled: CompiledTask) -> list[Examples]:
-    """Of every split that has any.
-
-    Raises:
-        UserError: the shards are of another task.
-    """
-    shards = open_shards(folder)
-    require_same(compiled.hashes, shards.compiled.hashes, student_folder, folder)
-    filled = [split for split, columns in unpack(shards).items() if columns and len(columns["choice_starts"]) > 1]
-    return [student_examples(shards, split, model) for split in filled]
+def _texts_and_answers(shards: Shards) -> Iterator[tuple[str, Values]]:
+    """All that shards hold."""
+    for split, columns in unpack(shards).items():
+        if columns and len(columns["choice_starts"]) > 1:
+            examples = open_examples(shards, split, "choices")
+            yield from zip(map(examples.text, range(len(examples))), teacher_answers(examples), strict=True)
 
 
 def _certificates(held: Held, task: Task, targets: Targets, student_folder: str) -> list[dict[str, Any]]:
@@ -265,13 +264,15 @@ def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> s
     return log_student(uri, run_id, student_folder)
 
 
-def _decode_all(decode: Callable[[Prefixes], Decoded], examples: Examples, size: int, what: str) -> tuple[Decoded, float]:
+def _decode_all(
+    decode: Callable[[Prefixes], Decoded], examples: Examples | Prefixes, size: int, what: str
+) -> tuple[Decoded, float]:
     """All answers and the seconds they took."""
     parts, started = [], time.perf_counter()
     with progress(what, len(examples)) as (bar, task):
         for start in range(0, len(examples), size):
             rows = range(start, min(start + size, len(examples)))
-            parts.append(decode([examples.prefix(i) for i in rows]))
+            parts.append(decode([examples.prefix(i) if isinstance(examples, Examples) else examples[i] for i in rows]))
             bar.update(task, completed=start + size)
     seconds = time.perf_counter() - started
     tokens = [answer for part in parts for answer in part.tokens]

@@ -18,8 +18,8 @@ from pipeline.base.errors import UserError
 from pipeline.task.task import Task, Values
 from student.config import AnswerConfig
 from student.data.answers import REFERENCES
-from student.decode.answerer import WHOLE, confidences
-from student.evaluate.certificate import Evidence, Flags, Targets, certify, texts_to_certify
+from student.decode.answerer import UP_TO, WHOLE, confidences
+from student.evaluate.certificate import Evidence, Flags, Targets, certify, coverage, texts_to_certify
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,14 @@ class KnownAnswers(Strict):
         agrees = [[a == b for a, b in zip(mine, truth[i], strict=True)] for i, mine in zip(kept, said, strict=True)]
         return cls(confidence=by_field[kept].tolist(), agrees=agrees)
 
-    def evidence(self, fields: list[str]) -> Evidence:
-        """For certificates."""
+    def evidence(self, fields: list[str], together: bool = False) -> Evidence:
+        """For certificates: a field's confidence is of it alone, or `together` with those before it."""
         confidence = np.reshape(np.array(self.confidence, np.float64), (-1, len(fields)))
         agrees = np.reshape(np.array(self.agrees, np.bool_), (-1, len(fields)))
         by_name: dict[str, Flags] = dict(zip(fields, agrees.T, strict=True))
-        return Evidence(confidences(confidence, fields), by_name | {WHOLE: np.all(agrees, 1)})
+        sure = confidences(confidence, fields)
+        named = {name: sure[UP_TO + name if together else name] for name in fields} | {WHOLE: sure[WHOLE]}
+        return Evidence(named, by_name | {WHOLE: np.all(agrees, 1)})
 
 
 class Held(Strict):
@@ -78,6 +80,16 @@ class Held(Strict):
     mix: dict[str, list[int]]
     cuts: list[int]
 
+    def evidence(self, fields: list[str], targets: Targets) -> tuple[Evidence, Evidence, bool]:
+        """What chooses and what tests, under the confidence by which more texts meet the targets, and which one it is.
+
+        A field that hangs on those before it is right only if they are, whatever its own confidence given them; one that
+        does not is sure where they are not.
+        """
+        ways = {together: self.chooses.evidence(fields, together) for together in (False, True)}
+        best = coverage(targets, ways[True]) > coverage(targets, ways[False])
+        return ways[best], self.tests.evidence(fields, best), best
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -86,7 +98,7 @@ class Certificate:
 
     Attributes:
         targets: by field, or `WHOLE`.
-        thresholds: the least confidence, by the same names, with which an answer is the student's own.
+        thresholds: the least confidence, by its name, with which an answer is the student's own.
         bounds: what is certified, of each target: at least itself.
         coverage: share of the texts that the student answers alone.
         texts: that this was measured on, and `alone` of them by the student.
@@ -171,13 +183,16 @@ def certificate(held: Held, task: Task, targets: Targets) -> Certificate:
     """
     if unknown := targets.keys() - task.fields.keys() - {WHOLE}:
         raise UserError(f"the task has no field {min(unknown)!r}: its fields are {', '.join(task.fields)}")
-    chooses, tests = (part.evidence(list(task.fields)) for part in (held.chooses, held.tests))
+    chooses, tests, together = held.evidence(list(task.fields), targets)
     found = certify(targets, chooses, tests)
     if found is None:
         raise UserError(_refusal(held, targets, texts_to_certify(targets, tests)))
     return Certificate(
         targets=dict(targets),
-        thresholds={name: max(0.0, 1 - found.limit * (1 - share)) for name, share in targets.items()},
+        thresholds={
+            UP_TO + name if together and name != WHOLE else name: max(0.0, 1 - found.limit * (1 - share))
+            for name, share in targets.items()
+        },
         bounds={name: found.bound(name) for name in targets},
         coverage=found.alone / found.texts,
         texts=found.texts,

@@ -10,12 +10,15 @@ from typing import Any
 from pipeline.base import storage
 from pipeline.base.errors import UserError
 from pipeline.config import TeacherConfig
+from pipeline.extract.votes import answer_and_votes
+from pipeline.shards.shares import capture_votes
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.task import Scalar
 from pipeline.teacher.asker import Asker, may_try_again
 from pipeline.teacher.endpoint import Endpoint
 from pipeline.teacher.spending import Spending
 from pipeline.teacher.usage import Usage
+from student.predict.recorded import Recorded
 
 
 class ApiTeacher:
@@ -31,7 +34,7 @@ class ApiTeacher:
     state = "ready"
 
     def __init__(self, model: str, config: TeacherConfig, compiled: CompiledTask, folder: str | None = None) -> None:
-        self.name, self._requests, self._folder, self._fields = model, config.requests, folder, compiled.task.fields
+        self.name, self._requests, self._folder, self._compiled = model, config.requests, folder, compiled
         self._endpoint = Endpoint(model, config, compiled.task)
         self._known = _kept(folder) if folder else {}
         spent = sum((Usage(**record["spent"]) for record in self._known.values()), Usage())
@@ -39,18 +42,29 @@ class ApiTeacher:
         self._loop = asyncio.new_event_loop()  # of its own: the client keeps its connections, and Ray's threads have loops
         threading.Thread(target=self._loop.run_forever, name="api", daemon=True).start()
 
-    def answer(self, texts: list[str]) -> list[dict[str, Scalar] | None]:
-        """Its answers, by field; None to a text that it has no answer of the task to.
-
-        Raises:
-            UserError: it refuses all calls, fails again and again, or the budget allows no further one.
-        """
+    def _records(self, texts: list[str]) -> list[dict[str, Any]]:
         asker = Asker(self._endpoint, self._spending)
         records = asyncio.run_coroutine_threadsafe(self._ask(asker, texts), self._loop).result()
         failed = [record["reason"] for record in records if not (record["values"] or record["spent"]["calls"])]
         if asker.ended or (failed and self._folder):  # what is written counts as asked; a service may ask again
             raise UserError(f"the teacher {self.name}: {asker.ended or failed[0]}. Run the same command again to go on")
-        return [dict(zip(self._fields, r["values"], strict=True)) if r["values"] is not None else None for r in records]
+        return records
+
+    def answer(self, texts: list[str]) -> list[dict[str, Scalar] | None]:
+        """Its answers, by field; None to a text that it has no answer of the task to. See `record`."""
+        return self.record(texts).by_text(len(texts), self._compiled)
+
+    def record(self, texts: list[str]) -> Recorded:
+        """Its answers with how likely it lists them, as votes over the required tokens.
+
+        Raises:
+            UserError: it refuses all calls, fails again and again, or the budget allows no further one.
+        """
+        found = [answer_and_votes(self._compiled, [record]) for record in self._records(texts)]
+        pairs = [pair for pair in found if pair]
+        answers, votes = [answer for answer, _ in pairs], [some for _, some in pairs]
+        captured = capture_votes(answers, votes, self._compiled.automaton)
+        return Recorded([i for i, pair in enumerate(found) if pair], captured)
 
     async def _ask(self, asker: Asker, texts: list[str]) -> list[dict[str, Any]]:
         gate = asyncio.Semaphore(self._requests)

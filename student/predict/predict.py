@@ -28,6 +28,10 @@ from pipeline.base.version import VARIABLE, check_code_version, code_version
 from pipeline.comments.plan import CommentSource, Plan, describe_source, find_comments, find_plan, make_plan, read_unit
 from pipeline.comments.reading import Comment, comment_batches, comment_tables
 from pipeline.config import TeacherConfig
+from pipeline.shards.files import committed_units, write_shard
+from pipeline.shards.manifest import write_manifest
+from pipeline.task.compiled import CompiledTask
+from pipeline.task.vocabulary import WatchedSet
 from student.config import AnswerConfig, PredictConfig, StudentSettings
 from student.decode.answerer import Answer, Answerer
 from student.evaluate.evidence import CERTIFICATE, thresholds_of
@@ -37,7 +41,7 @@ from student.predict.teacher import SharedTeachers, Teacher, make_teacher, start
 
 log = logging.getLogger(__name__)
 
-ABOUT, PLAN, ANSWERS, ASKED = "predict.json", "comments", "answers", "asked"  # in the stage's folder
+ABOUT, PLAN, ANSWERS, ASKED, SHARDS = "predict.json", "comments", "answers", "asked", "shards"  # in the stage's folder
 LARGE = 64 << 20  # bytes of comments from which Ray's start pays
 ROWS_PER_UNIT = 8192  # comments of one unit of work and of one file
 MAX_BLOCKS = 4096  # of Ray Data: units beyond this number share blocks
@@ -80,6 +84,11 @@ class Prediction:
         """Where an API's answers go."""
         return storage.join(self.folder, ASKED)
 
+    @property
+    def shards(self) -> str:
+        """Where the teacher's answers go, for a later training."""
+        return storage.join(self.folder, SHARDS)
+
     def part(self, unit: int) -> str:
         """Where a unit's answers go."""
         return storage.join(self.folder, ANSWERS, part_name(unit, self.config.format))
@@ -121,7 +130,22 @@ def predict(config: StudentSettings, student_folder: str, folder: str) -> dict[s
     log.info("comments: %s", plan.summary())
     _answer(job, plan, on_ray)
     storage.sweep(storage.join(folder, ANSWERS))  # what killed writes have left
+    if config.answer.teacher is not None:
+        compiled = taught_as(compiled, config.teacher)
+        compiled.save(job.shards)
+        asked = {"model": config.answer.teacher, "engine": config.teacher.engine}
+        facts = {"task_name": compiled.task.name, "hashes": compiled.hashes, "teacher": asked, "files": source.paths}
+        taught = write_manifest(job.shards, plan.units, facts | {"comments": plan.model_dump(mode="json")})
+        log.info("%s answers of the teacher, for a later training, in %s", f"{taught.rows:,}", job.shards)
     return {"answers": plan.kept, "set_aside": plan.read - plan.kept}
+
+
+def taught_as(compiled: CompiledTask, teacher: TeacherConfig) -> CompiledTask:
+    """The compiled task that a teacher's recorded answers are of: an API tells nothing of tokens that no answer has."""
+    if teacher.engine != "openai":
+        return compiled
+    tokens = compiled.automaton.tokens
+    return replace(compiled, watched=WatchedSet(tokens, len(tokens)))
 
 
 def _answer(job: Prediction, plan: Plan, on_ray: bool) -> None:
@@ -131,7 +155,8 @@ def _answer(job: Prediction, plan: Plan, on_ray: bool) -> None:
         Stopped: a signal asked for it.
     """
     there = set(storage.list_files(storage.join(job.folder, ANSWERS)))
-    todo = [unit for unit in range(plan.units) if part_name(unit, job.config.format) not in there]
+    taught = set(range(plan.units) if job.asked.teacher is None else committed_units(job.shards))
+    todo = [unit for unit in range(plan.units) if part_name(unit, job.config.format) not in there or unit not in taught]
     if not todo:
         log.info("all %s units have their answers", plan.units)
         return
@@ -222,19 +247,25 @@ class Predictor:
         """Answers one unit and writes its file; returns its comments. Again, it writes the same."""
         comments = read_unit(storage.join(self._job.folder, PLAN), unit)
         answers = self._answerer.answer(_rows(comments), value_probabilities=self._job.config.probabilities)
-        sourced = self._fall_back(answers, comments["text"].to_pylist())
+        sourced = self._fall_back(unit, answers, comments)
         part = encode_part(self._job.config.format, self._job.source, comments, sourced, self._answerer.compiled.task)
         storage.write_bytes(self._job.part(unit), part)
         return len(comments)
 
-    def _fall_back(self, answers: list[Answer], texts: list[str]) -> list[Sourced]:
-        """The answers, the teacher's instead of unsure ones."""
+    def _fall_back(self, unit: int, answers: list[Answer], comments: pa.Table) -> list[Sourced]:
+        """The answers, the teacher's instead of unsure ones; a shard keeps what it said."""
         sourced = [Sourced(answer) for answer in answers]
         if self._teacher is None:
             return sourced
-        unsure = [i for i, answer in enumerate(answers) if answer.unsure]
-        for i, values in zip(unsure, self._teacher.answer([texts[i] for i in unsure]), strict=True):
+        unsure, texts, start = [i for i, a in enumerate(answers) if a.unsure], comments["text"].to_pylist(), time.perf_counter()
+        recorded = self._teacher.record([texts[i] for i in unsure])
+        for i, values in zip(unsure, recorded.by_text(len(unsure), self._answerer.compiled), strict=True):
             sourced[i] = replace(sourced[i], teacher=values)
+        rows = comments.take(pa.array([unsure[i] for i in recorded.places], pa.int64()))
+        rows = rows.append_column("sample", pa.array([0] * len(rows), pa.int32()))
+        compiled = taught_as(self._answerer.compiled, self._job.engine)
+        about = {"hashes": compiled.hashes, "seconds": time.perf_counter() - start}
+        write_shard(self._job.shards, unit, rows, recorded.captured, about)
         return sourced
 
 

@@ -18,11 +18,12 @@ from pipeline.config import TeacherConfig
 from pipeline.task.compiled import CompiledTask, require_same
 from pipeline.task.task import Scalar
 from pipeline.task.tokenization import TeacherTokenizer, load_teacher_tokenizer
+from pipeline.teacher.capture import nothing
 from pipeline.teacher.engines import Job, Request
 from pipeline.teacher.model_files import absolute_model
 from pipeline.teacher.process import EngineError, EngineProcess
-from student.data.answers import parse_all
 from student.predict.api_teacher import ApiTeacher
+from student.predict.recorded import Recorded
 
 log = logging.getLogger(__name__)
 
@@ -82,21 +83,22 @@ class FallbackTeacher:
             EngineError: the engine died of it; another one is starting.
             UserError: the engine cannot start.
         """
+        return self.record(texts).by_text(len(texts), self._compiled)
+
+    def record(self, texts: list[str]) -> Recorded:
+        """The same with its logits; see `answer`."""
         engine = self._engine.result()
         prompts = {i: ids for i, text in enumerate(texts) if (ids := self._ids(text))}
-        answers: list[dict[str, Scalar] | None] = [None] * len(texts)
         if not prompts:
-            return answers
+            return Recorded([], nothing(self._compiled.watched.size))
         try:
             captured = engine.record([Request(ids) for ids in prompts.values()])
         except EngineError:
             if not self._closed:
                 self._engine = self._begin()
             raise
-        tokens = [row[:length].tolist() for row, length in zip(captured.tokens, captured.lengths, strict=True)]
-        for i, values in zip(prompts, parse_all(self._compiled, tokens), strict=True):
-            answers[i] = dict(zip(self._compiled.task.fields, values, strict=True)) if values else None
-        return answers
+        finite = captured.finite()
+        return Recorded([i for i, good in zip(prompts, finite, strict=True) if good], captured.select(finite))
 
     def close(self) -> None:
         """Ends the engine. One that still starts ends with this process."""
@@ -151,6 +153,11 @@ class SharedTeachers:
     def answer(self, texts: list[str]) -> list[dict[str, Scalar] | None]:
         """See `FallbackTeacher` and `ApiTeacher`."""
         return ray.get(random.choice(self._actors).answer.remote(texts)) if texts else []
+
+    def record(self, texts: list[str]) -> Recorded:
+        """See `FallbackTeacher` and `ApiTeacher`."""
+        found: Recorded = ray.get(random.choice(self._actors).record.remote(texts))
+        return found
 
 
 def start_teachers(

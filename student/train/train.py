@@ -30,7 +30,17 @@ from student.config import StudentSettings, TrainConfig, student_shape
 from student.data.examples import student_examples
 from student.data.sample_size import few_examples
 from student.data.unpack import TRAIN
-from student.model.checkpoint import PRUNED, TRAINED, WEIGHTS, Trained, load_student, load_training, save_student
+from student.model.checkpoint import (
+    PRUNED,
+    TRAINED,
+    WEIGHTS,
+    Trained,
+    load_student,
+    load_temperatures,
+    load_training,
+    save_student,
+    save_temperatures,
+)
 from student.model.model import Student
 from student.model.pretrained import NGRAMS, OWN
 from student.train.channel import open_channel
@@ -109,6 +119,19 @@ def train(
     with tracked_run(student_folder, BEGUN, identity, "training", start, closes) as tracking:
         result = _run(training, shards_folder, steps * config.train.epochs, tracking, student_folder, watcher)
         return _keep_best(training.config, result, student_folder, identity, tracking)
+
+
+def copy_trained(source: str, folder: str) -> Trained:
+    """A trained student to another folder, where it is whole once train.json is there."""
+    model, compiled = load_student(source)
+    temperatures = load_temperatures(source, compiled.task)
+    storage.delete(storage.join(folder, TRAINED))
+    save_student(folder, model, compiled)
+    if temperatures:
+        save_temperatures(folder, temperatures)
+    for name in (BEGUN, TRAINED):
+        storage.write_json(storage.join(folder, name), storage.read_json(storage.join(source, name)))
+    return load_training(folder)
 
 
 def _announce(student: Student, fresh: bool, examples: int, steps: int) -> None:

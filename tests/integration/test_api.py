@@ -269,6 +269,8 @@ def test_unsure_answers_of_a_prediction_are_an_apis_and_paid_for_once(
     rows = [json.loads(line) for part in sorted((tmp_path / "out/answers").iterdir()) for line in part.open()]
     assert len(rows) == len(TEXTS) + 10
     assert {row["source"] for row in rows} == {"teacher"}
+    (table,) = (table for table in open_shards(str(tmp_path / "out/shards")).tables() if table.texts[0] == TEXTS[0])
+    assert np.exp(table.logprobs.astype(float)).max(1) == pytest.approx(SURE, abs=1e-3)  # for a later training
     assert all(row["answer"] == {"mood": ("good", "bad")["bad" in row["body"]]} for row in rows)
 
 

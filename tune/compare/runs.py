@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pipeline.base.errors import UserError
 from pipeline.base.tracking import KIND, REASON, STATE
 
-PARENTS = ("search", "chain", "ladder")  # kinds of runs that have runs of students under them
+PARENTS = ("search", "chain", "ladder", "growth")  # kinds of runs that have runs of students under them
 ACCURACY, EPOCH = "validation_answer_accuracy", "epoch"
 STATES = {"FINISHED": "finished", "KILLED": "interrupted", "FAILED": "failed"}  # of a run that has not said so itself
 PAGE = 1000  # runs asked for at once

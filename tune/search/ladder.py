@@ -21,20 +21,12 @@ from student.data.examples import student_examples
 from student.data.unpack import VALIDATION
 from student.evaluate.evaluate import evaluate
 from student.evaluate.speed import latency_ms
-from student.model.checkpoint import (
-    TRAINED,
-    Trained,
-    load_student,
-    load_temperatures,
-    load_training,
-    save_student,
-    save_temperatures,
-)
+from student.model.checkpoint import Trained, load_student
 from student.model.pretrained import NGRAMS, OWN, pretrained_folder, reader_shape
 from student.prune.prune import prune
 from student.prune.source import open_source
 from student.train.loop import Loop, Training
-from student.train.train import BEGUN, Child, train
+from student.train.train import Child, copy_trained, train
 from tune.compare.page import PAGE, compare_runs
 from tune.config import LadderConfig, TuneSettings
 
@@ -103,7 +95,7 @@ def climb(config: TuneSettings, shards_folder: str, out: str) -> tuple[Trained, 
         compare_runs(tracking.uri, config.tracking.experiment, folder, tracking.run_id, by=["student.reader"])
     ranked = rank(done, config.ladder.points_per_doubling)
     storage.write_json(storage.join(folder, LADDER), {"pick": ranked[0].name, "rungs": [asdict(rung) for rung in done]})
-    trained = _copy(storage.join(folder, ranked[0].name, "student"), storage.join(out, "student"))
+    trained = copy_trained(storage.join(folder, ranked[0].name, "student"), storage.join(out, "student"))
     return trained, f"Of the ladder: {', then '.join(map(str, ranked))}. All are in {storage.join(folder, PAGE)}"
 
 
@@ -214,16 +206,3 @@ def _epochs(config: TuneSettings, shards_folder: str, path: str) -> int:
         epochs = max(1, int(60 * config.ladder.minutes / seconds))
         storage.write_json(path, {"epochs": epochs, "seconds_an_epoch": seconds})
     return int(storage.read_json(path)["epochs"])
-
-
-def _copy(source: str, folder: str) -> Trained:
-    """The pick, to where a run has its student."""
-    model, compiled = load_student(source)
-    temperatures = load_temperatures(source, compiled.task)
-    storage.delete(storage.join(folder, TRAINED))  # from here until it is whole, no student is there
-    save_student(folder, model, compiled)
-    if temperatures:
-        save_temperatures(folder, temperatures)
-    for name in (BEGUN, TRAINED):
-        storage.write_json(storage.join(folder, name), storage.read_json(storage.join(source, name)))
-    return load_training(folder)

@@ -79,6 +79,21 @@ def test_what_is_certified_and_for_how_many(held: Held, compiled: CompiledTask) 
     assert "are the teacher's; measured on the test split, 2,000 texts" in str(found)
 
 
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_field_goes_by_those_before_it_where_it_hangs_on_them(held: Held, compiled: CompiledTask, hangs: bool) -> None:
+    random = np.random.default_rng(0)
+    by_field = 1 - np.stack([random.random(TEXTS) / 2, np.zeros(TEXTS) if hangs else random.random(TEXTS) / 4], 1)
+    mood, loud = (random.random((TEXTS, 2)) < by_field).T
+    flags = np.stack([mood, mood if hangs else loud], 1)
+    part = KnownAnswers(confidence=by_field.tolist(), agrees=flags.tolist())
+    found = certificate(held.model_copy(update={"chooses": part, "tests": part}), compiled.task, {"loud": 0.9})
+    assert list(found.thresholds) == ["answer up to loud" if hangs else "loud"]
+    assert found.targets == {"loud": 0.9}
+    assert found.coverage > 0.3
+    sure = by_field.prod(1) if hangs else by_field[:, 1]
+    assert found.alone == (sure >= next(iter(found.thresholds.values())) - 1e-6).sum()
+
+
 def test_an_answer_that_is_none_agrees_with_nobody(held: Held) -> None:
     assert held.tests.agrees[-1] == [False, False]
 

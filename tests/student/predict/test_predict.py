@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +22,15 @@ from pipeline.base.signals import Stopped
 from pipeline.cli.settings import load_config
 from pipeline.comments.reading import Comment
 from pipeline.config import TeacherConfig
+from pipeline.shards.manifest import open_shards
+from pipeline.shards.shares import NEVER, capture_votes
 from pipeline.task.compiled import CompiledTask
 from student.config import AnswerConfig, PredictConfig
 from student.decode.answerer import WHOLE, Answerer
 from student.evaluate.evidence import EVIDENCE, LENGTH, Held, KnownAnswers
 from student.model.checkpoint import save_student, save_temperatures
 from student.predict.predict import Prediction, Predictor, _workers, predict
+from student.predict.recorded import Recorded
 from student.predict.teacher import SharedTeachers, start_teachers
 from tests.student.decode.test_decode import make_student
 
@@ -191,14 +195,20 @@ def test_temperatures_are_used_where_the_student_has_them(compiled: CompiledTask
 class Beside:
     """A teacher that finds everything mixed but what it cannot be asked."""
 
-    def __init__(self, *_: object) -> None:
-        pass
+    def __init__(self, _model: str, _config: TeacherConfig, compiled: CompiledTask, *_: object) -> None:
+        self.compiled = compiled
 
-    def answer(self, texts: list[str]) -> list[dict[str, Any] | None]:
-        return [None if text.endswith("7") else {"mood": "mixed", "loud": False} for text in texts]
+    def record(self, texts: list[str]) -> Recorded:
+        compiled, places = self.compiled, [i for i, text in enumerate(texts) if not text.endswith("7")]
+        answer = compiled.tokens(("mixed", False))
+        votes = capture_votes([answer] * len(places), [{answer: 1}] * len(places), compiled.automaton)
+        others = ((0, 0), (0, 0), (0, compiled.watched.size - compiled.watched.required))
+        return Recorded(places, replace(votes, logits=np.pad(votes.logits, others, constant_values=NEVER)))
 
 
-def test_unsure_answers_are_the_teachers(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsure_answers_are_the_teachers(
+    compiled: CompiledTask, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("student.predict.predict.make_teacher", Beside)
     predict(configured(tmp_path), student, str(tmp_path / "alone/out"))
     alone = {row["line"]: row for row in answers(tmp_path / "alone")}
@@ -215,6 +225,10 @@ def test_unsure_answers_are_the_teachers(student: str, tmp_path: Path, monkeypat
         else:
             assert (row["source"], row["answer"]) == ("student", before["answer"])
     assert taught > 5
+    shards = open_shards(str(tmp_path / "out/shards"))
+    asked = [text for table in shards.tables() for text in table.texts]
+    assert asked == [row["body"] for row in answers(tmp_path) if row["source"] == "teacher"]
+    assert shards.compiled.hashes == compiled.hashes  # to be joined with those that the student learnt from
     with pytest.raises(UserError, match="fall back on"):
         configured(tmp_path, "answer.fallback=0.5")
     with pytest.raises(UserError, match="--fallback"):
@@ -259,7 +273,8 @@ def test_a_certificate_says_which_answers_are_the_students_own(
 class Counted(Beside):
     """A teacher that leaves a file where it starts."""
 
-    def __init__(self, model: str, *_: object) -> None:
+    def __init__(self, model: str, config: TeacherConfig, compiled: CompiledTask) -> None:
+        super().__init__(model, config, compiled)
         Path(model, str(os.getpid())).touch()
 
 

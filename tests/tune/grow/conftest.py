@@ -1,0 +1,3 @@
+from tests.student.conftest import compiled
+
+__all__ = ["compiled"]
