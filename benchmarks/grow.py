@@ -161,6 +161,10 @@ def main(shards: str, reader: str, calls: int | None, agree: float, seeds: int, 
         cells = [[r for r in rows if (r["way"], r["calls"]) == (way, count)] for way in ways]
         table.add_row(f"{count:,}", *(_cell(some) for some in cells))
     Console().print(table)
+    for seed in range(seeds if set(ways) == set(WAYS) else 0):
+        random, chosen = ([row for row in rows if (row["way"], row["seed"]) == (way, seed)] for way in WAYS)
+        there = needed(chosen, random[-1]["agreement"])
+        Console().print(f"seed {seed}: {'never' if there is None else f'{there / calls:.0%} of the calls'}")
 
 
 def _cell(rows: list[dict[str, Any]]) -> str:

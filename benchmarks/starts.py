@@ -111,7 +111,7 @@ def _fine_tuned(study: Study, folder: str, epochs: int, rate: float) -> dict[str
         output_dir=tempfile.mkdtemp(),
         learning_rate=rate,
         num_train_epochs=epochs,
-        per_device_train_batch_size=TrainConfig().with_batch(True).batch,
+        per_device_train_batch_size=TrainConfig().with_batch(True).batch_size,
         per_device_eval_batch_size=BATCH,
         warmup_steps=0.05,  # a share
         lr_scheduler_type="cosine",

@@ -108,6 +108,49 @@ def starts(name: str = "starts") -> Rows:
     ]
 
 
+def certificates() -> Rows:
+    """Of `benchmarks.certificates`."""
+    rows = []
+    for row in load("certificates")["rows"]:
+        ((name, target),) = row["targets"].items()
+        shares = (row[column] for column in ("certified", "missed", "coverage"))
+        rows.append([name, percent(target, 0), *("–" if share is None else percent(share) for share in shares)])
+    return [["of", "asked", "draws with a certificate", "of these missed", "answered alone"], *rows]
+
+
+def handover(name: str = "handover") -> Rows:
+    """Of `benchmarks.handover`."""
+    rows = load(name)["rows"]
+    cells = [
+        [row["who"], percent(row["target"], 0), percent(row["coverage"]), *_kept(row["agreement"], row["target"])]
+        for row in rows
+    ]
+    return [["", "asked", "answered alone", "as the teacher", "kept"], *cells]
+
+
+def _kept(agreement: float | None, target: float) -> list[str]:
+    return ["–", "–"] if agreement is None else [percent(agreement), "yes" if agreement >= target else "no"]
+
+
+def grow(name: str = "grow") -> Rows:
+    """Of `benchmarks.grow`: means over the seeds."""
+    rows = load(name)["rows"]
+    counts, ways = (sorted({row[column] for row in rows}, reverse=column == "way") for column in ("calls", "way"))
+
+    def cell(way: str, count: int, column: str) -> str:
+        found = [row[column] for row in rows if (row["way"], row["calls"]) == (way, count)]
+        return percent(statistics.mean(found)) if found else ""
+
+    head = [f"{way}: {column}" for column in ("agreement", "coverage") for way in ways]
+    cells = [[f"{n:,}", *(cell(way, n, column) for column in ("agreement", "coverage") for way in ways)] for n in counts]
+    return [["calls", *head], *cells]
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share, for people."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def _ratio(rates: list[float], others: list[float]) -> str:
     return digits(statistics.median(mine / other for mine, other in zip(rates, others, strict=True)))
 
@@ -119,6 +162,11 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "extraction": ("extraction", extraction),
     "codec": ("codec", codec),
     "pruning_converged": ("pruning_converged", pruning),
+    "certificates": ("certificates", certificates),
+    "handover": ("handover", handover),
+    "handover_clinc": ("handover_clinc", lambda: handover("handover_clinc")),
+    "grow": ("grow", grow),
+    "grow_clinc": ("grow_clinc", lambda: grow("grow_clinc")),
     "starts": ("starts", starts),
     "starts_clinc": ("starts_clinc", lambda: starts("starts_clinc")),
     "thesis_loop": ("thesis_loop", thesis_loop),
