@@ -113,7 +113,7 @@ def main(shards: str, student: str, field: str, encoder: str, name: str) -> None
     rows = ours(student, opened.compiled.task, field, certifies, judges)
     for settings in SETTINGS:
         rows += theirs(settings, (known, labels, embeddings), ([answers[TEST][i] for i in judges], unseen))
-    keep(name, {"field": field, "known": len(known), "judged": len(judges), "rows": rows})
+        keep(name, {"field": field, "known": len(known), "judged": len(judges), "rows": rows})  # each takes minutes
     table = Table("who", "certified", "coverage", "agreement of these", box=None)
     for row in rows:
         agreement = "-" if row["agreement"] is None else f"{row['agreement']:.1%}"

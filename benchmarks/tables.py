@@ -164,7 +164,6 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "pruning_converged": ("pruning_converged", pruning),
     "certificates": ("certificates", certificates),
     "handover": ("handover", handover),
-    "handover_clinc": ("handover_clinc", lambda: handover("handover_clinc")),
     "grow": ("grow", grow),
     "grow_clinc": ("grow_clinc", lambda: grow("grow_clinc")),
     "starts": ("starts", starts),

@@ -44,7 +44,7 @@ def run(**options: Any) -> None:
       retort run ... --set ladder.minutes=60                             more time for each
     """  # noqa: D301 (\b is click's mark, as a character)
     from pipeline.extract.stage import make_shards
-    from student.evaluate.evaluate import evaluate
+    from student.evaluate.evaluate import FIGURES
     from tune.search.ladder import climb, require_readers
 
     config, out = configure(**options)
@@ -58,8 +58,7 @@ def run(**options: Any) -> None:
     make_shards(config)
     shards, student, report = (folder_of(None, out, name) for name in ("shards", "student", "report"))
     trained, why = climb(config, shards, out)
-    figures = evaluate(config.floors, shards, student, report)
-    show_report(figures, shards, student, report, trained.mlflow.uri)
+    show_report(storage.read_json(storage.join(report, FIGURES)), shards, student, report, trained.mlflow.uri)
     say(why)
 
 

@@ -42,7 +42,8 @@ from student.registry.mlflow_model import log_report, log_student
 
 log = logging.getLogger(__name__)
 
-SUSPECTS, DOUBTED_TRAINING = "suspects.jsonl", 10_000  # the second: training texts that are looked through, at most
+SUSPECTS, PAGE, FIGURES = REPORT = "suspects.jsonl", "fidelity.html", "fidelity.json"
+DOUBTED_TRAINING = 10_000  # training texts that are looked through for suspects, at most
 BATCH_SIZE = 128  # answers the student decodes together
 USUAL = (0.9, 0.95, 0.99)  # shares of whole answers that every report tries to certify
 NO_TARGETS: Targets = {}
@@ -96,8 +97,8 @@ def measure(
     figures["certificates"] = _certificates(held, student.task, targets, student_folder)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in student.suspects())
     storage.write_text(storage.join(report_folder, SUSPECTS), "".join(lines))
-    storage.write_json(storage.join(report_folder, "fidelity.json"), figures)
-    storage.write_text(storage.join(report_folder, "fidelity.html"), render(figures))
+    storage.write_text(storage.join(report_folder, PAGE), render(figures))
+    storage.write_json(storage.join(report_folder, FIGURES), figures)
     return figures
 
 

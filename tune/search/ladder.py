@@ -16,10 +16,11 @@ from pipeline.base.errors import UserError
 from pipeline.base.run import tracked_run
 from pipeline.base.tracking import Tracking, tracking_uri
 from pipeline.shards.manifest import Shards, open_shards
-from student.config import FloorsConfig, PruneConfig, StudentChanges, StudentConfig, student_shape
+from student.config import PruneConfig, StudentChanges, StudentConfig, student_shape
 from student.data.examples import student_examples
 from student.data.unpack import VALIDATION
-from student.evaluate.evaluate import evaluate
+from student.evaluate.evaluate import REPORT, evaluate
+from student.evaluate.evidence import EVIDENCE
 from student.evaluate.speed import latency_ms
 from student.model.checkpoint import Trained, load_student
 from student.model.pretrained import NGRAMS, OWN, pretrained_folder, reader_shape
@@ -95,7 +96,7 @@ def climb(config: TuneSettings, shards_folder: str, out: str) -> tuple[Trained, 
         compare_runs(tracking.uri, config.tracking.experiment, folder, tracking.run_id, by=["student.reader"])
     ranked = rank(done, config.ladder.points_per_doubling)
     storage.write_json(storage.join(folder, LADDER), {"pick": ranked[0].name, "rungs": [asdict(rung) for rung in done]})
-    trained = copy_trained(storage.join(folder, ranked[0].name, "student"), storage.join(out, "student"))
+    trained = _copy(storage.join(folder, ranked[0].name), out)
     return trained, f"Of the ladder: {', then '.join(map(str, ranked))}. All are in {storage.join(folder, PAGE)}"
 
 
@@ -182,7 +183,7 @@ def _train(name: str, config: TuneSettings, shards_folder: str, folder: str, run
     trained = train(config, shards_folder, student, Child(name, run))
     if storage.exists(done):
         return Rung(**storage.read_json(done))
-    figures = evaluate(FloorsConfig(examples=0), shards_folder, student, report)
+    figures = evaluate(config.floors, shards_folder, student, report)
     model, compiled = load_student(student)
     rung = Rung(
         name,
@@ -195,6 +196,14 @@ def _train(name: str, config: TuneSettings, shards_folder: str, folder: str, run
     )
     storage.write_json(done, asdict(rung))
     return rung
+
+
+def _copy(rung: str, out: str) -> Trained:
+    """The pick's student, what certifies it, and its report, to where a run has them."""
+    trained = copy_trained(storage.join(rung, "student"), storage.join(out, "student"))
+    for file in (f"student/{EVIDENCE}", *(f"report/{name}" for name in REPORT)):
+        storage.write_bytes(storage.join(out, file), storage.read_bytes(storage.join(rung, file)))
+    return trained
 
 
 def _epochs(config: TuneSettings, shards_folder: str, path: str) -> int:
