@@ -7,6 +7,7 @@ import os
 import secrets
 import shlex
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from pipeline.base.tracking import tracking_uri
 ADDRESS = "http://127.0.0.1:8265"  # where `ray dashboard cluster.yaml` and `kubectl port-forward` put a cluster's dashboard
 # Passed on to the job. No secrets: Ray shows a job's environment to whoever may see the job.
 PASSED = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "GOOGLE_CLOUD_PROJECT")
-TEACHER, STUDENT = ("extract", "score"), ("train", "prune", "tune", "evaluate", "predict")
-STAGES = ("run", *TEACHER, *STUDENT, "scale")
+TEACHER, STUDENT = ("extract", "score"), ("train", "prune", "tune", "evaluate", "select", "predict")
+STAGES = ("run", *TEACHER, *STUDENT, "grow", "scale")
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,11 @@ def packages(stage: str, kind: str) -> dict[str, Any]:
     return {"packages": project["dependencies"] + wanted + [f"-c {lock}"]}
 
 
-def check_paths(config: ClusterSettings, config_file: str | None, folders: dict[str, str | None]) -> None:
+def check_paths(config: ClusterSettings, config_file: str | None, folders: Sequence[tuple[str, str | None]]) -> None:
     """Refuses places that the cluster cannot see. Code and settings travel with the job; data do not.
 
     Args:
-        folders: that the command names beside the configuration, by option.
+        folders: that the command names beside the configuration, with their options.
 
     Raises:
         UserError: naming the first such place, and where to put it instead.
@@ -99,7 +100,7 @@ def check_paths(config: ClusterSettings, config_file: str | None, folders: dict[
         ("--out", config.out),
         ("--init", config.train.init),
         *((option, model) for option, model in models.items() if model and os.path.exists(model)),  # else a name on the Hub
-        *folders.items(),
+        *folders,
         *(("--comments", p) for p in config.comments.paths),
     ]
     for option, path in data:

@@ -97,7 +97,8 @@ def submit(
     options = command.make_context(stage, list(arguments), parent=context.parent).params
     if not options.get("resume"):  # whose settings are in --out
         shared = {name: value for name, value in options.items() if is_setting(name) or name in ("config", "overrides")}
-        folders = {f"--{name}": options.get(name) for name in ("shards", "student")}
+        named = {f"--{name.replace('_', '-')}": options.get(name) for name in ("shards", "student", "certify_on")}
+        folders = [(option, path) for option, some in named.items() for path in (some if isinstance(some, tuple) else [some])]
         settings = read_settings(**shared)
         run_folder(settings)
         check_paths(settings, options["config"], folders)

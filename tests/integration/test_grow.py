@@ -79,6 +79,10 @@ def test_a_loop_that_is_killed_goes_on_and_asks_nothing_twice(
     (growth,) = [run for run in runs if run.data.tags.get("retort.kind") == "growth"]
     children = {run.info.run_name for run in runs if run.data.tags.get("mlflow.parentRunId") == growth.info.run_id}
     assert children == {f"{row['calls']:,} calls" for row in done}
+    more_calls = sizes[-1] + 20
+    assert f"after {more_calls:,} calls" in retort("grow", *arguments(tmp_path, server, more_calls))
+    assert open_shards(str(out / "shards")).manifest.rows == more_calls
+    asked += [json.loads(line)["body"] for line in (out / f"rounds/{len(sizes):02d}/texts.jsonl").read_text().splitlines()]
     folders = [f"--student={out / 'student'}", f"--shards={out / 'shards'}", f"--out={tmp_path / 'next'}"]
     retort("select", *folders, f"--comments={tmp_path / 'texts.jsonl'}", "--budget=50")
     more = [json.loads(line)["body"] for line in (tmp_path / "next/select/texts.jsonl").read_text().splitlines()]

@@ -81,6 +81,7 @@ def grow(config: TuneSettings, out: str) -> tuple[list[Round], dict[str, Any]]:
     )
     targets = targets_of(config.answer) or {WHOLE: AGREE}
     identity = {"pool": pool.source.model_dump(mode="json"), "targets": targets, "student": config.student.model_dump()}
+    identity["teacher"] = config.teacher.model_dump(include={"engine", "url"}) | {"model": config.teacher.model or task.teacher}
 
     def start() -> Tracking:
         return Tracking.start(str(config.tracking.uri), config.tracking.experiment, "grow", identity, "growth")
@@ -90,12 +91,20 @@ def grow(config: TuneSettings, out: str) -> tuple[list[Round], dict[str, Any]]:
         while size := _next_size(config, pool, rounds):
             rounds.append(_round(config, pool, compiled, targets, out, len(rounds), size, tracking))
             storage.write_text(storage.join(out, PAGE), page.render(pool.task.name, targets, rounds))
-            tracking.log([(rounds[-1].calls, {name: float(value or 0) for name, value in asdict(rounds[-1]).items()})])
-    last = _folder(out, len(rounds) - 1)
     shards, student = (storage.join(out, name) for name in ("shards", "student"))
-    join([storage.join(_folder(out, number), "shards") for number in range(len(rounds))], shards)
-    copy_trained(storage.join(last, "student"), student)
+    _join_all([storage.join(_folder(out, number), "shards") for number in range(len(rounds))], shards)
+    copy_trained(storage.join(_folder(out, len(rounds) - 1), "student"), student)
     return rounds, evaluate(config.floors, shards, student, storage.join(out, "report"), targets)
+
+
+def _join_all(folders: list[str], out: str) -> None:
+    """All shards in one folder, in place of those that fewer calls had left there."""
+    if storage.exists(storage.join(out, "manifest.json")):
+        before = getattr(open_shards(out).manifest, "joined", None)
+        digests = [open_shards(folder).manifest.digest for folder in folders]
+        if before and before != digests and before == digests[: len(before)]:
+            storage.delete(out)
+    join(folders, out)
 
 
 def _tokenizer(config: TuneSettings, task: Task, folder: str) -> tuple[CompiledTask | None, TextTokenizer]:
@@ -173,6 +182,7 @@ def _round(
         seconds=trained.epochs[-1]["seconds"],
     )
     log.info("%s", page.sentence(found))
+    tracking.log([(size, {name: float(value or 0) for name, value in asdict(found).items()})])
     storage.write_json(done, asdict(found))
     return found
 
