@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from student.data.unpack import SPLIT_TENTHS, TRAIN
 from tune.config import GrowConfig
 
-POWER = 1.0  # of 1 − confidence, in the chance to be drawn
+POWER = 4.0  # of 1 − confidence, in the chance to be drawn; see docs/log.md
 LEAST = 1e-6  # 1 − confidence is taken as at least this
 
 Places = NDArray[np.int64]

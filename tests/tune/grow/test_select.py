@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from student.data.unpack import TEST, TRAIN, VALIDATION
 from tune.config import GrowConfig
-from tune.grow.select import draw_unsure, next_size, shares_of
+from tune.grow.select import POWER, draw_unsure, next_size, shares_of
 
 
 def test_chances_are_as_the_doubt() -> None:
-    confidence, drawn = np.array([0.9, 0.6, 0.5]), np.zeros(3)
+    confidence, drawn = 1 - np.array([0.1, 0.4, 0.5]) ** (1 / POWER), np.zeros(3)
     for seed in range(4000):
         drawn[draw_unsure(confidence, 1, np.random.default_rng(seed))] += 1
     np.testing.assert_allclose(drawn / 4000, np.array([0.1, 0.4, 0.5]), atol=0.03)
