@@ -71,7 +71,7 @@ def grow(**options: Any) -> None:
       retort grow --task triage.yaml --comments log.csv --answers team,urgent --out runs/replay     what it would have saved
 
     Test comments are random ones, so what is certified holds for texts like all of these. The same command goes on with a
-    loop that was killed, and with more --calls further; no text is asked about twice.
+    loop that was killed, and with more --calls further; no answer that has come is asked for again.
     """  # noqa: D301 (\b is click's mark, as a character)
     from tune.grow.grow import PAGE
     from tune.grow.grow import grow as stage
