@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from benchmarks.results import ROOT, has, load
@@ -146,6 +147,19 @@ def grow(name: str = "grow") -> Rows:
     return [["calls", *head], *cells]
 
 
+def unfamiliar(name: str) -> Rows:
+    """Of `benchmarks.unfamiliar`."""
+    rows = load(name)["rows"]
+    kinds, scores = (list(dict.fromkeys(row[column] for row in rows)) for column in ("texts", "score"))
+
+    def cells(score: str) -> list[str]:
+        found = [row for row in rows if row["score"] == score]
+        return [cell for row in found for cell in (f"{row['auroc']:.3f}", percent(row["deferred"]["strange"], 0))]
+
+    head = [f"{kind}: {what}" for kind in kinds for what in ("AUROC", "to the teacher")]
+    return [["by", *head], *([score, *cells(score)] for score in scores)]
+
+
 def percent(share: float, digits: int = 1) -> str:
     """A share, for people."""
     return f"{100 * share:.{digits}f} %"
@@ -164,6 +178,7 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "pruning_converged": ("pruning_converged", pruning),
     "certificates": ("certificates", certificates),
     "handover": ("handover", handover),
+    **{name: (name, partial(unfamiliar, name)) for name in ("unfamiliar", "unfamiliar_minilm", "unfamiliar_emotions")},
     "grow": ("grow", grow),
     "grow_clinc": ("grow_clinc", lambda: grow("grow_clinc")),
     "starts": ("starts", starts),

@@ -268,16 +268,29 @@ class AnswerConfig(Strict):
     agree_fields: Annotated[dict[str, Agreement], BeforeValidator(_shares)] = Field(
         {}, description="the same of single fields, as urgent=0.99,team=0.9"
     )
+    unfamiliar: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of texts like those trained on that is the teacher's too, so that most strange texts are",
+    )
 
     @property
     def certified(self) -> bool:
         """Whether a certificate says what the student answers alone."""
         return self.agree is not None or bool(self.agree_fields)
 
+    @property
+    def asks(self) -> bool:
+        """Whether anything says when the teacher is asked."""
+        return self.certified or self.fallback is not None or self.unfamiliar is not None
+
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
         if self.fallback is not None and self.teacher is None:
             raise ValueError("a fallback needs somebody to fall back on: name the teacher (--teacher)")
+        if self.unfamiliar is not None and self.teacher is None and not self.certified:
+            raise ValueError("somebody has to answer unfamiliar texts: name the teacher (--teacher)")
         if self.certified and self.fallback is not None:
             raise ValueError("give either a fallback, or a share that is to agree: that chooses the fallback")
         if self.certified and self.weights != "float32":

@@ -33,6 +33,9 @@ SHARE = click.FloatRange(0, 1)
 AGREE = setting(
     "answer.agree", "--agree", type=SHARE, help="Share of the student's own answers to be the teacher's, certified."
 )
+UNFAMILIAR = setting(
+    "answer.unfamiliar", "--unfamiliar", type=SHARE, help="Share of familiar texts to give the teacher, to catch strange ones."
+)
 AGREE_FIELDS = setting("answer.agree_fields", "--agree-fields", metavar="FIELD=SHARE,...", help="The same of single fields.")
 
 

@@ -14,6 +14,7 @@ from pipeline.cli.options import (
     AGREE,
     AGREE_FIELDS,
     SHARE,
+    UNFAMILIAR,
     configure,
     folder_of,
     planned_shape,
@@ -98,6 +99,7 @@ def train(shards: tuple[str, ...], **options: Any) -> None:
 @click.option("--student", metavar="DIR", help="Folder of the student; by default OUT/student.")
 @AGREE
 @AGREE_FIELDS
+@UNFAMILIAR
 @click.option("--certify-on", metavar="DIR", help="Shards of other texts to certify on, instead of the test split.")
 @stage_options()
 def evaluate(shards: str | None, student: str | None, certify_on: str | None, **options: Any) -> None:
@@ -112,11 +114,10 @@ def evaluate(shards: str | None, student: str | None, certify_on: str | None, **
     measured on. Nothing that has chosen anything certifies: neither training nor validation comments.
     """  # noqa: D301 (\b is click's mark, as a character)
     from student.evaluate.evaluate import evaluate as stage
-    from student.evaluate.evidence import targets_of
 
     config, out = configure(**options)
     folders = (folder_of(shards, out, "shards"), folder_of(student, out, "student"), folder_of(None, out, "report"))
-    figures = stage(config.floors, *folders, targets_of(config.answer), certify_on)
+    figures = stage(config.floors, *folders, config.answer, certify_on)
     show_report(figures, *folders)
     if config.answer.certified:
         asked = figures["certificates"][-1]
@@ -183,6 +184,7 @@ def prune(shards: str | None, **options: Any) -> None:
 @setting("answer.fallback", "--fallback", type=SHARE, help="Confidence below which the teacher's answer is taken.")
 @AGREE
 @AGREE_FIELDS
+@UNFAMILIAR
 @stage_options("max_cost", "max_calls", "comments", "limit")
 def predict(student: str | None, **options: Any) -> None:
     """Comments through the student to answers, in OUT/predict/answers.
@@ -196,8 +198,9 @@ def predict(student: str | None, **options: Any) -> None:
     prediction that was killed; `retort score` reads the answers as they are.
 
     With --teacher MODEL --agree 0.95, the teacher answers where it must, so that with 95 % confidence at least 95 % of the
-    student's own answers are the teacher's; --fallback 0.6 has it answer below that confidence. The teacher may be behind an
-    API, as in `retort extract`; what it answers is kept in OUT/predict/asked, and paid for once.
+    student's own answers are the teacher's; --fallback 0.6 has it answer below that confidence. --unfamiliar 0.02 gives it
+    the texts that are stranger than 98 % of held-out ones too. The teacher may be behind an API, as in `retort extract`; what
+    it answers is kept in OUT/predict/asked, and paid for once.
     """  # noqa: D301 (\b is click's mark, as a character)
     from student.predict.predict import ANSWERS
     from student.predict.predict import predict as stage
@@ -218,6 +221,7 @@ def predict(student: str | None, **options: Any) -> None:
 @setting("answer.fallback", "--fallback", type=SHARE, help="Confidence below which the teacher's answer is taken.")
 @AGREE
 @AGREE_FIELDS
+@UNFAMILIAR
 @setting("serve.audit", "--audit", type=SHARE, help="Share of the student's own answers to ask the teacher about too.")
 @stage_options()
 def serve(student: str | None, **options: Any) -> None:
@@ -239,10 +243,11 @@ def serve(student: str | None, **options: Any) -> None:
     With a teacher beside it, the unsure answers can be the teacher's, and "source" says whose each is:
 
     \b
-      retort serve --out runs/first --teacher MODEL --agree 0.95 --audit 0.01
+      retort serve --out runs/first --teacher MODEL --agree 0.95 --unfamiliar 0.02 --audit 0.01
 
-    Its answers to that share of the others are kept in OUT/serve/audited.jsonl, for `retort import --answers answer`; the page
-    and /metrics raise an alarm when it agrees less often than certified.
+    Texts stranger than 98 % of held-out ones are then the teacher's too. It is also asked about a hundredth of what the
+    student answers alone; that is kept in OUT/serve/audited.jsonl, for `retort import --answers answer`, and the page and
+    /metrics raise an alarm when it agrees less often than certified.
 
     Before it listens elsewhere than on loopback, give it a key and a certificate, and the names under which it is asked:
 

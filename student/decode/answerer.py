@@ -12,14 +12,13 @@ from pipeline.comments.reading import Comment
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.task import Scalar, Values
 from student.decode.decode import Decoder, Prefixes
+from student.decode.familiarity import Familiarity
 from student.model.checkpoint import load_student, load_temperatures
 from student.model.model import Student
 
 BATCH = 256  # comments decoded together
-WHOLE, UP_TO = (
-    "whole answer",
-    "answer up to ",
-)  # names of confidences beside the fields': of all, and of a field with those before
+# names of thresholds beside the fields': the confidence in all, in a field with those before it, and how familiar a text is
+WHOLE, UP_TO, FAMILIARITY = "whole answer", "answer up to ", "familiarity of the text"
 TOLERANCE = 1e-9  # of thresholds, which are made from rounded confidences
 
 
@@ -51,13 +50,15 @@ class Answer:
         confidence: product of the probabilities of the choices made, to six digits.
         value_probabilities: by field, of each allowed value in the task's order, to four digits, given the fields before it as
             answered; None where they were not asked for.
-        unsure: whether the confidence in the whole answer, or in a field, is below its threshold.
+        unsure: whether the confidence in the whole answer, or in a field, or the text's familiarity, is below its threshold.
+        familiarity: see `Familiarity.of`, to four digits; None where it has no threshold.
     """
 
     values: dict[str, Scalar]
     confidence: float
     value_probabilities: dict[str, list[float]] | None = None
     unsure: bool = False
+    familiarity: float | None = None
 
     def probabilities(self, fields: dict[str, list[Scalar]]) -> dict[str, list[dict[str, Scalar]]] | None:
         """The probabilities beside their values: a list for each field, as JSON's keys could not tell true from "true"."""
@@ -78,7 +79,8 @@ class Answerer:
         model: in evaluation mode.
 
     Attributes:
-        thresholds: the least confidence with which an answer is not unsure, by its name, see `confidences`.
+        thresholds: the least confidence with which an answer is not unsure, by its name, see `confidences`; and the least
+            familiarity, which then is what it is measured by.
     """
 
     def __init__(
@@ -87,9 +89,10 @@ class Answerer:
         compiled: CompiledTask,
         temperatures: dict[str, float] | None = None,
         thresholds: dict[str, float] | None = None,
+        familiarity: Familiarity | None = None,
     ) -> None:
         self.compiled = compiled
-        self.thresholds = thresholds or {}
+        self.thresholds, self._familiarity = thresholds or {}, familiarity
         self._decoder = Decoder(model, compiled, temperatures)
         self._model = model
         self._known: dict[tuple[int, ...], Values] = {}
@@ -103,11 +106,12 @@ class Answerer:
             thresholds: see `Answerer`.
 
         Raises:
-            UserError: there is no student in the folder, or it is damaged.
+            UserError: there is no student in the folder, or it is damaged; or nothing says how familiar texts are to it.
         """
+        familiarity = Familiarity.load(folder) if FAMILIARITY in (thresholds or {}) else None
         model, compiled = load_student(folder, "cuda" if torch.cuda.is_available() else "cpu")
         model = model.halved() if weights == "bf16" else model
-        return Answerer(model, compiled, load_temperatures(folder, compiled.task), thresholds)
+        return Answerer(model, compiled, load_temperatures(folder, compiled.task), thresholds, familiarity)
 
     def answer(self, rows: list[Comment], value_probabilities: bool = False) -> list[Answer]:
         """The answers to rows that `filter_rows` kept, in their order."""
@@ -122,6 +126,9 @@ class Answerer:
         decoded = self._decoder.constrained(prefixes_of(self._model, self.compiled, rows), value_probabilities)
         values = [dict(zip(self.compiled.task.fields, self._read(tokens), strict=True)) for tokens in decoded.tokens]
         sure = confidences(decoded.by_field, list(self.compiled.task.fields))
+        if self._familiarity:
+            sure[FAMILIARITY] = self._familiarity.of([row.text for row in rows], sure[WHOLE]).round(4)
+        familiar: list[float | None] = sure[FAMILIARITY].tolist() if self._familiarity else [None] * len(rows)
         unsure = np.zeros(len(rows), np.bool_)
         for name, least in self.thresholds.items():
             unsure |= sure[name] < least - TOLERANCE
@@ -129,7 +136,7 @@ class Answerer:
         if decoded.value_probabilities is not None:
             by_value = {name: share.round(4).tolist() for name, share in decoded.value_probabilities.items()}
             each = [{name: share[i] for name, share in by_value.items()} for i in range(len(rows))]
-        return [Answer(*parts) for parts in zip(values, sure[WHOLE].tolist(), each, unsure.tolist(), strict=True)]
+        return [Answer(*parts) for parts in zip(values, sure[WHOLE].tolist(), each, unsure.tolist(), familiar, strict=True)]
 
     def _read(self, tokens: list[int]) -> Values:
         key = tuple(tokens)

@@ -31,7 +31,7 @@ class Evidence:
     """How sure a student was of answers that are known.
 
     Attributes:
-        confidence: of whole answers and of each field, by name: float [N].
+        confidence: of whole answers and of each field, by name: float [N]; -inf where the student never answers alone.
         agrees: whether they are the teacher's: bool [N].
     """
 
@@ -84,8 +84,8 @@ def certify(targets: Targets, chooses: Evidence, tests: Evidence) -> Counts | No
 
 def coverage(targets: Targets, evidence: Evidence) -> float:
     """The largest share of these texts that the student could answer alone with every target met. No bound: see `certify`."""
-    limits = np.sort(evidence.limits(targets))
-    alone, agreed = _count(limits, targets, evidence)
+    limits = evidence.limits(targets)
+    alone, agreed = _count(np.sort(limits[np.isfinite(limits)]), targets, evidence)
     met = np.all([agreed[name] >= share * alone for name, share in targets.items()], 0)
     return float(alone[met].max(initial=0) / max(1, len(limits)))
 
@@ -112,6 +112,7 @@ def texts_to_certify(targets: Targets, tests: Evidence) -> int | None:
 
 def _limits(limits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Those to try, the strictest first."""
+    limits = limits[np.isfinite(limits)]
     places = np.linspace(0, len(limits), min(LIMITS, len(limits)) + 1).astype(int)[1:] - 1
     return np.unique(np.sort(limits)[places])
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
+from numpy.typing import NDArray
 
 from pipeline.base import storage
 from pipeline.base.console import progress
@@ -22,15 +23,15 @@ from pipeline.comments.reading import KEPT, filter_rows, text_key, text_row
 from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.compiled import require_same
 from pipeline.task.task import Task, Values
-from student.config import FloorsConfig
+from student.config import AnswerConfig, FloorsConfig
 from student.data.answers import gold_answers, parse_all, teacher_answers
 from student.data.examples import Batch, Examples, open_examples, student_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION, unpack
-from student.decode.answerer import WHOLE, prefixes_of
+from student.decode.answerer import WHOLE, confidences, prefixes_of
 from student.decode.decode import Decoded, Decoder, Prefixes
+from student.decode.familiarity import TRAINED_ON, Familiarity
 from student.evaluate.calibrate import fit_temperatures
-from student.evaluate.certificate import Targets
-from student.evaluate.evidence import CERTIFICATE, EVIDENCE, Held, KnownAnswers, certificate, mix_of
+from student.evaluate.evidence import CERTIFICATE, EVIDENCE, Held, KnownAnswers, certificate, mix_of, targets_of
 from student.evaluate.fidelity import agreement, close_answers, matches, step_measures, trust
 from student.evaluate.floors import fit_floors
 from student.evaluate.gold import against_gold, suspects
@@ -46,7 +47,7 @@ SUSPECTS, PAGE, FIGURES = REPORT = "suspects.jsonl", "fidelity.html", "fidelity.
 DOUBTED_TRAINING = 10_000  # training texts that are looked through for suspects, at most
 BATCH_SIZE = 128  # answers the student decodes together
 USUAL = (0.9, 0.95, 0.99)  # shares of whole answers that every report tries to certify
-NO_TARGETS: Targets = {}
+NOTHING_ASKED = AnswerConfig()
 
 
 def evaluate(
@@ -54,19 +55,19 @@ def evaluate(
     shards_folder: str,
     student_folder: str,
     report_folder: str,
-    targets: Targets = NO_TARGETS,
+    asked: AnswerConfig = NOTHING_ASKED,
     others: str | None = None,
 ) -> dict[str, Any]:
     """Measures a student against its teacher, writes the report, and tells MLflow; returns what fidelity.json holds.
 
     Args:
-        targets: to certify beside the usual ones, see `student.evaluate.certificate`.
+        asked: what to certify beside the usual shares.
         others: another folder of shards, whose answers certify instead of the test split's.
 
     Raises:
         UserError: student and shards do not fit, or the test split is empty.
     """
-    figures = measure(floors, shards_folder, student_folder, report_folder, targets, others)
+    figures = measure(floors, shards_folder, student_folder, report_folder, asked, others)
     try:
         track(figures, student_folder, report_folder)
     except (MlflowException, UserError) as error:
@@ -80,7 +81,7 @@ def measure(
     shards_folder: str,
     student_folder: str,
     report_folder: str,
-    targets: Targets = NO_TARGETS,
+    asked: AnswerConfig = NOTHING_ASKED,
     others: str | None = None,
 ) -> dict[str, Any]:
     """Measures a student against its teacher and writes the report; see `evaluate`.
@@ -91,10 +92,11 @@ def measure(
     student = _Evaluated(shards_folder, student_folder)
     save_temperatures(student_folder, student.temperatures)
     held = student.held(others)
+    student.familiarity.save(student_folder)
     storage.write_json(storage.join(student_folder, EVIDENCE), held.model_dump(mode="json"))
     figures = student.figures(floors)
     figures["certified_on"] = held.measured_on
-    figures["certificates"] = _certificates(held, student.task, targets, student_folder)
+    figures["certificates"] = _certificates(held, student.task, asked, student_folder)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in student.suspects())
     storage.write_text(storage.join(report_folder, SUSPECTS), "".join(lines))
     storage.write_text(storage.join(report_folder, PAGE), render(figures))
@@ -107,6 +109,7 @@ class _Evaluated:
 
     Attributes:
         temperatures: by field, fitted on the validation split.
+        familiarity: by texts of the training and the validation split.
         truth: the answers in the test split, and `answers` the student's.
 
     Raises:
@@ -125,26 +128,31 @@ class _Evaluated:
         self._decode = Decoder(self._model, self._compiled, self.temperatures).constrained
         self._decoded, self._seconds = _decode_all(self._decode, self._test, BATCH_SIZE, "decoding")
         self.truth, self.answers = teacher_answers(self._test), parse_all(self._compiled, self._decoded.tokens)
+        self._validation = self._splits[VALIDATION]
+        self._chooses, _ = _decode_all(self._decode, self._validation, BATCH_SIZE, "decoding what certifies")
+        trained_on = _texts(self._splits[TRAIN], TRAINED_ON)
+        self.familiarity = Familiarity.fit(trained_on, _texts(self._validation), self._confidence(self._chooses))
 
     def held(self, others: str | None) -> Held:
         """What certifies: the test split's answers, or those in another folder of shards."""
-        mix, cuts = mix_of(self.task, self.answers, [self._test.text(i) for i in range(len(self._test))])
-        tests = KnownAnswers.of(self.truth, self.answers, self._decoded.by_field)
-        if others is not None:
-            tests = self._others(others)
+        texts = _texts(self._test)
+        mix, cuts = mix_of(self.task, self.answers, texts)
         return Held(
             answers=self._shards.manifest.answers,
             measured_on="the test split" if others is None else "texts given for it",
             measured=datetime.date.today(),
-            chooses=self._known(self._splits[VALIDATION]),
-            tests=tests,
+            chooses=self._known(_texts(self._validation), teacher_answers(self._validation), self._chooses),
+            tests=self._known(texts, self.truth, self._decoded) if others is None else self._others(others),
             mix=mix,
             cuts=cuts,
         )
 
-    def _known(self, part: Examples) -> KnownAnswers:
-        decoded, _ = _decode_all(self._decode, part, BATCH_SIZE, "decoding what certifies")
-        return KnownAnswers.of(teacher_answers(part), parse_all(self._compiled, decoded.tokens), decoded.by_field)
+    def _known(self, texts: list[str], truth: list[Values], decoded: Decoded) -> KnownAnswers:
+        familiarity = self.familiarity.of(texts, self._confidence(decoded))
+        return KnownAnswers.of(truth, parse_all(self._compiled, decoded.tokens), decoded.by_field, familiarity)
+
+    def _confidence(self, decoded: Decoded) -> NDArray[np.float64]:
+        return confidences(decoded.by_field, list(self.task.fields))[WHOLE]
 
     def _others(self, folder: str) -> KnownAnswers:
         """What the student says to the texts of other shards of its task, whatever their tokenizer.
@@ -162,8 +170,8 @@ class _Evaluated:
             raise UserError("every text that was to certify the student was trained on: name shards of others")
         prefixes = prefixes_of(self._model, self._compiled, rows)
         decoded, _ = _decode_all(self._decode, prefixes, BATCH_SIZE, "decoding what certifies")
-        truth = [known[row.text] for row in rows]
-        return KnownAnswers.of(truth, parse_all(self._compiled, decoded.tokens), decoded.by_field)
+        texts = [row.text for row in rows]
+        return self._known(texts, [known[text] for text in texts], decoded)
 
     def figures(self, floors: FloorsConfig) -> dict[str, Any]:
         """What fidelity.json holds but for the certificates."""
@@ -200,6 +208,12 @@ class _Evaluated:
         return sorted(doubted, key=lambda row: -row["confidence"])
 
 
+def _texts(examples: Examples, most: int | None = None) -> list[str]:
+    """All, or at most so many, evenly spaced."""
+    rows = np.linspace(0, len(examples) - 1, min(most or len(examples), len(examples))).astype(int)
+    return [examples.text(int(i)) for i in rows]
+
+
 def _texts_and_answers(shards: Shards) -> Iterator[tuple[str, Values]]:
     """All that shards hold."""
     for split, columns in unpack(shards).items():
@@ -208,25 +222,26 @@ def _texts_and_answers(shards: Shards) -> Iterator[tuple[str, Values]]:
             yield from zip(map(examples.text, range(len(examples))), teacher_answers(examples), strict=True)
 
 
-def _certificates(held: Held, task: Task, targets: Targets, student_folder: str) -> list[dict[str, Any]]:
-    """What can be certified, or why it cannot: of the usual targets, and last of those asked for, which are kept."""
-    rows = []
-    for wanted in [*({WHOLE: share} for share in USUAL), *([targets] if targets else [])]:
+def _certificates(held: Held, task: Task, asked: AnswerConfig, student_folder: str) -> list[dict[str, Any]]:
+    """What can be certified, or why it cannot: of the usual shares, and last of what is asked for, which is kept."""
+    rows, usual = [], [AnswerConfig(agree=share) for share in USUAL]
+    for one in [*usual, *([asked] if asked.certified else [])]:
+        wanted = targets_of(one)
         try:
-            found, refusal = certificate(held, task, wanted).as_dict(), None
+            found, refusal = certificate(held, task, wanted, one.unfamiliar or 0).as_dict(), None
         except UserError as error:
             found, refusal = None, str(error)
-        rows.append({"targets": dict(wanted), "certificate": found, "refusal": refusal})
-    if targets and rows[-1]["certificate"]:
+        rows.append({"targets": wanted, "certificate": found, "refusal": refusal})
+    if asked.certified and rows[-1]["certificate"]:
         storage.write_json(storage.join(student_folder, CERTIFICATE), rows[-1]["certificate"])
     return rows
 
 
 def _doubted(split: str, examples: Examples, decoded: Decoded) -> list[dict[str, Any]]:
     """The suspects of a split."""
-    compiled, texts = examples.compiled, [examples.text(i) for i in range(len(examples))]
-    answers = parse_all(compiled, decoded.tokens)
-    found = suspects(compiled.task, texts, gold_answers(examples), teacher_answers(examples), answers, decoded.confidence)
+    compiled, answers = examples.compiled, parse_all(examples.compiled, decoded.tokens)
+    truth, gold = teacher_answers(examples), gold_answers(examples)
+    found = suspects(compiled.task, _texts(examples), gold, truth, answers, decoded.confidence)
     return [{"split": split} | row for row in found]
 
 

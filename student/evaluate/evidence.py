@@ -18,7 +18,7 @@ from pipeline.base.errors import UserError
 from pipeline.task.task import Task, Values
 from student.config import AnswerConfig
 from student.data.answers import REFERENCES
-from student.decode.answerer import UP_TO, WHOLE, confidences
+from student.decode.answerer import FAMILIARITY, TOLERANCE, UP_TO, WHOLE, confidences
 from student.evaluate.certificate import Evidence, Flags, Targets, certify, coverage, texts_to_certify
 
 log = logging.getLogger(__name__)
@@ -31,31 +31,49 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class KnownAnswers(Strict):
-    """By text: the confidence in each field, and whether the student's value is the right one."""
+    """By text: the confidence in each field, whether the student's value is the right one, and `Familiarity.of` it."""
 
     confidence: list[list[Probability]]
     agrees: list[list[bool]]
+    familiarity: list[Probability] = []
 
     @model_validator(mode="after")
     def _even(self) -> Self:
+        if len(self.familiarity) not in (0, len(self.agrees)):
+            raise ValueError("familiarity is not of the same texts as agrees")
         if [len(row) for row in self.confidence] != [len(row) for row in self.agrees]:
             raise ValueError("confidence and agrees are not of the same texts and fields")
         return self
 
     @classmethod
-    def of(cls, truth: list[Values], found: list[Values | None], by_field: NDArray[np.float64]) -> Self:
-        """Of decoded answers; `by_field` is their confidence, [N, F]."""
+    def of(
+        cls,
+        truth: list[Values],
+        found: list[Values | None],
+        by_field: NDArray[np.float64],
+        familiarity: NDArray[np.float64] | None = None,
+    ) -> Self:
+        """Of decoded answers; `by_field` is their confidence, [N, F], and `familiarity` that of the texts, [N]."""
         kept = np.unique(np.linspace(0, len(truth) - 1, min(MOST_TEXTS, len(truth))).astype(int)).tolist()
         said = [found[i] or (None,) * len(truth[i]) for i in kept]
         agrees = [[a == b for a, b in zip(mine, truth[i], strict=True)] for i, mine in zip(kept, said, strict=True)]
-        return cls(confidence=by_field[kept].tolist(), agrees=agrees)
+        familiar = [] if familiarity is None else familiarity[kept].round(4).tolist()
+        return cls(confidence=by_field[kept].tolist(), agrees=agrees, familiarity=familiar)
 
-    def evidence(self, fields: list[str], together: bool = False) -> Evidence:
-        """For certificates: a field's confidence is of it alone, or `together` with those before it."""
+    def evidence(self, fields: list[str], together: bool = False, unfamiliar: float = 0) -> Evidence:
+        """For certificates.
+
+        Args:
+            together: whether a field's confidence is that in the answer up to it, not in it alone.
+            unfamiliar: texts of less familiarity are nothing that the student answers alone.
+        """
         confidence = np.reshape(np.array(self.confidence, np.float64), (-1, len(fields)))
         agrees = np.reshape(np.array(self.agrees, np.bool_), (-1, len(fields)))
         by_name: dict[str, Flags] = dict(zip(fields, agrees.T, strict=True))
         sure = confidences(confidence, fields)
+        if unfamiliar:
+            new = np.array(self.familiarity) < unfamiliar - TOLERANCE
+            sure = {name: np.where(new, -np.inf, share) for name, share in sure.items()}
         named = {name: sure[UP_TO + name if together else name] for name in fields} | {WHOLE: sure[WHOLE]}
         return Evidence(named, by_name | {WHOLE: np.all(agrees, 1)})
 
@@ -80,15 +98,15 @@ class Held(Strict):
     mix: dict[str, list[int]]
     cuts: list[int]
 
-    def evidence(self, fields: list[str], targets: Targets) -> tuple[Evidence, Evidence, bool]:
+    def evidence(self, fields: list[str], targets: Targets, unfamiliar: float = 0) -> tuple[Evidence, Evidence, bool]:
         """What chooses and what tests, under the confidence by which more texts meet the targets, and which one it is.
 
         A field that hangs on those before it is right only if they are, whatever its own confidence given them; one that
         does not is sure where they are not.
         """
-        ways = {together: self.chooses.evidence(fields, together) for together in (False, True)}
+        ways = {together: self.chooses.evidence(fields, together, unfamiliar) for together in (False, True)}
         best = coverage(targets, ways[True]) > coverage(targets, ways[False])
-        return ways[best], self.tests.evidence(fields, best), best
+        return ways[best], self.tests.evidence(fields, best, unfamiliar), best
 
 
 @dataclass(frozen=True)
@@ -98,7 +116,7 @@ class Certificate:
 
     Attributes:
         targets: by field, or `WHOLE`.
-        thresholds: the least confidence, by its name, with which an answer is the student's own.
+        thresholds: the least confidence, by its name, with which an answer is the student's own, and the least familiarity.
         bounds: what is certified, of each target: at least itself.
         coverage: share of the texts that the student answers alone.
         texts: that this was measured on, and `alone` of them by the student.
@@ -150,10 +168,11 @@ def thresholds_of(config: AnswerConfig, folder: str, task: Task) -> tuple[dict[s
         UserError: what is asked for cannot be certified, or there is nobody to give the other answers.
     """
     if not config.certified:
-        return {} if config.fallback is None else {WHOLE: config.fallback}, None
+        least = {WHOLE: config.fallback, FAMILIARITY: config.unfamiliar}
+        return {name: share for name, share in least.items() if share is not None}, None
     if config.teacher is None:
         raise UserError("the answers that the student is not sure enough of need a teacher: name it (--teacher)")
-    found = certificate(load_evidence(folder, task), task, targets_of(config))
+    found = certificate(load_evidence(folder, task), task, targets_of(config), config.unfamiliar or 0)
     log.info("%s", found)
     return found.thresholds, found
 
@@ -175,15 +194,17 @@ def load_evidence(folder: str, task: Task) -> Held:
     return held
 
 
-def certificate(held: Held, task: Task, targets: Targets) -> Certificate:
-    """What can be certified.
+def certificate(held: Held, task: Task, targets: Targets, unfamiliar: float = 0) -> Certificate:
+    """What can be certified, where texts of less familiarity than `unfamiliar` are the teacher's.
 
     Raises:
         UserError: a target names no field, or nothing passes; the message says how many texts it would take.
     """
     if unknown := targets.keys() - task.fields.keys() - {WHOLE}:
         raise UserError(f"the task has no field {min(unknown)!r}: its fields are {', '.join(task.fields)}")
-    chooses, tests, together = held.evidence(list(task.fields), targets)
+    if unfamiliar and not (held.chooses.familiarity and held.tests.familiarity):
+        raise UserError("the evaluation does not say how familiar its texts are: run `retort evaluate` again")
+    chooses, tests, together = held.evidence(list(task.fields), targets, unfamiliar)
     found = certify(targets, chooses, tests)
     if found is None:
         raise UserError(_refusal(held, targets, texts_to_certify(targets, tests)))
@@ -192,7 +213,8 @@ def certificate(held: Held, task: Task, targets: Targets) -> Certificate:
         thresholds={
             UP_TO + name if together and name != WHOLE else name: max(0.0, 1 - found.limit * (1 - share))
             for name, share in targets.items()
-        },
+        }
+        | ({FAMILIARITY: unfamiliar} if unfamiliar else {}),
         bounds={name: found.bound(name) for name in targets},
         coverage=found.alone / found.texts,
         texts=found.texts,

@@ -76,7 +76,8 @@ class Prediction:
             "student": [storage.fingerprint(file) for file in files if storage.exists(file)],
             "comments": self.source.model_dump(mode="json"),
             "form": self.config.model_dump(mode="json", include={"format", "probabilities"}),
-            "answer": self.asked.model_dump(mode="json", exclude={"agree", "agree_fields"}) | {"thresholds": self.thresholds},
+            "answer": self.asked.model_dump(mode="json", exclude={"agree", "agree_fields", "unfamiliar"})
+            | {"thresholds": self.thresholds},
         } | ({"url": self.engine.url} if self.engine.engine == "openai" else {})
 
     @property
@@ -104,7 +105,7 @@ def predict(config: StudentSettings, student_folder: str, folder: str) -> dict[s
         UserError: no comments, no student, more malformed rows than allowed, or the folder holds another prediction.
         Stopped: a signal ended it early.
     """
-    if config.answer.teacher is not None and config.answer.fallback is None and not config.answer.certified:
+    if config.answer.teacher is not None and not config.answer.asks:
         raise UserError("say when the teacher is asked: below which confidence (--fallback), or to agree how often (--agree)")
     _, compiled = load_student(student_folder)  # each worker loads it too; a damaged one is better refused now
     load_temperatures(student_folder, compiled.task)

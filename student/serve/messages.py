@@ -55,6 +55,7 @@ class ResultBody(BaseModel):
 
     answer: dict[str, Scalar] | None = Field(description="by field; null for a text that the task's filters set aside")
     confidence: float | None = Field(description="of the student: the product of its choices' probabilities")
+    familiarity: float | None = Field(None, description="share of held-out texts no more like the training's, where asked for")
     probabilities: dict[str, list[Share]] | None = Field(None, description="of the student, by field, in the task's order")
     source: Literal["student", "teacher"] | None = Field(description="whose answer it is")
     reason: str | None = Field(description="why there is none; its first word is malformed, too_short, too_long, …")
@@ -94,7 +95,7 @@ class TaskBody(BaseModel):
     max_texts: int
     max_bytes: int
     thresholds: dict[str, float] = Field(
-        description="confidence below which the teacher's answer is taken: of a field, or of the whole answer"
+        description="below which the teacher answers: confidence in a field or the whole answer, or the text's familiarity"
     )
     audit: AuditBody | None
     certificate: str | None = Field(description="what is certified of the answers that the student gives alone")
@@ -112,6 +113,8 @@ def result_body(result: Result, request: ClassifyRequest, fields: dict[str, list
     }
     if request.probabilities:
         body["probabilities"] = answer.probabilities(fields) if answer else None
+    if answer and answer.familiarity is not None:
+        body["familiarity"] = answer.familiarity
     if request.teacher:
         body["teacher"] = result.teacher
     return body

@@ -25,8 +25,7 @@ from pipeline.task.task import Task, load_task
 from pipeline.task.tokenization import TextTokenizer, load_teacher_tokenizer
 from pipeline.teacher.model_files import absolute_model
 from student.config import FloorsConfig
-from student.decode.answerer import WHOLE
-from student.evaluate.certificate import Targets, coverage
+from student.evaluate.certificate import coverage
 from student.evaluate.evaluate import evaluate
 from student.evaluate.evidence import load_evidence, targets_of
 from student.model.checkpoint import load_student
@@ -76,10 +75,9 @@ def grow(config: TuneSettings, out: str) -> tuple[list[Round], dict[str, Any]]:
     task = load_task(config.task)
     compiled, tokenizer = _tokenizer(config, task, storage.join(out, "pool"))
     pool = open_pool(config.comments, task, tokenizer, storage.join(out, "pool"))
-    config = config.model_copy(
-        update={"tracking": config.tracking.model_copy(update={"uri": tracking_uri(config.tracking.uri, out)})}
-    )
-    targets = targets_of(config.answer) or {WHOLE: AGREE}
+    asked = config.answer if config.answer.certified else config.answer.model_copy(update={"agree": AGREE})
+    tracked = config.tracking.model_copy(update={"uri": tracking_uri(config.tracking.uri, out)})
+    config, targets = config.model_copy(update={"tracking": tracked, "answer": asked}), targets_of(asked)
     identity = {"pool": pool.source.model_dump(mode="json"), "targets": targets, "student": config.student.model_dump()}
     identity["teacher"] = config.teacher.model_dump(include={"engine", "url"}) | {"model": config.teacher.model or task.teacher}
 
@@ -89,12 +87,12 @@ def grow(config: TuneSettings, out: str) -> tuple[list[Round], dict[str, Any]]:
     rounds: list[Round] = []
     with tracked_run(out, BEGUN, identity, "growth", start) as tracking:
         while size := _next_size(config, pool, rounds):
-            rounds.append(_round(config, pool, compiled, targets, out, len(rounds), size, tracking))
+            rounds.append(_round(config, pool, compiled, out, len(rounds), size, tracking))
             storage.write_text(storage.join(out, PAGE), page.render(pool.task.name, targets, rounds))
     shards, student = (storage.join(out, name) for name in ("shards", "student"))
     _join_all([storage.join(_folder(out, number), "shards") for number in range(len(rounds))], shards)
     copy_trained(storage.join(_folder(out, len(rounds) - 1), "student"), student)
-    return rounds, evaluate(config.floors, shards, student, storage.join(out, "report"), targets)
+    return rounds, evaluate(config.floors, shards, student, storage.join(out, "report"), asked)
 
 
 def _join_all(folders: list[str], out: str) -> None:
@@ -150,7 +148,6 @@ def _round(
     config: TuneSettings,
     pool: Pool,
     compiled: CompiledTask | None,
-    targets: Targets,
     out: str,
     number: int,
     size: int,
@@ -172,7 +169,8 @@ def _round(
     if before:
         join(folders, shards)
     trained = train(config, shards, student, Child(f"{size:,} calls", tracking.run_id))
-    figures = evaluate(FloorsConfig(examples=0), shards, student, storage.join(place, "report"), targets)
+    figures = evaluate(FloorsConfig(examples=0), shards, student, storage.join(place, "report"), config.answer)
+    targets = targets_of(config.answer)
     certificate = figures["certificates"][-1]["certificate"]
     found = Round(
         calls=size,

@@ -19,6 +19,7 @@ from pipeline.shards.manifest import Shards, open_shards
 from student.config import PruneConfig, StudentChanges, StudentConfig, student_shape
 from student.data.examples import student_examples
 from student.data.unpack import VALIDATION
+from student.decode.familiarity import FILE as FAMILIARITY
 from student.evaluate.evaluate import REPORT, evaluate
 from student.evaluate.evidence import EVIDENCE
 from student.evaluate.speed import latency_ms
@@ -201,7 +202,7 @@ def _train(name: str, config: TuneSettings, shards_folder: str, folder: str, run
 def _copy(rung: str, out: str) -> Trained:
     """The pick's student, what certifies it, and its report, to where a run has them."""
     trained = copy_trained(storage.join(rung, "student"), storage.join(out, "student"))
-    for file in (f"student/{EVIDENCE}", *(f"report/{name}" for name in REPORT)):
+    for file in (f"student/{EVIDENCE}", f"student/{FAMILIARITY}", *(f"report/{name}" for name in REPORT)):
         storage.write_bytes(storage.join(out, file), storage.read_bytes(storage.join(rung, file)))
     return trained
 

@@ -25,8 +25,9 @@ from student.config import FloorsConfig, TrainConfig
 from student.data.answers import parse_all, teacher_answers
 from student.data.examples import open_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION
-from student.decode.answerer import WHOLE
+from student.decode.answerer import FAMILIARITY, WHOLE
 from student.decode.decode import Decoder
+from student.decode.familiarity import Familiarity
 from student.evaluate.calibrate import fit_temperatures
 from student.evaluate.evaluate import measure
 from student.evaluate.evidence import CERTIFICATE, load_evidence
@@ -224,6 +225,10 @@ def test_what_is_certified_is_what_test_comments_say(
         assert np.allclose(known.confidence, answered.by_field, atol=1e-5)
         agrees = matches(teacher_answers(examples), parse_all(compiled, answered.tokens))
         assert np.all(known.agrees, 1).tolist() == agrees.astype(bool).tolist()
+        texts = [examples.text(i) for i in range(len(examples))]
+        familiarity = Familiarity.load(str(runs.folder / "taught/student")).of(texts, answered.confidence.round(6))
+        assert np.allclose(known.familiarity, familiarity, atol=2 / len(held.chooses.agrees))
+        assert split == TEST or 0.1 < np.mean(familiarity < 0.2) <= 0.2
     assert [row["targets"] for row in figures["certificates"]] == [{WHOLE: share} for share in (0.9, 0.95, 0.99)]
     assert "What it may answer alone" in taught[1]
 
@@ -237,6 +242,10 @@ def test_a_certificate_is_asked_for_and_left_beside_the_student(
     kept = json.loads((student / CERTIFICATE).read_text())
     assert kept["says"] in " ".join(said.split())
     assert (kept["targets"], kept["measured_on"], kept["texts"]) == ({"loud": 0.2}, "the test split", test)
+    runs._retort(*asked, "--agree-fields", "loud=0.2", "--unfamiliar", "0.3")
+    fewer = json.loads((student / CERTIFICATE).read_text())
+    assert fewer["thresholds"].keys() == {"loud", FAMILIARITY}
+    assert 0 < fewer["alone"] < kept["alone"] <= fewer["texts"] == test
     refused = CliRunner().invoke(main, [*asked, "--agree", "0.999"])
     assert refused.exit_code == 1
     assert "no confidence certifies that 99.9 %" in refused.stderr

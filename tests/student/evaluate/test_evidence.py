@@ -13,7 +13,7 @@ import pytest
 from pipeline.base.errors import UserError
 from pipeline.task.compiled import CompiledTask
 from student.config import AnswerConfig
-from student.decode.answerer import WHOLE
+from student.decode.answerer import FAMILIARITY, WHOLE
 from student.evaluate.evidence import (
     EVIDENCE,
     LENGTH,
@@ -94,6 +94,30 @@ def test_a_field_goes_by_those_before_it_where_it_hangs_on_them(held: Held, comp
     assert found.alone == (sure >= next(iter(found.thresholds.values())) - 1e-6).sum()
 
 
+def test_unfamiliar_texts_are_left_to_the_teacher_before_anything_is_certified(held: Held, compiled: CompiledTask) -> None:
+    new = np.arange(TEXTS) % 5 == 0
+    parts = [
+        KnownAnswers(
+            confidence=part.confidence,
+            agrees=[[a and not strange for a in row] for row, strange in zip(part.agrees, new, strict=True)],
+            familiarity=np.where(new, 0.04, 0.5).tolist(),
+        )
+        for part in (held.chooses, held.tests)
+    ]
+    strange = held.model_copy(update={"chooses": parts[0], "tests": parts[1]})
+    with pytest.raises(UserError, match="no confidence certifies"):
+        certificate(strange, compiled.task, {WHOLE: 0.95})
+    found = certificate(strange, compiled.task, {WHOLE: 0.95}, 0.05)
+    assert found.thresholds[FAMILIARITY] == 0.05
+    assert 0.2 < found.coverage < 0.8
+    assert found.texts == TEXTS
+    confidence = np.prod(strange.tests.confidence, 1)
+    assert found.alone == (~new & (confidence >= found.thresholds[WHOLE] - 1e-6)).sum()
+    assert certificate(strange, compiled.task, {WHOLE: 0.5}, 0.05).alone == (~new).sum()
+    with pytest.raises(UserError, match="run `retort evaluate` again"):
+        certificate(held, compiled.task, {WHOLE: 0.9}, 0.05)
+
+
 def test_an_answer_that_is_none_agrees_with_nobody(held: Held) -> None:
     assert held.tests.agrees[-1] == [False, False]
 
@@ -123,6 +147,8 @@ def test_thresholds_come_from_the_certificate_or_the_fallback(student: str, comp
     assert why is not None
     assert found == why.thresholds == {WHOLE: found[WHOLE]}
     assert thresholds_of(AnswerConfig(teacher="x", fallback=0.6), student, task) == ({WHOLE: 0.6}, None)
+    asked = AnswerConfig(teacher="x", fallback=0.6, unfamiliar=0.05)
+    assert thresholds_of(asked, student, task) == ({WHOLE: 0.6, FAMILIARITY: 0.05}, None)
     assert thresholds_of(AnswerConfig(), student, task) == ({}, None)
     with pytest.raises(UserError, match="need a teacher: name it"):
         thresholds_of(AnswerConfig(agree=0.9), student, task)
@@ -139,6 +165,7 @@ def test_targets_as_people_write_them() -> None:
         ({"agree": 0.9, "fallback": 0.5, "teacher": "x"}, "either a fallback"),
         ({"agree": 0.9, "weights": "bf16"}, "weights in float32"),
         ({"agree_fields": "mood"}, "agree_fields"),
+        ({"unfamiliar": 0.05}, "somebody has to answer unfamiliar texts"),
         ({"agree": 1.0}, "less than 1"),
     ],
 )

@@ -27,6 +27,7 @@ from pipeline.shards.shares import NEVER, capture_votes
 from pipeline.task.compiled import CompiledTask
 from student.config import AnswerConfig, PredictConfig
 from student.decode.answerer import WHOLE, Answerer
+from student.decode.familiarity import Familiarity
 from student.evaluate.evidence import EVIDENCE, LENGTH, Held, KnownAnswers
 from student.model.checkpoint import save_student, save_temperatures
 from student.predict.predict import Prediction, Predictor, _workers, predict
@@ -233,6 +234,24 @@ def test_unsure_answers_are_the_teachers(
         configured(tmp_path, "answer.fallback=0.5")
     with pytest.raises(UserError, match="--fallback"):
         predict(configured(tmp_path, "answer.teacher=some"), student, str(tmp_path / "unsure"))
+
+
+def test_unfamiliar_texts_are_the_teachers(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("student.predict.predict.make_teacher", Beside)
+    asked = configured(tmp_path, "answer.teacher=some", "answer.unfamiliar=0.5")
+    with pytest.raises(UserError, match="run `retort evaluate` first"):
+        predict(asked, student, str(tmp_path / "early"))
+    confidence, texts = np.linspace(0.1, 1, len(BODIES[5:25])), BODIES[5:25]
+    familiarity = Familiarity.fit(texts[:10], texts, confidence)
+    familiarity.save(student)
+    predict(asked, student, str(tmp_path / "out"))
+    rows = answers(tmp_path)
+    found = familiarity.of([row["body"] for row in rows], np.array([row["confidence"] for row in rows]))
+    expected = [
+        "teacher" if one < 0.5 and not row["body"].endswith("7") else "student" for one, row in zip(found, rows, strict=True)
+    ]
+    assert [row["source"] for row in rows] == expected
+    assert set(expected) == {"teacher", "student"}
 
 
 def test_a_certificate_says_which_answers_are_the_students_own(
