@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from playwright.sync_api import Browser
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.comments.reading import KEPT, Columns, read_file
 from pipeline.demo.build import build_demo
 from pipeline.task.tokenization import TextTokenizer
+from tests.browser import CHROMIUM, chromium
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores; children take it over
 settings.register_profile("retort", deadline=None)  # the machine may be busy
@@ -181,3 +183,12 @@ def real_case(tmp_path_factory: pytest.TempPathFactory) -> RealCase:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with what takes longest, so that the workers end together."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """For one test: while Playwright is at work, its thread can run no event loop of another's."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    with chromium() as found:
+        yield found

@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from playwright.sync_api import Browser
 from transformers import AutoModel
 
 from cluster.config import PlanConfig
@@ -26,6 +27,7 @@ from pipeline.base.errors import UserError
 from pipeline.cli.main import main
 from pipeline.cli.settings import load_config
 from student.model.pretrained import NGRAMS, OWN
+from tests.browser import shown
 from tests.cluster.plan.plans import SMALL, planned, scale_json
 from tests.names import drawn, left_open
 from tests.student.model.test_reader import save_pretrained
@@ -231,3 +233,7 @@ def test_an_api_is_asked_by_one_process_and_costs_its_tokens() -> None:
     cost = 10_000 * (plan.work.lengths.prompt + 2 * plan.work.lengths.answer) / 1e6
     assert f"{cost:,.2f} by its prices" in " ".join(plan.assumptions)
     assert "say what they cost" in " ".join(make_plan(planned(*api)).assumptions)
+
+
+def test_a_browser_shows_it_at_every_width(browser: Browser, tmp_path: Path) -> None:
+    shown(browser, render(make_plan(planned(*SMALL, comments=5000, **{"seconds_per_answer": 0.5}))), tmp_path)

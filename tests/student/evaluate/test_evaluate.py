@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from playwright.sync_api import Browser
 
 from pipeline.base import storage
 from pipeline.base.tracking import field_metric, field_of
@@ -34,6 +35,7 @@ from student.evaluate.evidence import CERTIFICATE, load_evidence
 from student.evaluate.fidelity import agreement, matches, step_measures, trust
 from student.evaluate.report import render
 from student.model.checkpoint import Trained, TrainedSizes, load_student
+from tests.browser import shown
 from tests.names import drawn, left_open
 from tests.student.conftest import DEBUG, made_up_shards
 from tests.student.decode.test_decode import recompiled
@@ -265,3 +267,9 @@ def test_other_texts_certify_but_those_that_were_trained_on(
     texts = [text for table in others.tables() for text in table.texts]
     assert 0 < kept["texts"] == sum(text not in seen for text in texts) < 100
     assert kept["measured_on"] == "texts given for it"
+
+
+def test_a_browser_shows_it_at_every_width(
+    browser: Browser, runs: Runs, taught: tuple[str, str, dict[str, Any]], tmp_path: Path
+) -> None:
+    shown(browser, (runs.folder / "taught/report/fidelity.html").read_text(), tmp_path)

@@ -9,6 +9,7 @@ from student.config import PruneConfig
 from student.prune import plots
 from student.prune.importance import Importance
 from student.prune.page import PAGE, write_page
+from tests.browser import shown
 from tests.names import drawn, left_open
 
 
@@ -109,3 +110,7 @@ def test_curves_have_few_points_and_both_ends(count):
     assert indices[0] == 0
     assert indices[-1] == count - 1
     assert (np.diff(indices) > 0).all()
+
+
+def test_a_browser_shows_it_at_every_width(browser, page, tmp_path):
+    shown(browser, page, tmp_path)

@@ -15,7 +15,7 @@ import pytest
 from pipeline.comments.reading import Comment
 from pipeline.task.compiled import CompiledTask
 from student.config import ServeConfig
-from student.decode.answerer import WHOLE, Answer, Answerer
+from student.decode.answerer import FAMILIARITY, WHOLE, Answer, Answerer
 from student.serve.server import DrainingServer
 from student.serve.service import Service
 from tests.student.decode.test_decode import make_student
@@ -26,8 +26,8 @@ Serve = Callable[..., AbstractContextManager[httpx.Client]]
 class FakeAnswerer:
     """Says "bad" to comments that begin so, else "good"; fails on "poison"; waits at its gate."""
 
-    def __init__(self, compiled: CompiledTask, confidence: float = 0.9) -> None:
-        self.compiled, self._confidence = compiled, confidence
+    def __init__(self, compiled: CompiledTask, confidence: float = 0.9, familiarity: float | None = None) -> None:
+        self.compiled, self._confidence, self._familiarity = compiled, confidence, familiarity
         self.thresholds: dict[str, float] = {}
         self.gate = threading.Event()
         self.gate.set()
@@ -44,7 +44,8 @@ class FakeAnswerer:
         bad = text.startswith("bad")
         each = {"mood": [0.0, 1.0, 0.0] if bad else [1.0, 0.0, 0.0], "loud": [1.0, 0.0]}
         values, unsure = {"mood": "bad" if bad else "good", "loud": True}, self._confidence < self.thresholds.get(WHOLE, 0)
-        return Answer(values, self._confidence, each if value_probabilities else None, unsure)
+        unsure |= (self._familiarity or 1) < self.thresholds.get(FAMILIARITY, 0)
+        return Answer(values, self._confidence, each if value_probabilities else None, unsure, self._familiarity)
 
 
 @pytest.fixture

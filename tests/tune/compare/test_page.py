@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from playwright.sync_api import Browser
 
 from pipeline.base.errors import UserError, printable
 from pipeline.base.tracking import field_metric
 from pipeline.cli.main import main
 from student.config import StudentChanges, TrainConfig
+from tests.browser import shown
 from tests.names import NAMES, drawn, left_open
 from tests.tune.store import HOSTILE, Store, measures, parameters, params
 from tune.compare import page as compare
@@ -225,3 +227,7 @@ def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be read") as refused:
         compare_runs("http://user:secret@127.0.0.1:9", "retort", str(tmp_path))
     assert "secret" not in str(refused.value)
+
+
+def test_a_browser_shows_it_at_every_width(browser: Browser, page: str, tmp_path: Path) -> None:
+    shown(browser, page, tmp_path)

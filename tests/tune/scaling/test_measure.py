@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
+from playwright.sync_api import Browser
 
 from pipeline.base.errors import UserError
 from pipeline.cli.main import main
@@ -21,6 +22,7 @@ from pipeline.cli.settings import load_config
 from pipeline.extract.monitor import IDLE, Commit, UnitReport
 from pipeline.task.compiled import CompiledTask
 from student.config import TrainConfig
+from tests.browser import shown
 from tests.integration.conftest import Retort, demo
 from tests.names import drawn, left_open
 from tests.student.conftest import made_up_shards
@@ -236,3 +238,7 @@ def test_extraction_is_measured_with_one_actor_and_with_two(demo: Path, tmp_path
     assert len(one["unit"]) == 5
     assert one["startup"] > 1
     assert (tmp_path / "out/scale/scale.html").stat().st_size > 10_000
+
+
+def test_a_browser_shows_it_at_every_width(browser: Browser, result: Result, tmp_path: Path) -> None:
+    shown(browser, render(result), tmp_path)
