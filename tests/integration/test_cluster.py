@@ -49,11 +49,17 @@ def bucket() -> Iterator[Bucket]:
 
 @pytest.fixture(scope="module")
 def cluster(bucket: Bucket) -> Iterator[RayCluster]:
-    """A head, which has the bucket's credentials, and two machines of the kind that work is meant for."""
+    """A head, which has the bucket's credentials."""
     with RayCluster(**bucket.secrets) as cluster:
-        for _ in range(2):
-            cluster.add(resources=SPOT)
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def machines(cluster: RayCluster) -> RayCluster:
+    """The same, with two machines of the kind that work is meant for."""
+    for _ in range(2):
+        cluster.add(resources=SPOT)
+    return cluster
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +112,7 @@ def test_a_job_trains_from_a_log_in_a_bucket_and_is_followed_to_its_end(submit: 
 
 
 @pytest.fixture(scope="module")
-def run(submit: Submit, cluster: RayCluster, bucket: Bucket, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def run(submit: Submit, machines: RayCluster, bucket: Bucket, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What a whole run says, all of whose files are in the bucket. A machine goes in the middle of its extraction."""
     folder = tmp_path_factory.mktemp("mlflow")
     bucket.write("comments/demo.jsonl.gz", (demo / "comments.jsonl.gz").read_bytes())
@@ -118,9 +124,9 @@ def run(submit: Submit, cluster: RayCluster, bucket: Bucket, demo: Path, tmp_pat
     ]
     where = [f"--comments=s3://{bucket.name}/comments/*.gz", f"--out=s3://{bucket.name}/run", f"--teacher={demo / 'teacher'}"]
     options = [*where, "--task=tasks/demo.yaml", "--limit=600", "--ladder=own", *(f"--set={one}" for one in settings)]
-    process, victim = submit("run", *options), cluster.machines[-1]
+    process, victim = submit("run", *options), machines.machines[-1]
     wait_for(lambda: len(shards_in(bucket)) >= 4 and has_engine(victim), process)
-    cluster.kill(victim)
+    machines.kill(victim)
     return said(process)
 
 
@@ -187,24 +193,24 @@ def shards(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.slow
-def test_a_training_outlives_a_machine(submit: Submit, cluster: RayCluster, shards: Shards, tmp_path: Path) -> None:
+def test_a_training_outlives_a_machine(submit: Submit, machines: RayCluster, shards: Shards, tmp_path: Path) -> None:
     """Submitted by the line that a dry run prints."""
-    victim = cluster.add(resources=SPOT)  # one went in the extraction
+    victim = machines.add(resources=SPOT)  # one went in the extraction
     changes = ["train.epochs=4", "train.workers=2", "train.cpus_per_worker=1", "train.machines=spot"]
     settings = [*SETTINGS, *(f"--set={one}" for one in changes)]
     line = said(submit("--dry-run", "train", f"--shards={shards.folder}", f"--out={tmp_path}", *settings))
     process = subprocess.Popen(
         [RAY, *shlex.split(line)[1:]],
         cwd=ROOT,
-        env=os.environ | cluster.environment,
+        env=os.environ | machines.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     wait_for(lambda: checkpoints(tmp_path), process)
-    cluster.kill(victim)  # a worker's: there were two such machines, a CPU each
+    machines.kill(victim)  # a worker's: there were two such machines, a CPU each
     assert not (tmp_path / "student/train.json").exists(), "the training ended before its machine did"
-    cluster.add(resources=SPOT)
+    machines.add(resources=SPOT)
     said(process)
     training = training_of(shards, train={"epochs": 4})
     torch.multiprocessing.spawn(train, (2, str(tmp_path), shards.folder, training), nprocs=2)

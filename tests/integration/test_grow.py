@@ -42,15 +42,9 @@ def arguments(folder: Path, server: Server, calls: int) -> list[str]:
     return [*(f"--{name}={value}" for name, value in named.items()), f"--calls={calls}", *(f"--set={s}" for s in settings)]
 
 
-@pytest.mark.parametrize(("kills", "sizes"), [(1, [200, 280]), pytest.param(6, [200, 301, 452, 500], marks=pytest.mark.slow)])
-def test_a_loop_that_is_killed_goes_on_and_asks_nothing_twice(
-    tmp_path: Path,
-    retort: Retort,
-    serve: Any,  # noqa: F811
-    kills: int,
-    sizes: list[int],
-) -> None:
-    server, rng = serve(), random.Random(5)
+def grown(tmp_path: Path, retort: Retort, server: Server, kills: int, sizes: list[int]) -> set[str]:
+    """Of a loop that was killed so often, all texts that were asked about, each once."""
+    rng = random.Random(5)
     command = [sys.executable, "-m", "pipeline.cli", "grow", *arguments(tmp_path, server, sizes[-1])]
     for _ in range(kills):
         process = subprocess.Popen(command, cwd=ROOT, env=retort.environment(), stdout=subprocess.DEVNULL)
@@ -79,11 +73,22 @@ def test_a_loop_that_is_killed_goes_on_and_asks_nothing_twice(
     (growth,) = [run for run in runs if run.data.tags.get("retort.kind") == "growth"]
     children = {run.info.run_name for run in runs if run.data.tags.get("mlflow.parentRunId") == growth.info.run_id}
     assert children == {f"{row['calls']:,} calls" for row in done}
+    return set(asked)
+
+
+def test_a_loop_that_is_killed_goes_on_and_asks_nothing_twice(tmp_path: Path, retort: Retort, serve: Any) -> None:  # noqa: F811
+    grown(tmp_path, retort, serve(), 1, [200, 280])
+
+
+@pytest.mark.slow
+def test_a_loop_killed_often_goes_on_with_more_calls(tmp_path: Path, retort: Retort, serve: Any) -> None:  # noqa: F811
+    server, out, sizes = serve(), tmp_path / "out", [200, 301, 452, 500]
+    asked = grown(tmp_path, retort, server, 6, sizes)
     more_calls = sizes[-1] + 20
     assert f"after {more_calls:,} calls" in retort("grow", *arguments(tmp_path, server, more_calls))
     assert open_shards(str(out / "shards")).manifest.rows == more_calls
-    asked += [json.loads(line)["body"] for line in (out / f"rounds/{len(sizes):02d}/texts.jsonl").read_text().splitlines()]
+    asked |= {json.loads(line)["body"] for line in (out / f"rounds/{len(sizes):02d}/texts.jsonl").read_text().splitlines()}
     folders = [f"--student={out / 'student'}", f"--shards={out / 'shards'}", f"--out={tmp_path / 'next'}"]
-    retort("select", *folders, f"--comments={tmp_path / 'texts.jsonl'}", "--budget=50")
+    retort.here("select", *folders, f"--comments={tmp_path / 'texts.jsonl'}", "--budget=50")
     more = [json.loads(line)["body"] for line in (tmp_path / "next/select/texts.jsonl").read_text().splitlines()]
-    assert len(set(more) - set(asked)) == len(more) == 50
+    assert len(set(more) - asked) == len(more) == 50

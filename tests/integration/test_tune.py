@@ -141,8 +141,7 @@ def test_a_killed_search_goes_on_and_mlflow_knows_every_trial(retort: Retort, co
     assert client.get_model_version_by_alias("retort-tiny", "best").run_id == best.run_id
     assert (tmp_path / "search/compare.html").exists()
 
-    again = retort("tune", "--resume", f"--out={tmp_path}")
-    assert "already holds this search" in again
+    assert "already holds this search" in retort.here("tune", "--resume", f"--out={tmp_path}")
     assert "holds another search" in retort.refuses(*command, "--max-params=10000000")
 
 
