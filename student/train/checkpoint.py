@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.base import storage
+from pipeline.base.errors import UserError
 from student.model.checkpoint import WEIGHTS, load_tensors, save_tensors
 from student.train.strategy import State
 
@@ -30,13 +31,19 @@ def save_position(folder: str, state: State, position: dict[str, Any]) -> None:
 
 
 def load_position(folder: str) -> tuple[State, dict[str, Any]]:
-    """Reads what `save_position` wrote, and the student beside it."""
+    """Reads what `save_position` wrote, and the student beside it.
+
+    Raises:
+        UserError: a file is damaged, or an earlier version wrote them, which kept no weights beside the average.
+    """
     moments = load_tensors(storage.join(folder, MOMENTS))
     weights, first, second = (
         {name.removeprefix(kind): tensor for name, tensor in moments.items() if name.startswith(kind)}
         for kind in ("weights.", "first.", "second.")
     )
     student = load_tensors(storage.join(folder, WEIGHTS))
+    if not weights or not weights.keys() <= student.keys():
+        raise UserError(f"{folder} holds no training that can be gone on with: delete it, and the training begins anew")
     return State(weights, first, second, {name: student[name] for name in weights}), storage.read_json(
         storage.join(folder, POSITION)
     )
