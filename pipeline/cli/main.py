@@ -12,7 +12,7 @@ import click
 from pipeline.base.console import console
 from pipeline.base.errors import UserError, clip
 from pipeline.base.signals import STOPPED, Stopped
-from pipeline.cli import clusters, extraction, search, students
+from pipeline.cli import clusters, extraction, search, students, tasks
 
 # Each stage imports what it runs on when it is asked for: `retort --help` answers at once, and a student's machine
 # needs no vLLM.
@@ -61,7 +61,7 @@ def main() -> None:
     and what is already done is not done again.
 
     A task is one YAML file: the instruction, the output fields with their values, and which comments take part. Copy one
-    under tasks/ to write your own.
+    under tasks/ to write your own, or have it made from a JSON Schema (task).
     """  # noqa: D301 (\b is click's mark, as a character)
     if "OMP_WAIT_POLICY" not in os.environ:
         # GNU OpenMP's threads spin 300,000 times when they wait for each other. Beside other programs on the same cores they do
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 for _command in (
-    *(students.run, extraction.extract, extraction.import_answers, extraction.score, extraction.merge),
+    *(tasks.task, students.run, extraction.extract, extraction.import_answers, extraction.score, extraction.merge),
     *(students.train, students.evaluate, students.prune),
     *(search.tune, search.grow, search.select, search.compare, search.scale, clusters.plan, clusters.submit),
     *(students.predict, students.serve, students.export, extraction.jsonl, extraction.demo),

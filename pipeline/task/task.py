@@ -6,13 +6,15 @@ import hashlib
 import itertools
 import json
 import math
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from pipeline.base import storage
 from pipeline.base.config import Strict, describe
 from pipeline.base.errors import UserError, clip
 from pipeline.base.yaml_files import read_marked_yaml
@@ -32,6 +34,12 @@ class Format(Strict):
     indent: int | None = Field(None, ge=0, le=16, description="as in json.dumps; null writes one line")
     item_separator: str = Field(", ", description="between fields on one line; with an indent, a comma and a newline")
     key_separator: str = Field(": ", description="between a key and its value")
+    nesting: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description='with ".", the field a.b is member b of an object a; null: no objects inside',
+    )
 
     @field_validator("item_separator")
     @classmethod
@@ -98,6 +106,17 @@ class Task(Strict):
         return prompt
 
     @model_validator(mode="after")
+    def _objects(self) -> Task:
+        """Objects that no answer could be written with: one that is a value too, or whose members stand apart."""
+        paths = {name: self.path(name) for name in self.fields}
+        for name, path in paths.items():
+            if any(path[:depth] in paths.values() for depth in range(1, len(path))):
+                raise ValueError(f"field {clip(name)!r} is in no object that can be written: see format.nesting")
+        if [path for path, _ in self._flat(self.nested(dict.fromkeys(self.fields)).items())] != list(paths.values()):
+            raise ValueError("the fields of one object must follow each other: see format.nesting")
+        return self
+
+    @model_validator(mode="after")
     def _bounded(self) -> Task:
         if (size := len(json.dumps(self.model_dump(mode="json")))) > MAX_CHARACTERS:
             raise ValueError(f"the task has {size:,} characters as JSON, more than {MAX_CHARACTERS:,}: shorten its texts")
@@ -107,6 +126,8 @@ class Task(Strict):
     def hash(self) -> str:
         """Identity of all that shapes prompts, answers and filters. Teacher and student are recorded beside it."""
         content = self.model_dump(mode="json", exclude={"name", "teacher", "student"})
+        if self.format.nesting is None:  # as it was before there was any
+            del content["format"]["nesting"]
         return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()[:16]
 
     @property
@@ -126,13 +147,41 @@ class Task(Strict):
 
     def literals(self) -> list[str]:
         """The constant text before, between and after the values: one more than there are fields."""
+        texts = [self.format.prefix]
+        for piece in self._pieces(self.nested(dict.fromkeys(self.fields)), 0):
+            if piece is None:
+                texts.append("")
+            else:
+                texts[-1] += piece
+        return [*texts[:-1], texts[-1] + self.format.suffix]
+
+    def _pieces(self, members: dict[str, Any], depth: int) -> Iterator[str | None]:
+        """An object's text as json.dumps writes it, with None where values stand."""
         f = self.format
-        newline = "" if f.indent is None else "\n" + " " * f.indent
-        comma = f.item_separator if f.indent is None else f.item_separator.rstrip() + newline
-        keys = [_dumps(name) + f.key_separator for name in self.fields]
-        first = f.prefix + "{" + newline + keys[0]
-        last = ("" if f.indent is None else "\n") + "}" + f.suffix
-        return [first, *(comma + key for key in keys[1:]), last]
+        before, after = ("", "") if f.indent is None else ("\n" + " " * f.indent * level for level in (depth + 1, depth))
+        comma = f.item_separator if f.indent is None else f.item_separator.rstrip()
+        for i, (name, member) in enumerate(members.items()):
+            yield (comma if i else "{") + before + _dumps(name) + f.key_separator
+            if member is None:
+                yield None
+            else:
+                yield from self._pieces(member, depth + 1)
+        yield after + "}"
+
+    def path(self, name: str) -> tuple[str, ...]:
+        """The keys that lead to a field in an answer."""
+        return (name,) if self.format.nesting is None else tuple(name.split(self.format.nesting))
+
+    def nested(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """An answer as the teacher writes it, from its values by field: with objects in it where the task has some."""
+        answer: dict[str, Any] = {}
+        for name, value in values.items():
+            *outer, last = self.path(name)
+            place = answer
+            for key in outer:
+                place = place.setdefault(key, {})
+            place[last] = value
+        return answer
 
     def value_texts(self) -> list[list[str]]:
         """The JSON text of every value, by field."""
@@ -150,7 +199,7 @@ class Task(Strict):
     def parse(self, text: str) -> Values | None:
         """The values a piece of text states, or None where it is not a JSON object that fits the task."""
         found = self._pairs(text)
-        if found is None or [name for name, _ in found] != list(self.fields):
+        if found is None or [path for path, _ in found] != list(map(self.path, self.fields)):
             return None
         return self._checked(tuple(value for _, value in found))
 
@@ -158,7 +207,7 @@ class Task(Strict):
         """The values of an answer that people or programs gave; None where it does not fit the task.
 
         It is a mapping in any order, its JSON text, or the bare value of a task's only field. A value that is no string may
-        be given as its JSON text, as a CSV file has it.
+        be given as its JSON text, as a CSV file has it. A field of an object inside stands there, or under its own name.
         """
         given = self._mapping(answer)
         if given.keys() != self.fields.keys():
@@ -175,20 +224,30 @@ class Task(Strict):
 
     def _mapping(self, answer: object) -> dict[str, Any]:
         pairs = self._pairs(answer.strip()) if isinstance(answer, str) else None
-        if pairs is not None:
-            return dict(pairs) if len(dict(pairs)) == len(pairs) else {}
         if isinstance(answer, dict):
-            return answer
+            pairs = tuple(self._flat(answer.items()))
+        if pairs is not None:
+            named = {(self.format.nesting or "").join(path): value for path, value in pairs}
+            return named if len(named) == len(pairs) else {}
         return dict.fromkeys(self.fields, answer) if len(self.fields) == 1 else {}
 
-    def _pairs(self, text: str) -> tuple[tuple[str, Any], ...] | None:
-        """The members of a JSON object, as a key may stand there twice; None where the text is no object."""
+    def _pairs(self, text: str) -> tuple[tuple[tuple[str, ...], Any], ...] | None:
+        """The members of a JSON object by their path, as a key may stand there twice; None where the text is no object."""
         body = text.removeprefix(self.format.prefix).removesuffix(self.format.suffix)
         try:
             found = json.loads(body, object_pairs_hook=tuple)
         except (ValueError, RecursionError):
             return None
-        return found if isinstance(found, tuple) else None
+        return tuple(self._flat(found)) if isinstance(found, tuple) else None
+
+    def _flat(self, members: Iterable[tuple[str, Any]]) -> Iterator[tuple[tuple[str, ...], Any]]:
+        """Members with those of objects inside, where the task has such, and their paths."""
+        for name, value in members:
+            if self.format.nesting and isinstance(value, tuple | dict):
+                inner = value.items() if isinstance(value, dict) else value
+                yield from (((str(name), *path), one) for path, one in self._flat(inner))
+            else:
+                yield (str(name),), value
 
     def _checked(self, values: tuple[Any, ...]) -> Values | None:
         return values if all(map(_is_among, values, self.fields.values())) else None
@@ -253,13 +312,37 @@ def load_task(path: str) -> Task:
         UserError: the file is missing or does not describe a finite task; the message names the key, or the line.
     """
     content, root = read_marked_yaml(path)
+    content = _with_schema(content, path)
     for key, listed in _fields_of(root):
         if isinstance(listed, yaml.SequenceNode):
             check_values(path, key.value, listed.value, content["fields"][key.value])
+    return make_task(content, path)
+
+
+def make_task(content: dict[str, Any], source: str) -> Task:
+    """A task of some content.
+
+    Raises:
+        UserError: it is none; the message names the key.
+    """
     try:
         return Task.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path} does not describe a task:\n{describe(error)}") from error
+        raise UserError(f"{source} does not describe a task:\n{describe(error)}") from error
+
+
+def _with_schema(content: dict[str, Any], path: str) -> dict[str, Any]:
+    """A task's content, with the fields of the schema that it may name in place of its own."""
+    if "schema" not in content:
+        return content
+    if "fields" in content:
+        raise UserError(f"{path} has `fields` and a `schema`: one of them says what an answer may be")
+    from pipeline.task.json_schema import fields_of, read_schema  # which knows values by this module
+
+    source = str(content.pop("schema"))
+    beside = source if storage.is_uri(source) else os.path.join(path.rpartition("/")[0], source)
+    fields, nesting = fields_of(read_schema(beside))
+    return content | {"fields": fields, "format": {"nesting": nesting} | content.get("format", {})}
 
 
 def _fields_of(root: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
@@ -307,7 +390,7 @@ class _QuotingDumper(yaml.SafeDumper):
 _QuotingDumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
-def dump_task(task: Task) -> str:
-    """YAML that `load_task` reads back to the same task."""
-    content = task.model_dump(mode="json")
+def dump_task(task: Task, short: bool = False) -> str:
+    """YAML that `load_task` reads back to the same task; `short` leaves out what every task has by default."""
+    content = task.model_dump(mode="json", exclude_defaults=short)
     return yaml.dump(content, Dumper=_QuotingDumper, sort_keys=False)  # in ASCII: PyYAML misreads a NEL of its own

@@ -34,9 +34,11 @@ def value_shares(task: Task, values: Values, steps: Sequence[Step]) -> list[list
     Where the answer's text is not found among its tokens, the value that was given has all of it.
     """
     text = b"".join(step.token for step in steps)
-    shares = []
+    shares, behind = [], 0
     for (name, allowed), value in zip(task.fields.items(), values, strict=True):
-        place = _place(text, name, value)
+        key = task.path(name)[-1]  # which two objects may both have, so the next one is looked for first
+        place = _place(text, behind, key, value) or _place(text, 0, key, value)
+        behind = place[0] if place else behind
         found = _shares(text, place, allowed, value, steps) if place else [float(_same(other, value)) for other in allowed]
         shares.append([share / sum(found) for share in found])
     return shares
@@ -46,13 +48,13 @@ def _same(a: Scalar, b: Scalar) -> bool:
     return type(a) is type(b) and a == b
 
 
-def _place(text: bytes, name: str, value: Scalar) -> tuple[int, bool] | None:
-    """Where a field's value begins in the answer, and whether it is written in ASCII alone."""
+def _place(text: bytes, behind: int, name: str, value: Scalar) -> tuple[int, bool] | None:
+    """Where a field's value begins in the answer behind some place, and whether it is written in ASCII alone."""
     for ascii_ in (False, True):
         key, written = (re.escape(json.dumps(part, ensure_ascii=ascii_).encode()) for part in (name, value))
-        found = re.search(rb"[{,]\s*" + key + rb"\s*:\s*(" + written + rb")\s*[,}]", text)
+        found = re.search(rb"[{,]\s*" + key + rb"\s*:\s*(" + written + rb")\s*[,}]", text[behind:])
         if found:
-            return found.start(1), ascii_
+            return behind + found.start(1), ascii_
     return None
 
 

@@ -138,9 +138,15 @@ def _bytes(token: Any) -> bytes:
 
 def _schema(task: Task) -> dict[str, Any]:
     """The task as JSON Schema, in the strict form that OpenAI asks for."""
+    return {"name": "answer", "schema": _object(task.nested(task.fields)), "strict": True}
+
+
+def _object(members: dict[str, Any]) -> dict[str, Any]:
+    """Of members' values, or of objects of such."""
     properties = {
-        name: {"type": list(dict.fromkeys(JSON_TYPES[type(value)] for value in values)), "enum": values}
-        for name, values in task.fields.items()
+        name: _object(member)
+        if isinstance(member, dict)
+        else {"type": list(dict.fromkeys(JSON_TYPES[type(value)] for value in member)), "enum": member}
+        for name, member in members.items()
     }
-    schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-    return {"name": "answer", "schema": schema, "strict": True}
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

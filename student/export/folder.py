@@ -124,5 +124,5 @@ def numbered_answers(source: ExportedStudent) -> list[dict[str, Any]]:
         tokens = [*ids, compiled.tokenizer.end_id]
         passed = zip(compiled.automaton.walk(tokens), tokens, strict=False)  # the last state has no token
         number = sum(int(before[state][compiled.automaton.column[token]]) for state, token in passed if state in before)
-        numbered[number] = dict(zip(compiled.task.fields, values, strict=True))
+        numbered[number] = compiled.task.nested(dict(zip(compiled.task.fields, values, strict=True)))
     return numbered

@@ -84,6 +84,12 @@ def by_mlflow(folder: str, texts: list[str]) -> Answered:
     return _elsewhere(PYFUNC, folder, texts)
 
 
+def _leaves(answer: dict[str, Any]) -> Values:
+    """The values of an answer, those of objects inside it too."""
+    parts = (_leaves(member) if isinstance(member, dict) else (member,) for member in answer.values())
+    return tuple(value for part in parts for value in part)
+
+
 def _elsewhere(script: str, model: str, texts: list[str]) -> Answered:
     with tempfile.TemporaryDirectory() as scratch:
         given, got = f"{scratch}/given.json", f"{scratch}/got.json"
@@ -99,7 +105,7 @@ def _elsewhere(script: str, model: str, texts: list[str]) -> Answered:
 
 
 def _read(answers: list[dict[str, Any] | None]) -> Answered:
-    values = [None if answer is None else tuple(answer["answer"].values()) for answer in answers]
+    values = [None if answer is None else _leaves(answer["answer"]) for answer in answers]
     return Answered(values, np.array([0.0 if answer is None else answer["confidence"] for answer in answers]))
 
 
@@ -109,7 +115,7 @@ def by_onnx(path: str, source: ExportedStudent, rows: list[Comment], batch_size:
     Raises:
         UserError: the graph numbers an answer otherwise than the list.
     """
-    numbered = [tuple(answer.values()) for answer in numbered_answers(source)] if source.numbered else []
+    numbered = [_leaves(answer) for answer in numbered_answers(source)] if source.numbered else []
     values: list[Values | None] = []
     confidence, margin = [], []
     for found in run_onnx(path, source.prefixes(rows), batch_size):

@@ -66,5 +66,5 @@ def encode_part(format_: str, source: CommentSource, comments: pa.Table, sources
 def _record(source: CommentSource, row: dict[str, Any], sourced: Sourced, task: Task) -> dict[str, Any]:
     place = {"file": source.files[row["file"]][0], "line": row["row"] + 1, "id": row["id"], source.text: row["text"]}
     answer = sourced.answer
-    record = place | {"answer": sourced.values, "confidence": answer.confidence, "source": sourced.source}
+    record = place | {"answer": task.nested(sourced.values), "confidence": answer.confidence, "source": sourced.source}
     return record | ({"probabilities": answer.probabilities(task.fields)} if answer.value_probabilities else {})

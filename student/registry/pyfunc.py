@@ -50,7 +50,7 @@ class StudentModel(PythonModel):
         for row in marked:
             if row.status == KEPT:
                 answer = next(answers)
-                yield json.dumps(answer.values, ensure_ascii=False), answer.confidence, None
+                yield json.dumps(self._compiled.task.nested(answer.values), ensure_ascii=False), answer.confidence, None
             else:
                 yield None, None, row.set_aside
 

@@ -61,7 +61,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Answers one text or several."""
         found = await results(request, service, body.all_texts, body.probabilities, body.teacher)
         # as it is: to validate our own answer takes longer than to make it
-        bodies = (result_body(result, body, service.task.fields) for result in found)
+        bodies = (result_body(result, body, service.task) for result in found)
         return Pieces(await service.turns.encode('{"results":[', bodies, "]}"))
 
     @app.get("/task")

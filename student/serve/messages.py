@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, StrictBool, WithJsonSchema, model_validator
 
 from pipeline.base.config import Strict
-from pipeline.task.task import CommentRules, Scalar
+from pipeline.task.task import CommentRules, Scalar, Task
 from student.predict.teacher import State
 from student.serve.service import Result, Service
 
@@ -50,16 +50,19 @@ class Share(BaseModel):
     share: float
 
 
+Answered = dict[str, Scalar | dict[str, Any]]  # with the objects inside it
+
+
 class ResultBody(BaseModel):
     """What became of one text."""
 
-    answer: dict[str, Scalar] | None = Field(description="by field; null for a text that the task's filters set aside")
+    answer: Answered | None = Field(description="by field; null for a text that the task's filters set aside")
     confidence: float | None = Field(description="of the student: the product of its choices' probabilities")
     familiarity: float | None = Field(None, description="share of held-out texts no more like the training's, where asked for")
     probabilities: dict[str, list[Share]] | None = Field(None, description="of the student, by field, in the task's order")
     source: Literal["student", "teacher"] | None = Field(description="whose answer it is")
     reason: str | None = Field(description="why there is none; its first word is malformed, too_short, too_long, …")
-    teacher: dict[str, Scalar] | None = Field(None, description="the teacher's, if wanted; null where it gave none in time")
+    teacher: Answered | None = Field(None, description="the teacher's, if wanted; null where it gave none in time")
 
 
 class ClassifyResponse(BaseModel):
@@ -91,6 +94,7 @@ class TaskBody(BaseModel):
     name: str
     instruction: str = Field(description="the teacher's; the student reads nothing but the comment")
     fields: dict[str, list[Scalar]] = Field(description="every field's allowed values")
+    nesting: str | None = Field(description="what parts the keys in the name of a field that is in an object inside the answer")
     comments: CommentRules = Field(description="which comments are answered; lengths are in tokens")
     max_texts: int
     max_bytes: int
@@ -102,21 +106,21 @@ class TaskBody(BaseModel):
     teacher: TeacherBody | None
 
 
-def result_body(result: Result, request: ClassifyRequest, fields: dict[str, list[Scalar]]) -> dict[str, Any]:
+def result_body(result: Result, request: ClassifyRequest, task: Task) -> dict[str, Any]:
     """A `ResultBody`, with what the request wants."""
     answer = result.answer
     body: dict[str, Any] = {
-        "answer": result.values,
+        "answer": task.nested(result.values) if result.values else None,
         "confidence": answer.confidence if answer else None,
         "source": result.source if answer else None,
         "reason": result.row.set_aside,
     }
     if request.probabilities:
-        body["probabilities"] = answer.probabilities(fields) if answer else None
+        body["probabilities"] = answer.probabilities(task.fields) if answer else None
     if answer and answer.familiarity is not None:
         body["familiarity"] = answer.familiarity
     if request.teacher:
-        body["teacher"] = result.teacher
+        body["teacher"] = task.nested(result.teacher) if result.teacher else None
     return body
 
 
@@ -127,6 +131,7 @@ def task_body(service: Service) -> TaskBody:
         name=task.name,
         instruction=task.instruction,
         fields=task.fields,
+        nesting=task.format.nesting,
         comments=task.comments,
         max_texts=config.max_texts,
         max_bytes=config.max_bytes,

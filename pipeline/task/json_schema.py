@@ -1,0 +1,217 @@
+"""JSON Schema, and Pydantic models, to a task's fields: whatever allows a finite set of answers.
+
+What is taken is written in docs/tasks.md; all else is refused by its JSON pointer (RFC 6901), so that no answer is left out
+or let in by mistake. Answers are always whole: a member that may be left out is written, as null or as what else it may be.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from pydantic import BaseModel
+
+from pipeline.base import storage
+from pipeline.base.errors import UserError, clip
+from pipeline.task.task import Scalar
+
+MARKS = "./:|"  # one of them parts the keys of a field's name where objects nest
+MOST_INTEGERS = 1000  # of one member
+BOUNDS: dict[str, Callable[[float], int]] = {  # of integers, to the last one that is allowed
+    "minimum": math.ceil,
+    "maximum": math.floor,
+    "exclusiveMinimum": lambda bound: math.floor(bound) + 1,
+    "exclusiveMaximum": lambda bound: math.ceil(bound) - 1,
+}
+# what forbids no answer that is written here
+REMARKS = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
+IGNORED = REMARKS | {"discriminator", "additionalProperties", "$schema", "$id", "$defs", "definitions"}
+TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "boolean": (bool,),
+    "integer": (int,),
+    "number": (int, float),
+    "null": (type(None),),
+}
+
+Schema = dict[str, Any]
+Fields = dict[str, list[Scalar]]
+
+
+def read_schema(path: str) -> Schema:
+    """A schema from a JSON file.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        schema = json.loads(storage.read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise UserError(f"{path} holds no JSON Schema: an object, with `type` and `properties`")
+    return schema
+
+
+def model_schema(source: str) -> Schema:
+    """A Pydantic model's, named `module:Model`. Importing a module runs it, so no file may name one.
+
+    Raises:
+        UserError: there is no such module or model.
+    """
+    module, _, name = source.partition(":")
+    sys.path.insert(0, "")  # as `python -m` has it
+    try:
+        model = getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"cannot import {module}: {error}") from error
+    finally:
+        sys.path.remove("")
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise UserError(f"{module} has no Pydantic model {name}")
+    return model.model_json_schema()
+
+
+def fields_of(schema: Schema) -> tuple[Fields, str | None]:
+    """The fields of a schema's answers, and what parts the keys in their names: None where no object nests.
+
+    Raises:
+        UserError: it allows answers without end, or uses what a task cannot say; naming the place.
+    """
+    found = _Reader(schema).leaves(schema, "", ())
+    paths = dict(found)
+    if all(len(path) == 1 for path in paths):
+        return {path[0]: values for path, values in paths.items()}, None
+    mark = next((mark for mark in MARKS if not any(mark in key for path in paths for key in path)), None)
+    if mark is None:
+        raise UserError(f"the schema's keys hold all of {' '.join(MARKS)}, one of which is to part them: rename some")
+    return {mark.join(path): values for path, values in paths.items()}, mark
+
+
+def _refuse(pointer: str, why: str) -> NoReturn:
+    raise UserError(f"the schema at {pointer or 'its root'} {why}")
+
+
+class _Reader:
+    """Reads one schema; `root` is what its references point into."""
+
+    def __init__(self, root: Schema) -> None:
+        self._root, self._open = root, list[str]()  # the places that are being read, one inside the other
+
+    def leaves(self, schema: Any, pointer: str, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[Scalar]]]:
+        """The members of an object with their values, those of objects inside it too."""
+        schema, pointer = self._resolved(schema, pointer)
+        if schema.get("type") != "object" or not isinstance(schema.get("properties"), dict) or not schema["properties"]:
+            _refuse(pointer, "is to be an object with `properties`: an answer is one JSON object")
+        self._known(schema, pointer, {"type", "properties", "required"})
+        required = schema.get("required", [])
+        self._enter(pointer)
+        for name, member in schema["properties"].items():
+            place = f"{pointer}/properties/{name.replace('~', '~0').replace('/', '~1')}"
+            inner, target = self._resolved(member, place)
+            if inner.get("type") == "object":
+                if name not in required:
+                    _refuse(place, "is an object that may be left out, which no task can say: list it in `required`")
+                yield from self.leaves(inner, target, (*path, name))
+                continue
+            values = _unlike(self.values(inner, target))
+            if name not in required and None not in values and "default" not in inner:
+                _refuse(place, "may be left out: list it in `required`, or let it be null and say null where there is none")
+            yield (*path, name), values
+        self._open.pop()
+
+    def values(self, schema: Any, pointer: str) -> list[Scalar]:
+        """All that one member may be."""
+        schema, pointer = self._resolved(schema, pointer)
+        if one_of := next((key for key in ("anyOf", "oneOf") if key in schema), None):
+            self._known(schema, pointer, {one_of})
+            self._enter(pointer)
+            parts = [self.values(part, f"{pointer}/{one_of}/{i}") for i, part in enumerate(schema[one_of])]
+            self._open.pop()
+            return [value for part in parts for value in part]
+        kinds = schema.get("type", list(TYPES))
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        if "enum" in schema or "const" in schema:
+            self._known(schema, pointer, {"enum", "const", "type"})
+            listed = [schema["const"]] if "const" in schema else schema["enum"]
+            allowed = tuple(type_ for kind in kinds for type_ in TYPES.get(kind, ()))
+            if nested := [value for value in listed if isinstance(value, dict | list)]:
+                _refuse(pointer, f"lists {clip(json.dumps(nested[0]))}: a value is a string, a number, true, false or null")
+            return [value for value in listed if type(value) in allowed]
+        return [value for kind in kinds for value in self._of_type(kind, schema, pointer)]
+
+    def _of_type(self, kind: str, schema: Schema, pointer: str) -> list[Scalar]:
+        if kind == "integer":
+            return self._integers(schema, pointer)
+        if kind in ("boolean", "null"):
+            self._known(schema, pointer, {"type", "multipleOf", *BOUNDS})
+            return [True, False] if kind == "boolean" else [None]
+        if kind == "array":
+            _refuse(pointer, "is a list, which no task can say yet: give each label a boolean of its own")
+        if kind == "object":
+            _refuse(pointer, "is an object among other things, which no task can say: let it be an object alone, or null")
+        _refuse(pointer, "has no end of values, and only a finite set can be distilled: list them in `enum`")
+
+    def _integers(self, schema: Schema, pointer: str) -> list[Scalar]:
+        """Between the bounds, by steps of `multipleOf`."""
+        self._known(schema, pointer, {"type", "multipleOf", *BOUNDS})
+        given, step = {key: schema[key] for key in BOUNDS if key in schema}, schema.get("multipleOf", 1)
+        if not all(type(number) in (int, float) and math.isfinite(number) for number in (*given.values(), step)) or step <= 0:
+            _refuse(pointer, "has a bound that is no number, or a `multipleOf` that is not above 0")
+        ends = {key: BOUNDS[key](bound) for key, bound in given.items()}
+        lows, highs = ([end for key, end in ends.items() if key.endswith(side)] for side in ("inimum", "aximum"))
+        if not lows or not highs:
+            _refuse(pointer, "has no end of integers: give it `minimum` and `maximum`")
+        if min(highs) - max(lows) >= MOST_INTEGERS:
+            _refuse(pointer, f"spans {max(lows)} to {min(highs)}: {MOST_INTEGERS:,} integers at most")
+        return [number for number in range(max(lows), min(highs) + 1) if number % step == 0]
+
+    def _enter(self, pointer: str) -> None:
+        if pointer in self._open:
+            _refuse(pointer, "holds itself: it allows answers without end")
+        self._open.append(pointer)
+
+    def _resolved(self, schema: Any, pointer: str) -> tuple[Schema, str]:
+        """A schema that refers to nothing, and where it stands."""
+        seen = {pointer}
+        while isinstance(schema, dict) and (reference := self._reference(schema, pointer)):
+            if reference[1] in seen:
+                _refuse(pointer, "refers to itself: it allows answers without end")
+            beside = {key: value for key, value in schema.items() if key in IGNORED}
+            schema, pointer = reference
+            schema = schema | beside if isinstance(schema, dict) else schema
+            seen.add(pointer)
+        if not isinstance(schema, dict):
+            _refuse(pointer, "is no schema: an object is one")
+        return schema, pointer
+
+    def _reference(self, schema: Schema, pointer: str) -> tuple[Any, str] | None:
+        """What a schema stands for, if for another one."""
+        if isinstance(some := schema.get("allOf"), list) and len(some) == 1 and not schema.keys() - IGNORED - {"allOf"}:
+            return some[0], f"{pointer}/allOf/0"  # so Pydantic writes a reference with a title beside it
+        if "$ref" not in schema:
+            return None
+        self._known(schema, pointer, {"$ref"})
+        target = schema["$ref"]
+        if not isinstance(target, str) or not target.startswith("#/"):
+            _refuse(pointer, f"refers to {clip(str(target))!r}, which is not inside this schema: put it under $defs")
+        found: Any = self._root
+        for key in target[2:].split("/"):
+            found = found.get(key.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+        if found is None:
+            _refuse(pointer, f"refers to {clip(target)!r}, where nothing is")
+        return found, target[1:]
+
+    def _known(self, schema: Schema, pointer: str, keys: set[str]) -> None:
+        """Refuses keywords that would change what is allowed."""
+        if others := sorted(schema.keys() - IGNORED - keys):
+            _refuse(pointer, f"says {clip(others[0])!r}, which no task can say: leave it out if it forbids none of the answers")
+
+
+def _unlike(values: list[Scalar]) -> list[Scalar]:
+    """Each value once, in their order; JSON tells true from 1."""
+    return list({json.dumps(value): value for value in values}.values())

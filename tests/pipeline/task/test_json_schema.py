@@ -1,0 +1,219 @@
+"""Schemas that people have, as tasks."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonschema
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+
+from pipeline.base.errors import UserError
+from pipeline.cli.main import main
+from pipeline.task.json_schema import fields_of, model_schema
+from pipeline.task.task import Task, load_task
+
+scalars = st.one_of(st.text("abc.", max_size=2), st.integers(-2, 2), st.booleans(), st.none())
+integers = st.builds(
+    lambda low, width, step, strict: {
+        "type": "integer",
+        "exclusiveMinimum" if strict else "minimum": low,
+        "maximum": low + width,
+        "multipleOf": step,
+    },
+    st.integers(-3, 3),
+    st.integers(3, 6),
+    st.integers(1, 3),
+    st.booleans(),
+)
+leaf = st.one_of(
+    st.builds(lambda values: {"enum": values}, st.lists(scalars, min_size=1, max_size=3, unique_by=json.dumps)),
+    st.builds(lambda value: {"const": value, "title": "x"}, scalars),
+    st.sampled_from([{"type": "boolean"}, {"type": ["boolean", "null"]}, {"enum": ["a", "b"], "type": "string"}]),
+    integers,
+)
+member = st.one_of(leaf, st.builds(lambda a, b: {"anyOf": [a, b]}, leaf, leaf))
+
+
+def an_object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+names = st.text("ab./", min_size=1, max_size=2)
+objects = st.recursive(
+    member, lambda inner: st.builds(an_object, st.dictionaries(names, inner, min_size=1, max_size=2)), max_leaves=3
+)
+schemas = st.builds(an_object, st.dictionaries(names, objects, min_size=1, max_size=3))
+
+
+def task_of(schema: dict[str, Any]) -> Task:
+    fields, nesting = fields_of(schema)
+    return Task.model_validate({"name": "t", "instruction": "Judge.", "fields": fields, "format": {"nesting": nesting}})
+
+
+def candidates(schema: dict[str, Any]) -> list[Any]:
+    """Answers to try: every object of many values, in the schema's order."""
+    if schema.get("type") != "object":
+        return [*"abc.", "aa", "", True, False, None, *range(-7, 13)]
+    each = [candidates(part) for part in schema["properties"].values()]
+    return [dict(zip(schema["properties"], values, strict=True)) for values in itertools.islice(itertools.product(*each), 3000)]
+
+
+@settings(max_examples=60)
+@given(schema=schemas)
+def test_a_task_has_the_answers_that_its_schema_allows(schema: dict[str, Any]) -> None:
+    task, validator = task_of(schema), jsonschema.Draft202012Validator(schema)
+    written = [json.loads(task.render(values)) for values in itertools.islice(task.answers(), 300)]
+    assert all(map(validator.is_valid, written))
+    for answer in candidates(schema):
+        assert (task.fit(answer) is not None) == validator.is_valid(answer), answer
+
+
+class Tier(enum.Enum):
+    GOLD, NONE = "gold", "none"
+
+
+class Customer(BaseModel):
+    tier: Tier = Tier.NONE
+    age: int | None = Field(None, ge=18, lt=21)
+
+
+class Triage(BaseModel):
+    """What to do with a mail."""
+
+    team: Literal["billing", "support"] = Field(description="who answers it")
+    customer: Customer
+    urgent: bool
+
+
+def test_a_model_of_pydantic() -> None:
+    task = task_of(model_schema(f"{__name__}:Triage"))
+    assert task.fields == {
+        "team": ["billing", "support"],
+        "customer.tier": ["gold", "none"],
+        "customer.age": [18, 19, 20, None],
+        "urgent": [True, False],
+    }
+    for values in task.answers():
+        Triage.model_validate_json(task.render(values))
+    mine = Triage(team="billing", customer=Customer(), urgent=True)
+    assert task.parse(task.render(("billing", "none", None, True))) == task.fit(mine.model_dump_json())
+
+
+TEXT, ONE = {"type": "string"}, {"const": 1}
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ({"type": "string"}, "at its root is to be an object"),
+        (an_object({"a/b": TEXT}), "at /properties/a~1b has no end of values"),
+        (an_object({"a": an_object({"n": {"type": "integer"}})}), "at /properties/a/properties/n has no end of integers"),
+        (an_object({"a": {"type": "integer", "minimum": 0, "maximum": 5000}}), "at /properties/a spans 0 to 5000"),
+        (an_object({"a": {"type": "integer", "minimum": "0", "maximum": 5}}), "has a bound that is no number"),
+        (an_object({"a": {"type": "array", "items": ONE}}), "at /properties/a is a list"),
+        (an_object({"a": {"enum": ["x"], "pattern": "y"}}), "at /properties/a says 'pattern'"),
+        (an_object({"a": {"enum": [{"x": 1}]}}), 'lists {"x": 1}'),
+        (an_object({"a": {"anyOf": [an_object({"b": ONE}), {"type": "null"}]}}), "/properties/a/anyOf/0 is an object among"),
+        (an_object({"a": ONE}) | {"required": []}, "at /properties/a may be left out"),
+        (an_object({"a": an_object({"b": ONE})}) | {"required": []}, "at /properties/a is an object that may be left out"),
+        (an_object({"a": {"$ref": "other.json"}}), "refers to 'other.json', which is not inside"),
+        (an_object({"a": {"$ref": "#/$defs/x"}}), "refers to '#/$defs/x', where nothing is"),
+        (an_object({"a": {"$ref": "#/$defs/x"}}) | {"$defs": {"x": {"$ref": "#/$defs/x"}}}, "at /$defs/x refers to itself"),
+        (an_object({"a": 5}), "at /properties/a is no schema"),
+        (an_object({"a": ONE}) | {"oneOf": []}, "its root says 'oneOf'"),
+        (an_object({"./": an_object({":|": ONE})}), "keys hold all of"),
+    ],
+)
+def test_what_no_task_can_say_is_refused_by_its_place(schema: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        fields_of(schema)
+    assert told in str(refused.value)
+
+
+FLAGS = an_object({name: {"type": "boolean"} for name in ("sexual", "hate_and_discrimination", "pii")})
+SCORE = {"type": "number"}
+COMPLIANCE = {
+    "is_violating": {"type": "boolean", "description": "Indicates if the content is violating guidelines"},
+    "category": {"type": ["string", "null"], "enum": ["violence", "sexual", "self_harm"]},
+    "explanation_if_violating": {"type": ["string", "null"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "found"),
+    [
+        (
+            {"$defs": {"Labels": {"enum": ["spam", "not_spam"], "title": "Labels", "type": "string"}}}
+            | an_object({"class_label": {"$ref": "#/$defs/Labels"}}),
+            2,
+        ),
+        (
+            an_object(
+                {"labels": {"type": "array", "items": {"enum": ["ACCOUNT", "BILLING", "GENERAL_QUERY"], "type": "string"}}}
+            ),
+            "at /properties/labels is a list",
+        ),
+        (an_object(COMPLIANCE), "at /properties/explanation_if_violating has no end of values"),
+        (an_object({name: COMPLIANCE[name] for name in ("is_violating", "category")}), 6),
+        (
+            {"type": "object", "properties": {"categories": FLAGS, "category_scores": an_object({"pii": SCORE})}},
+            "at /properties/categories is an object that may be left out",
+        ),
+        (an_object({"categories": FLAGS}), 8),
+        (
+            an_object({"positive_score": SCORE, "negative_score": SCORE, "neutral_score": SCORE}),
+            "at /properties/positive_score has no end of values",
+        ),
+    ],
+)  # of Instructor's, OpenAI's, Mistral's and Anthropic's documentation: docs/tasks.md names the pages
+def test_schemas_of_public_documentation(schema: dict[str, Any], found: int | str) -> None:
+    if isinstance(found, int):
+        assert task_of(schema).outputs == found
+    else:
+        with pytest.raises(UserError) as refused:
+            fields_of(schema)
+        assert found in str(refused.value)
+
+
+def test_an_object_that_holds_itself_is_refused() -> None:
+    node = an_object({"leaf": ONE, "next": {"$ref": "#/$defs/node"}})
+    with pytest.raises(UserError, match="without end"):
+        fields_of(node | {"$defs": {"node": node}})
+
+
+def test_the_command_writes_a_task_and_a_task_may_name_a_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompt.txt").write_text("Sort this mail.\n")
+    Path("answer.json").write_text(json.dumps(Triage.model_json_schema()))
+    command = ["task", "--schema=answer.json", "--instruction=prompt.txt", "--out=triage.yaml"]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    assert "32 answers" in done.output
+    task = load_task("triage.yaml")
+    assert (task.name, task.instruction, task.fields) == (
+        "triage",
+        "Sort this mail.",
+        task_of(Triage.model_json_schema()).fields,
+    )
+    Path("named.yaml").write_text("name: triage\ninstruction: Sort this mail.\nschema: answer.json\n")
+    assert load_task(str(tmp_path / "named.yaml")).hash == task.hash
+    Path("both.yaml").write_text("name: t\ninstruction: x\nschema: answer.json\nfields: {a: [x]}\n")
+    with pytest.raises(UserError, match="has `fields` and a `schema`"):
+        load_task("both.yaml")
+    for change, told in (
+        ([], "is there already"),
+        (["--out=x.yaml", "--schema=prompt.txt"], "is no JSON"),
+        (["--out=x.yaml", "--schema=no.such.module:Model"], "cannot import no.such.module"),
+        (["--out=x.yaml", f"--schema={__name__}:TEXT"], "has no Pydantic model TEXT"),
+    ):
+        refused = CliRunner().invoke(main, [*command, *change])
+        assert refused.exit_code == 1
+        assert told in refused.output

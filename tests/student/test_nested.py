@@ -1,0 +1,59 @@
+"""Answers with objects inside them: a student gives them wherever it is asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from pipeline.cli.settings import load_config
+from pipeline.task.compiled import CompiledTask, compile_for
+from pipeline.task.tokenization import TeacherTokenizer
+from student.decode.answerer import Answerer
+from student.model.checkpoint import save_student
+from student.predict.predict import predict
+from tests.browser import opened
+from tests.student.decode.test_decode import make_student
+from tests.student.serve.conftest import running
+from tests.tiny import tiny_task, tiny_tokenizer
+
+TEXTS = [f"text {i} is fine" for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def nested() -> CompiledTask:
+    fields = {"who.tier": ["gold", "none"], "who.asks.often": [True, False], "urgent": [True, False]}
+    return compile_for(tiny_task(fields=fields, format={"nesting": "."}, context=None), TeacherTokenizer(tiny_tokenizer()))
+
+
+def shape_of(answer: dict[str, object]) -> dict[str, object]:
+    return {key: shape_of(part) if isinstance(part, dict) else None for key, part in answer.items()}
+
+
+SHAPE = {"who": {"tier": None, "asks": {"often": None}}, "urgent": None}
+
+
+def test_it_writes_objects_everywhere(nested: CompiledTask, tmp_path: Path) -> None:
+    save_student(str(tmp_path / "student"), make_student(nested, 3, 6.0, sequence="choices"), nested)
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in TEXTS))
+    config = load_config(None, ["predict.workers=0"], {"comments.paths": [str(tmp_path / "texts.jsonl")]})
+    predict(config, str(tmp_path / "student"), str(tmp_path / "out"))
+    (part,) = (tmp_path / "out/answers").iterdir()
+    predicted = [json.loads(line)["answer"] for line in part.read_text().splitlines()]
+    assert [shape_of(answer) for answer in predicted] == [SHAPE] * len(TEXTS)
+    with running(Answerer.load(str(tmp_path / "student"))) as client:
+        results = client.post("/classify", json={"texts": TEXTS}).json()["results"]
+        assert [result["answer"] for result in results] == predicted
+        said = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": TEXTS[0]}]}).json()
+    assert json.loads(said["choices"][0]["message"]["content"]) == predicted[0]
+
+
+def test_the_page_reads_them(nested: CompiledTask, browser: Browser) -> None:
+    student = Answerer(make_student(nested, 3, 6.0, sequence="choices"), nested)
+    with running(student) as client, opened(browser, str(client.base_url), 1280) as page:
+        page.get_by_label("Comment").fill(TEXTS[0])
+        page.get_by_role("button").click()
+        expect(page.locator("li.chosen")).to_have_count(3)
+        assert page.locator("h2").all_inner_texts() == ["who.tier", "who.asks.often", "urgent"]
