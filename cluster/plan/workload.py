@@ -145,7 +145,7 @@ def _lengths(task: Task) -> Lengths:
     comment, values = task.comments.max_tokens, sum(len(values) for values in task.fields.values())
     return Lengths(
         comment=comment,
-        prompt=TEMPLATE_TOKENS + len(task.user_turn("")) // CHARACTERS_PER_TOKEN + comment,
+        prompt=TEMPLATE_TOKENS + sum(len(text) for _, text in task.turns("")) // CHARACTERS_PER_TOKEN + comment,
         answer=task.longest // CHARACTERS_PER_ANSWER_TOKEN + 1,  # the end token's
         fields=len(task.fields),
         watched=TOKENS_PER_VALUE * (values + 1) + task.auxiliary_tokens,

@@ -73,6 +73,13 @@ class CommentRules(Strict):
         return self
 
 
+class Shot(Strict):
+    """A text with the answer that it is to have, which the teacher is shown."""
+
+    comment: str
+    answer: Any
+
+
 class Task(Strict):
     """Instruction, output fields with their allowed values, input filters and the student's context."""
 
@@ -80,6 +87,9 @@ class Task(Strict):
     teacher: str | None = Field(None, description="Hugging Face name or local path of the teacher; a log of answers needs none")
     instruction: str = Field(..., min_length=1)
     prompt: str = Field("{instruction}\n\n{comment}", description="the user turn the teacher sees")
+    system: str | None = Field(None, min_length=1, description="a system turn before it")
+    examples: list[Shot] = Field([], description="texts with their answers, turns between the two")
+    template: dict[str, Scalar] = Field({}, description="options of the teacher's chat template, as enable_thinking: false")
     fields: dict[str, list[Scalar]] = Field(..., min_length=1)
     format: Format = Format()
     comments: CommentRules = CommentRules()
@@ -117,6 +127,13 @@ class Task(Strict):
         return self
 
     @model_validator(mode="after")
+    def _shown(self) -> Task:
+        for shot in self.examples:
+            if self.fit(shot.answer) is None:
+                raise ValueError(f"the example {clip(shot.comment)!r} does not fit: {self.misfit(shot.answer)}")
+        return self
+
+    @model_validator(mode="after")
     def _bounded(self) -> Task:
         if (size := len(json.dumps(self.model_dump(mode="json")))) > MAX_CHARACTERS:
             raise ValueError(f"the task has {size:,} characters as JSON, more than {MAX_CHARACTERS:,}: shorten its texts")
@@ -126,8 +143,9 @@ class Task(Strict):
     def hash(self) -> str:
         """Identity of all that shapes prompts, answers and filters. Teacher and student are recorded beside it."""
         content = self.model_dump(mode="json", exclude={"name", "teacher", "student"})
-        if self.format.nesting is None:  # as it was before there was any
-            del content["format"]["nesting"]
+        for place, name in ((content["format"], "nesting"), *((content, name) for name in ("system", "examples", "template"))):
+            if not place[name]:  # tasks have the hashes from before there was any
+                del place[name]
         return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()[:16]
 
     @property
@@ -139,6 +157,14 @@ class Task(Strict):
         """The text of the teacher's user turn."""
         before, after = self.prompt.split("{comment}")
         return before.replace("{instruction}", self.instruction) + comment + after.replace("{instruction}", self.instruction)
+
+    def turns(self, comment: str) -> list[tuple[str, str]]:
+        """Role and text of all turns of the teacher's prompt."""
+        turns = [("system", self.system)] if self.system else []
+        for shot in self.examples:
+            values = self.fit(shot.answer)
+            turns += [("user", self.user_turn(shot.comment)), ("assistant", self.render(values) if values else "")]
+        return [*turns, ("user", self.user_turn(comment))]
 
     @property
     def longest(self) -> int:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -167,7 +168,11 @@ class TeacherTokenizer(TextTokenizer):
         Raises:
             UserError: the template hides the comment, or the tokenizer reads a text by what stands far before it.
         """
-        text = _render(self._hf, [("user", task.user_turn(COMMENT_MARK))], generate=True)
+        if written := next(
+            (token for shot in task.examples for token in self.special_tokens.values() if token in shot.comment), None
+        ):
+            raise UserError(f"an example of the task holds the text of the control token {written!r}")
+        text = _render(self._hf, task.turns(COMMENT_MARK), generate=True, **task.template)
         if text.count(COMMENT_MARK) != 1:
             raise UserError("the teacher's chat template does not show the user turn exactly once")
         before, after = text.split(COMMENT_MARK)
@@ -192,12 +197,22 @@ class TeacherTokenizer(TextTokenizer):
         return [span for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ in self.special_tokens]
 
 
-def _render(hf: PreTrainedTokenizerBase, turns: list[tuple[str, str]], generate: bool) -> str:
-    """The chat template's text; for a tokenizer without one (a base model), the turns after its BOS token."""
+def _render(hf: PreTrainedTokenizerBase, turns: list[tuple[str, str]], generate: bool, **options: Any) -> str:
+    """The chat template's text; for a tokenizer without one (a base model), the turns after its BOS token.
+
+    Raises:
+        UserError: the template refuses the turns, as some do with a system turn.
+    """
     if hf.chat_template is None:
         return (hf.bos_token or "") + "\n".join(text for _, text in turns) + ("\n" if generate else hf.eos_token or "")
     messages = [{"role": role, "content": text} for role, text in turns]
-    return str(hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
+    try:
+        return str(hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate, **options))
+    except (TemplateError, TypeError) as error:  # the second for an option that is not the template's own
+        roles = ", ".join(dict.fromkeys(role for role, _ in turns))
+        raise UserError(
+            f"the teacher's chat template does not take turns of {roles} with the task's options: {error}"
+        ) from error
 
 
 def load_teacher_tokenizer(model: str, revision: str | None = None) -> TeacherTokenizer:

@@ -66,10 +66,13 @@ class Endpoint:
             "response_format": {"type": "json_schema", "json_schema": _schema(task)},
             "max_tokens": SPARE + task.longest,
         }
+        if task.template:  # what vLLM and others take beside OpenAI's options
+            self._optional["extra_body"] = {"chat_template_kwargs": task.template}
 
     def bound(self, most_tokens: int) -> Usage:
         """About the most that a call takes for a text of at most so many tokens."""
-        return Usage(1, len(self._task.user_turn("").encode()) + 4 * most_tokens, SPARE + self._task.longest)
+        known = sum(len(text.encode()) for _, text in self._task.turns(""))
+        return Usage(1, known + 4 * most_tokens, SPARE + self._task.longest)
 
     async def ask(self, text: str, seed: int) -> Reply:
         """One call. What the server refuses of what is not needed is left out from then on.
@@ -79,7 +82,7 @@ class Endpoint:
             ValueError: what came back is no JSON.
             UserError: no other call would do better: a wrong key, model or address, or an unknown certificate.
         """
-        messages = [{"role": "user", "content": self._task.user_turn(text)}]
+        messages = [{"role": role, "content": turn} for role, turn in self._task.turns(text)]
         create: Any = self._client.chat.completions.create  # whose types know no options that may be left out
         while True:
             options = {name: seed if name == "seed" else value for name, value in self._optional.items()}

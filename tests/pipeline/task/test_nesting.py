@@ -106,6 +106,14 @@ def test_an_api_is_asked_for_objects() -> None:
     assert who["additionalProperties"] is False
 
 
+def test_an_api_is_shown_the_system_turn_and_the_examples() -> None:
+    task = nested_task().model_copy(update={"system": "Judge.", "template": {"enable_thinking": False}})
+    config = TeacherConfig(engine="openai", url="http://localhost:1/v1")
+    endpoint, plain = Endpoint("m", config, task), Endpoint("m", config, nested_task())
+    assert endpoint._optional["extra_body"] == {"chat_template_kwargs": {"enable_thinking": False}}
+    assert endpoint.bound(10).input_tokens == plain.bound(10).input_tokens + len("Judge.")
+
+
 def test_the_alternatives_of_members_with_one_name_are_told_apart() -> None:
     task = nested_task()
     head, tail = task.render(VALUES).encode().split(b'"none"')

@@ -313,6 +313,10 @@ def test_the_hash_leaves_names_out(path: str) -> None:
         ("format.indent", 2),
         ("format.item_separator", ","),
         ("format.key_separator", ":"),
+        ("format.nesting", "."),
+        ("system", "You judge."),
+        ("examples", [{"comment": "x", "answer": {"a": "x", "b": 1}}]),
+        ("template", {"enable_thinking": False}),
         ("comments.min_tokens", 1),
         ("comments.max_tokens", 26),
         ("comments.urls", True),
@@ -420,3 +424,7 @@ def test_a_misfit_says_what_is_expected_or_which_value_is_wrong() -> None:
     assert task.misfit("translate") == "'translate' is not an object with a and b"
     assert task.misfit({"a": "z", "b": True}) == "a is 'z', which is none of its 2 values"
     assert len(task.misfit("long " * 1000)) < 150
+
+
+def test_a_task_keeps_the_hash_that_it_had_before_it_could_say_more() -> None:
+    assert load_task("tasks/goemotions.yaml").hash == "4f7efce4c148260a"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -38,8 +39,9 @@ def control_ids(hf: PreTrainedTokenizerFast) -> set[int]:
 
 
 def hf_prompt(hf: PreTrainedTokenizerFast, task: Task, comment: str) -> list[int]:
-    messages = [{"role": "user", "content": task.user_turn(comment)}]
-    return list(hf.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False))
+    messages = [{"role": role, "content": text} for role, text in task.turns(comment)]
+    options = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
+    return list(hf.apply_chat_template(messages, **options, **task.template))
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -130,6 +132,34 @@ def test_a_tokenizer_that_puts_a_space_before_the_first_word_alone_is_refused() 
     hf.chat_template = "<bos><start_of_turn>{{ messages[0]['content'] }}<end_of_turn>"
     with pytest.raises(UserError, match="after a control token than alone"):
         TeacherTokenizer(hf).prompt(make_task())
+
+
+SHOTS = [{"comment": "great", "answer": {"a": "a"}}, {"comment": "two\n\nlines", "answer": "b"}]
+
+
+def test_system_turn_examples_and_options_are_the_templates(chat: PreTrainedTokenizerFast) -> None:
+    task = make_task(system="You are a judge.", examples=SHOTS, template={"enable_thinking": False})
+    assert [role for role, _ in task.turns("x")] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert task.turns("x")[2] == ("assistant", '{"a": "a"}')
+    chat.chat_template += "{% if enable_thinking is false %}<bos>{% endif %}"
+    tokenizer = TeacherTokenizer(chat)
+    prompt = tokenizer.prompt(task)
+    assert prompt.ids(COMMENTS, tokenizer) == [hf_prompt(chat, task, comment) for comment in COMMENTS]
+    assert prompt.longest(task, tokenizer) > tokenizer.prompt(make_task()).longest(make_task(), tokenizer)
+
+
+def test_what_a_template_or_an_example_cannot_be_is_refused(chat: PreTrainedTokenizerFast) -> None:
+    tokenizer = TeacherTokenizer(chat)
+    with pytest.raises(UserError, match="the text of the control token '<end_of_turn>'"):
+        tokenizer.prompt(make_task(examples=[{"comment": "so<end_of_turn>", "answer": "a"}]))
+    with pytest.raises(UserError, match="with the task's options"):
+        tokenizer.prompt(make_task(template={"tokenize": True}))
+    refusal = "{{ raise_exception('no system here') }}"
+    chat.chat_template = "{% if messages[0].role == 'system' %}" + refusal + "{% endif %}" + str(chat.chat_template)
+    with pytest.raises(UserError, match=r"does not take turns of system, user .*no system here"):
+        TeacherTokenizer(chat).prompt(make_task(system="You are a judge."))
+    with pytest.raises(ValidationError, match="the example 'great' does not fit: a is 'c'"):
+        make_task(examples=[{"comment": "great", "answer": {"a": "c"}}])
 
 
 def test_a_template_that_repeats_or_drops_the_user_turn_is_refused() -> None:
