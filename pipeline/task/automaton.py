@@ -3,8 +3,8 @@
 A language of at most `ENUMERATED` outputs is built from the tokens of every whole answer, which is exact by construction.
 A larger one is composed field by field. That is exact for BPE tokenizers: a sequence of tokens is the BPE encoding of its
 text if and only if each neighbouring pair of tokens is the encoding of theirs (Berglund and van der Merwe, "Formalizing
-BPE tokenization", 2023). So the answers are cut at places in the constant text where a token ends in every combination of
-the two values around it; inside a piece and across a cut, all neighbours have then been seen in a real encoding.
+BPE tokenization", 2023). So the answers are cut at places in the constant text where a token ends whatever the two values
+around it are; inside a piece and across a cut, all neighbours have then been seen in a real encoding.
 A sample of whole answers is checked at the end, since a tokenizer's pre-tokenizer could look further than that.
 """
 
@@ -26,7 +26,6 @@ from pipeline.task.task import Task, Values
 from pipeline.task.tokenization import TextTokenizer
 
 ENUMERATED = 100_000
-COMPOSED_PAIRS = 200_000
 COMPILED_CHARACTERS = 30_000_000  # of the answers that are tokenized to compile a task; a minute's work
 CHECKED_SAMPLE = 2_000
 CHECKED_LOADED = 300  # answers that are all walked when an automaton is loaded
@@ -200,54 +199,60 @@ def compose_answers(task: Task, tokenizer: TextTokenizer) -> list[set[Tokens]]:
         return [enumerate_answers(task, tokenizer)]
     if not tokenizer.is_bpe:
         raise UserError(f"the task allows {task.outputs:,} answers, and this tokenizer (not BPE) has to see each: {_ADVICE}")
-    pairs = sum(len(a) * len(b) for a, b in itertools.pairwise(task.fields.values()))
-    if pairs > COMPOSED_PAIRS:
-        raise UserError(f"neighbouring fields combine in {pairs:,} ways, at most {COMPOSED_PAIRS:,} are handled: {_ADVICE}")
-    if pairs * task.longest > COMPILED_CHARACTERS:
+    values = sum(map(len, task.fields.values()))
+    if values * task.longest > COMPILED_CHARACTERS:
         raise UserError(
-            f"the fields combine in {pairs:,} answers to look at, each of up to {task.longest:,} characters, and at most "
-            f"{COMPILED_CHARACTERS:,} characters are handled: {_ADVICE}"
+            f"the fields have {values:,} values to look at, each in an answer of up to {task.longest:,} characters, and at "
+            f"most {COMPILED_CHARACTERS:,} characters are handled: {_ADVICE}"
         )
     last = len(task.fields) - 1
-    views = [_encode_pairs(task, tokenizer, field) for field in range(last)]
-    cuts = [_common_cut(task, field, view) for field, view in enumerate(views)]
-    pieces: list[dict[int, Tokens]] = [{} for _ in task.fields]
-    for field, view in enumerate(views):
-        for (left, right), (starts, ids, value_starts) in view.items():
-            edge = value_starts[field] + cuts[field]
-            start = 0 if field == 0 else value_starts[field - 1] + cuts[field - 1]
-            end = len(starts) if field + 1 == last else None
-            _agree(task, pieces[field], field, left, _between(starts, ids, start, edge))
-            if end is not None:
-                _agree(task, pieces[last], last, right, _between(starts, ids, edge, None))
+    views = [
+        _encode(task, tokenizer, [{field: value} for value in range(len(values))])
+        for field, values in enumerate(task.fields.values())
+    ]
+    cuts = [_cut(task, tokenizer, field, *views[field : field + 2]) for field in range(last)]
     return [
-        {(*tokens, tokenizer.end_id) if field == last else tokens for tokens in piece.values()}
-        for field, piece in enumerate(pieces)
+        {view.between(field, cuts) + ((tokenizer.end_id,) if field == last else ()) for view in some}
+        for field, some in enumerate(views)
     ]
 
 
 _ADVICE = "list fewer values, or split the task in two"
 
-# (value of field, value of the next) -> token starts (characters), token ids, where each field's literal after it starts
-_View = dict[tuple[int, int], tuple[list[int], list[int], list[int]]]
+
+@dataclass(frozen=True)
+class _View:
+    """An answer's tokens: where each starts, in characters, its id, and where the constant text behind each field starts."""
+
+    starts: list[int]
+    ids: list[int]
+    after: list[int]
+
+    def around(self, place: int) -> Tokens:
+        """The tokens before and behind a place; none where no token starts there."""
+        return tuple(self.ids[self.starts.index(place) - 1 :][:2]) if place in self.starts else ()
+
+    def between(self, field: int, cuts: list[int]) -> Tokens:
+        """The tokens of a field's piece."""
+        first = self.starts.index(self.after[field - 1] + cuts[field - 1]) if field else 0
+        end = self.starts.index(self.after[field] + cuts[field]) if field < len(cuts) else None
+        return tuple(self.ids[first:end])
 
 
-def _encode_pairs(task: Task, tokenizer: TextTokenizer, field: int) -> _View:
-    """Encodes whole answers in which two neighbouring fields take every pair of values and the others their first."""
+def _encode(task: Task, tokenizer: TextTokenizer, choices: list[dict[int, int]]) -> list[_View]:
+    """Answers with some fields' values, by their numbers; all other fields have their first."""
     literals, values = task.literals(), task.value_texts()
-    keys = list(itertools.product(range(len(values[field])), range(len(values[field + 1]))))
     texts, ends = [], []
-    for left, right in keys:
-        chosen = [{field: left, field + 1: right}.get(i, 0) for i in range(len(values))]
+    for chosen in choices:
         text, after = literals[0], []
-        for i, choice in enumerate(chosen):
-            text += values[i][choice]
+        for field, texts_of_field in enumerate(values):
+            text += texts_of_field[chosen.get(field, 0)]
             after.append(len(text))
-            text += literals[i + 1]
+            text += literals[field + 1]
         texts.append(text)
         ends.append(after)
     encoded = tokenizer.offsets(texts)
-    return {key: (_starts(offsets), ids, after) for key, (ids, offsets), after in zip(keys, encoded, ends, strict=True)}
+    return [_View(_starts(offsets), ids, after) for (ids, offsets), after in zip(encoded, ends, strict=True)]
 
 
 def _starts(offsets: list[tuple[int, int]]) -> list[int]:
@@ -256,31 +261,36 @@ def _starts(offsets: list[tuple[int, int]]) -> list[int]:
     return [s if i == 0 or offsets[i - 1][1] <= s else -1 for i, s in enumerate(starts)]
 
 
-def _common_cut(task: Task, field: int, view: _View) -> int:
-    """A place in the text between two fields, counted from its start, where a token begins in every view."""
+def _cut(task: Task, tokenizer: TextTokenizer, field: int, left: list[_View], right: list[_View]) -> int:
+    """A place in the text between two fields, counted from its start, where a token begins whatever the two values are.
+
+    Args:
+        left: an answer for each value of the field.
+        right: the same of the next one.
+    """
     length = len(task.literals()[field + 1])
     common = set(range(1, length))
-    for starts, _, after in view.values():
-        common &= {start - after[field] for start in starts if start >= 0}
-    if not common:
-        names = list(task.fields)
-        raise UserError(
-            f"no token boundary between the fields {names[field]!r} and {names[field + 1]!r} holds for all their values, "
-            f"and {task.outputs:,} answers are too many to list: {_ADVICE}"
-        )
-    return min(common, key=lambda cut: abs(cut - length / 2))
+    for view in (*left, *right):
+        common &= {start - view.after[field] for start in view.starts if start >= 0}
+    for cut in sorted(common, key=lambda cut: abs(cut - length / 2)):
+        if _holds(task, tokenizer, field, cut, left, right):
+            return cut
+    names = list(task.fields)
+    raise UserError(
+        f"no token boundary between the fields {names[field]!r} and {names[field + 1]!r} holds for all their values, "
+        f"and {task.outputs:,} answers are too many to list: {_ADVICE}"
+    )
 
 
-def _between(starts: list[int], ids: list[int], start: int, end: int | None) -> Tokens:
-    first = 0 if start == 0 else starts.index(start)
-    return tuple(ids[first : None if end is None else starts.index(end)])
-
-
-def _agree(task: Task, piece: dict[int, Tokens], field: int, value: int, tokens: Tokens) -> None:
-    """Notes the tokens of a field's piece, which must not depend on the other fields."""
-    if piece.setdefault(value, tokens) != tokens:
-        name = list(task.fields)[field]
-        raise UserError(f"the tokens of field {name!r} depend on its neighbours in this tokenizer: {_ADVICE}")
+def _holds(task: Task, tokenizer: TextTokenizer, field: int, cut: int, left: list[_View], right: list[_View]) -> bool:
+    """Whether tokens that end at a cut are followed, in a real encoding, by all those that begin there."""
+    before = {view.around(view.after[field] + cut)[0]: value for value, view in enumerate(left)}
+    behind = {view.around(view.after[field] + cut)[1]: value for value, view in enumerate(right)}
+    pairs = list(itertools.product(before.items(), behind.items()))
+    if len(pairs) * task.longest > COMPILED_CHARACTERS:
+        return False
+    views = _encode(task, tokenizer, [{field: one, field + 1: other} for (_, one), (_, other) in pairs])
+    return all(view.around(view.after[field] + cut) == (a, b) for view, ((a, _), (b, _)) in zip(views, pairs, strict=True))
 
 
 def build(pieces: list[set[Tokens]]) -> Automaton:
