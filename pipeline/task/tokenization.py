@@ -7,6 +7,7 @@ so `<end_of_turn>` inside a comment can never end a turn.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ class TextTokenizer:
     def __init__(self, serialized: str, end_id: int) -> None:
         self.serialized = serialized
         self.end_id = end_id
-        self._plain = _bare(serialized)
+        self._plain = _bare(_within(serialized))
         self._plain.encode_special_tokens = True
 
     def __reduce__(self) -> tuple[type[TextTokenizer], tuple[str, int]]:
@@ -98,6 +99,20 @@ class TextTokenizer:
     def is_bpe(self) -> bool:
         """Whether merges decide the tokens, so that a tokenization is right where each neighbouring pair of tokens is."""
         return type(self._plain.model).__name__ == "BPE"
+
+
+def _within(serialized: str) -> str:
+    """The tokenizer of text that does not begin a prompt: some put a space before a prompt's first word, as Mistral's do."""
+    try:
+        content = json.loads(serialized)
+        first = content["pre_tokenizer"] or {}
+    except (ValueError, TypeError, KeyError):
+        return serialized  # which the library refuses, with a reason
+    for part in [first, *first.get("pretokenizers", [])]:
+        if part.get("type") == "Metaspace" and part.get("prepend_scheme") == "first":
+            part["prepend_scheme"] = "never"
+            serialized = json.dumps(content)
+    return serialized
 
 
 def _bare(serialized: str) -> Tokenizer:

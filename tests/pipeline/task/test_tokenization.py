@@ -123,15 +123,23 @@ def test_prompt_equals_a_template_whose_control_tokens_swallow_spaces(kind: str)
     assert tokenizer.prompt(task).ids(["I love it"], tokenizer) == [hf_prompt(hf, task, "I love it")]
 
 
-def test_a_tokenizer_that_puts_a_space_before_the_first_word_alone_is_refused() -> None:
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_tokenizer_that_puts_a_space_before_a_prompts_first_word_puts_none_within(nested: bool) -> None:
     """As Mistral's and some Llamas': Metaspace with `prepend_scheme="first"`."""
     backend = FACTORIES["gemma"]()
     backend.normalizer = None
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    hf = chat_tokenizer(backend)
-    hf.chat_template = "<bos><start_of_turn>{{ messages[0]['content'] }}<end_of_turn>"
+    metaspace = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([metaspace]) if nested else metaspace
+    hf, task = chat_tokenizer(backend), make_task()
+    tokenizer = TeacherTokenizer(hf)
+    assert tokenizer.prompt(task).ids(COMMENTS, tokenizer) == [hf_prompt(hf, task, comment) for comment in COMMENTS]
+    answer = task.render(("b",))
+    ids = tokenizer.encode([answer])[0]
+    assert list(hf(f"<bos>{answer}", add_special_tokens=False).input_ids)[1:] == ids
+    assert tokenizer.decode(ids) == answer
+    hf.chat_template = "so: {{ messages[0]['content'] }}<end_of_turn>"
     with pytest.raises(UserError, match="after a control token than alone"):
-        TeacherTokenizer(hf).prompt(make_task())
+        TeacherTokenizer(hf).prompt(task)
 
 
 SHOTS = [{"comment": "great", "answer": {"a": "a"}}, {"comment": "two\n\nlines", "answer": "b"}]
