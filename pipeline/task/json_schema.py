@@ -10,9 +10,11 @@ import importlib
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from jsonschema import Draft202012Validator, SchemaError
 from pydantic import BaseModel
 
 from pipeline.base import storage
@@ -27,9 +29,10 @@ BOUNDS: dict[str, Callable[[float], int]] = {  # of integers, to the last one th
     "exclusiveMinimum": lambda bound: math.floor(bound) + 1,
     "exclusiveMaximum": lambda bound: math.ceil(bound) - 1,
 }
-# what forbids no answer that is written here
-REMARKS = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
-IGNORED = REMARKS | {"discriminator", "additionalProperties", "$schema", "$id", "$defs", "definitions"}
+IGNORED = {  # what forbids no answer that is written here
+    *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"),
+    *("discriminator", "additionalProperties", "$schema", "$id", "$defs", "definitions"),
+}
 TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "boolean": (bool,),
@@ -49,7 +52,7 @@ def read_schema(path: str) -> Schema:
         UserError: there is none.
     """
     try:
-        schema = json.loads(storage.read_text(path))
+        schema = json.loads(storage.read_text(path), parse_constant=str)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}") from error
     if not isinstance(schema, dict):
@@ -82,8 +85,11 @@ def fields_of(schema: Schema) -> tuple[Fields, str | None]:
     Raises:
         UserError: it allows answers without end, or uses what a task cannot say; naming the place.
     """
-    found = _Reader(schema).leaves(schema, "", ())
-    paths = dict(found)
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        _refuse("".join(f"/{key}" for key in error.absolute_path), f"is none: {clip(error.message)}")
+    paths = dict(_Reader(schema).leaves(schema, "", ()))
     if all(len(path) == 1 for path in paths):
         return {path[0]: values for path, values in paths.items()}, None
     mark = next((mark for mark in MARKS if not any(mark in key for path in paths for key in path)), None)
@@ -105,7 +111,7 @@ class _Reader:
     def leaves(self, schema: Any, pointer: str, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[Scalar]]]:
         """The members of an object with their values, those of objects inside it too."""
         schema, pointer = self._resolved(schema, pointer)
-        if schema.get("type") != "object" or not isinstance(schema.get("properties"), dict) or not schema["properties"]:
+        if schema.get("type") != "object" or not schema.get("properties"):
             _refuse(pointer, "is to be an object with `properties`: an answer is one JSON object")
         self._known(schema, pointer, {"type", "properties", "required"})
         required = schema.get("required", [])
@@ -119,6 +125,8 @@ class _Reader:
                 yield from self.leaves(inner, target, (*path, name))
                 continue
             values = _unlike(self.values(inner, target))
+            if not values:
+                _refuse(target, "allows nothing")
             if name not in required and None not in values and "default" not in inner:
                 _refuse(place, "may be left out: list it in `required`, or let it be null and say null where there is none")
             yield (*path, name), values
@@ -130,9 +138,10 @@ class _Reader:
         if one_of := next((key for key in ("anyOf", "oneOf") if key in schema), None):
             self._known(schema, pointer, {one_of})
             self._enter(pointer)
-            parts = [self.values(part, f"{pointer}/{one_of}/{i}") for i, part in enumerate(schema[one_of])]
+            parts = [_unlike(self.values(part, f"{pointer}/{one_of}/{i}")) for i, part in enumerate(schema[one_of])]
             self._open.pop()
-            return [value for part in parts for value in part]
+            times = Counter(json.dumps(value) for part in parts for value in part)
+            return [value for part in parts for value in part if one_of == "anyOf" or times[json.dumps(value)] == 1]
         kinds = schema.get("type", list(TYPES))
         kinds = [kinds] if isinstance(kinds, str) else kinds
         if "enum" in schema or "const" in schema:
@@ -159,9 +168,8 @@ class _Reader:
     def _integers(self, schema: Schema, pointer: str) -> list[Scalar]:
         """Between the bounds, by steps of `multipleOf`."""
         self._known(schema, pointer, {"type", "multipleOf", *BOUNDS})
-        given, step = {key: schema[key] for key in BOUNDS if key in schema}, schema.get("multipleOf", 1)
-        if not all(type(number) in (int, float) and math.isfinite(number) for number in (*given.values(), step)) or step <= 0:
-            _refuse(pointer, "has a bound that is no number, or a `multipleOf` that is not above 0")
+        given = {key: schema[key] for key in BOUNDS if key in schema and math.isfinite(schema[key])}
+        step = schema.get("multipleOf", 1)
         ends = {key: BOUNDS[key](bound) for key, bound in given.items()}
         lows, highs = ([end for key, end in ends.items() if key.endswith(side)] for side in ("inimum", "aximum"))
         if not lows or not highs:
@@ -186,19 +194,19 @@ class _Reader:
             schema = schema | beside if isinstance(schema, dict) else schema
             seen.add(pointer)
         if not isinstance(schema, dict):
-            _refuse(pointer, "is no schema: an object is one")
+            _refuse(pointer, "allows anything or nothing: say what it may be")
         return schema, pointer
 
     def _reference(self, schema: Schema, pointer: str) -> tuple[Any, str] | None:
         """What a schema stands for, if for another one."""
-        if isinstance(some := schema.get("allOf"), list) and len(some) == 1 and not schema.keys() - IGNORED - {"allOf"}:
+        if len(some := schema.get("allOf", [])) == 1 and not schema.keys() - IGNORED - {"allOf"}:
             return some[0], f"{pointer}/allOf/0"  # so Pydantic writes a reference with a title beside it
         if "$ref" not in schema:
             return None
         self._known(schema, pointer, {"$ref"})
         target = schema["$ref"]
-        if not isinstance(target, str) or not target.startswith("#/"):
-            _refuse(pointer, f"refers to {clip(str(target))!r}, which is not inside this schema: put it under $defs")
+        if not target.startswith("#/"):
+            _refuse(pointer, f"refers to {clip(target)!r}, which is not inside this schema: put it under $defs")
         found: Any = self._root
         for key in target[2:].split("/"):
             found = found.get(key.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
