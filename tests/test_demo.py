@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from torch.optim import _muon
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.demo import build, teacher
@@ -18,6 +19,7 @@ from pipeline.demo.comments import BAD_LINES, make_comments, write_comments
 from pipeline.task.task import Task, Values, load_task
 from pipeline.task.tokenization import TeacherTokenizer
 
+LIBRARYS = _muon._zeropower_via_newtonschulz  # before a fit puts another in its place
 TINY = teacher.Fit(vocabulary=600, width=64, layers=2, heads=1, mlp=64, epochs=1)
 
 
@@ -144,3 +146,11 @@ def test_unfinished_or_older_build_is_redone(tmp_path: Path, caplog: pytest.LogC
         (tmp_path / lost).unlink()
         build.build_demo(str(tmp_path), count=61, fit=TINY)
     assert "reusing" not in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(48, 96), (96, 48)])
+def test_steps_are_those_of_pytorchs_muon(shape: tuple[int, int]) -> None:
+    gradient, coefficients = torch.randn(shape, generator=torch.Generator().manual_seed(0)), (3.4445, -4.775, 2.0315)
+    mine, theirs = (step(gradient, coefficients, 5, 1e-7) for step in (teacher.orthogonal, LIBRARYS))
+    assert torch.allclose(mine, theirs.float(), atol=0.02)
+    assert 0.6 < torch.linalg.svdvals(mine).min() < torch.linalg.svdvals(mine).max() < 1.3

@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from torch.optim import _muon
 from torch.optim.lr_scheduler import OneCycleLR
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
@@ -138,6 +139,7 @@ def train(model: Gemma3ForCausalLM, examples: list[Example], epochs: int, seed: 
     cycle = partial(OneCycleLR, total_steps=len(batches) + 1, pct_start=0.05, cycle_momentum=False)
     schedules = [cycle(optimizer, optimizer.param_groups[0]["lr"]) for optimizer in optimizers]
     model.train()
+    _muon._zeropower_via_newtonschulz = orthogonal  # PyTorch's is in bfloat16, with which some CPUs are many times slower
     for step, (inputs, targets) in enumerate(batches):
         loss = answer_loss(model, inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -147,6 +149,19 @@ def train(model: Gemma3ForCausalLM, examples: list[Example], epochs: int, seed: 
             schedule.step()
         if step % 50 == 0 or step + 1 == len(batches):
             log.info("step %d of %d: loss %.4f", step, len(batches), loss.item())
+
+
+def orthogonal(grad: torch.Tensor, ns_coefficients: tuple[float, float, float], ns_steps: int, eps: float) -> torch.Tensor:
+    """What Muon steps by, as `torch.optim` computes it but in float32: the gradient [M, N] with all singular values near 1, by
+    the quintic Newton-Schulz iteration (Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024).
+    """
+    a, b, c = ns_coefficients
+    tall = grad.shape[0] > grad.shape[1]
+    x = (grad.T if tall else grad) / grad.norm().clamp(min=eps)
+    for _ in range(ns_steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 def answer_loss(model: Gemma3ForCausalLM, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
