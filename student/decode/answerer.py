@@ -16,7 +16,7 @@ from student.decode.familiarity import Familiarity
 from student.model.checkpoint import load_student, load_temperatures
 from student.model.model import Student
 
-BATCH = 256  # comments decoded together
+BATCH, VECTORS = 256, 1024  # comments decoded together; the second where a reader makes one vector of each (docs/log.md)
 # names of thresholds beside the fields': the confidence in all, in a field with those before it, and how familiar a text is
 WHOLE, UP_TO, FAMILIARITY = "whole answer", "answer up to ", "familiarity of the text"
 TOLERANCE = 1e-9  # of thresholds, which are made from rounded confidences
@@ -117,8 +117,10 @@ class Answerer:
         """The answers to rows that `filter_rows` kept, in their order."""
         answers: dict[int, Answer] = {}
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))  # alike in length, they need little padding
-        for start in range(0, len(rows), BATCH):
-            part = order[start : start + BATCH]
+        reader = self._model.shape.reader
+        size = VECTORS if reader is not None and reader.pools else BATCH
+        for start in range(0, len(rows), size):
+            part = order[start : start + size]
             answers |= zip(part, self._answer([rows[i] for i in part], value_probabilities), strict=True)
         return [answers[i] for i in range(len(rows))]
 
