@@ -290,7 +290,9 @@ class AnswerConfig(Strict):
         if self.fallback is not None and self.teacher is None:
             raise ValueError("a fallback needs somebody to fall back on: name the teacher (--teacher)")
         if self.unfamiliar is not None and self.teacher is None and not self.certified:
-            raise ValueError("somebody has to answer unfamiliar texts: name the teacher (--teacher)")
+            raise ValueError(
+                "somebody has to answer unfamiliar texts: name the teacher (--teacher), or say what is to agree (--agree)"
+            )
         if self.certified and self.fallback is not None:
             raise ValueError("give either a fallback, or a share that is to agree: that chooses the fallback")
         if self.certified and self.weights != "float32":
