@@ -23,7 +23,7 @@ from pipeline.base.errors import UserError
 from pipeline.comments.reading import filter_rows, text_row
 from pipeline.config import TeacherConfig
 from pipeline.shards.manifest import Shards
-from pipeline.task.automaton import compile_automaton
+from pipeline.task.compilation import compile_automaton
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.forced import forced_runs
 from pipeline.task.tokenization import load_teacher_tokenizer

@@ -24,26 +24,20 @@ def task(schema: str, instruction: str, teacher: str | None, out: str) -> None:
       retort task --schema answer.schema.json --instruction prompt.txt --out tasks/triage.yaml
       retort task --schema app.models:Triage --instruction "Sort this mail." --out tasks/triage.yaml
 
-    Objects, enum, const, booleans, null, bounded integers, anyOf of such and $ref are taken as they are. What allows answers
-    without end, or is not known, is refused by its place in the schema. A task may also name a schema itself, as
+    Objects, enum, const, booleans, null, bounded integers, anyOf of such, lists and $ref are taken as they are. What allows
+    answers without end, or is not known, is refused by its place in the schema. A task may also name a schema itself, as
     `schema: answer.schema.json` in place of `fields`.
     """  # noqa: D301 (\b is click's mark, as a character)
-    from pipeline.task.json_schema import fields_of, model_schema, read_schema
+    from pipeline.task.json_schema import content_of, model_schema, read_schema
     from pipeline.task.task import dump_task, make_task
 
     if storage.exists(out):
         raise UserError(f"{out} is there already: name another file with --out")
     text = Path(instruction).read_text("utf-8").strip() if os.path.isfile(instruction) else instruction
     is_model = ":" in schema and not os.path.exists(schema) and not storage.is_uri(schema)
-    fields, nesting = fields_of(model_schema(schema) if is_model else read_schema(schema))
-    content = {
-        "name": Path(out).stem,
-        "teacher": teacher,
-        "instruction": text,
-        "fields": fields,
-        "format": {"nesting": nesting},
-    }
-    made = make_task(content, "this schema")
+    content = content_of(model_schema(schema) if is_model else read_schema(schema))
+    made = make_task(content | {"name": Path(out).stem, "teacher": teacher, "instruction": text}, "this schema")
     storage.write_text(out, dump_task(made, short=True))
-    say("\n".join([f"{name}: {len(values)} values" for name, values in made.fields.items()]))
+    kinds = {name: "labels, a list" if name in made.lists else "values" for name in made.fields}
+    say("\n".join([f"{name}: {len(values)} {kinds[name]}" for name, values in made.fields.items()]))
     say(f"task     {out}, {made.outputs:,} answers")

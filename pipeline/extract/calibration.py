@@ -103,6 +103,10 @@ def suggest(state: StateMass) -> str:
         return "It fences its answers: set format.prefix to '```json\\n', format.suffix to '\\n```' and format.indent to 2."
     if not before:
         return f"Set format.prefix to what it opens its answers with ({rival!r}), or ask for bare JSON in `instruction`."
+    if before.rfind("[") > before.rfind("]"):
+        return (
+            "In a list it would write other labels: set `order: any` in `lists` if it has an order of its own, or raise `max`."
+        )
     if before[-1] in "{," and "\n" in rival:
         return "It writes a field on each line: set format.indent to 2 (or to the spaces it uses)."
     if before[-1] == ":" or (before[-1] == '"' and rival.strip() == ":"):

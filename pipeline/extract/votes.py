@@ -18,13 +18,13 @@ def weights(compiled: CompiledTask, values: Values, shares: Sequence[Sequence[fl
     """An answer's weight, and those of the answers that differ from it in one field; together 1.
 
     Args:
-        shares: of each value of each field, given the text and the answer's values of the fields before; None for the answer
-            alone.
+        shares: of each value of each field, given the text and the answer's values of the fields before; none for a list,
+            whose own labels are all that is known, and None for the answer alone.
     """
     found, reached = defaultdict[Tokens, float](float), 1.0
     for field, (allowed, some) in enumerate(zip(compiled.task.fields.values(), shares or [], strict=False)):
-        own = SEEN
-        for value, share in zip(allowed, some, strict=True):
+        own = SEEN if some else 1.0
+        for value, share in zip(allowed if some else [], some, strict=True):
             other = (*values[:field], value, *values[field + 1 :])
             if type(value) is type(values[field]) and value == values[field]:
                 own = max(share, SEEN)

@@ -141,9 +141,8 @@ class _Reader:
                 raise UserError(f"the shards hold an answer that is none of the task's: {tokenizer.decode(list(answer))!r}")
             near = [
                 (*values[:i], value, *values[i + 1 :])
-                for i, allowed in enumerate(task.fields.values())
-                for value in allowed
-                if value != values[i]
+                for i, name in enumerate(task.fields)
+                for value in task.near(name, values[i])
             ]
             parted = defaultdict[tuple[int, int], list[Values]](list)
             for other, ids in zip(near, tokenizer.encode([task.render(other) for other in near]), strict=True):

@@ -1,18 +1,10 @@
-"""The output automaton: a task's output language as a minimal DFA over the tokens of one tokenizer.
-
-A language of at most `ENUMERATED` outputs is built from the tokens of every whole answer, which is exact by construction.
-A larger one is composed field by field. That is exact for BPE tokenizers: a sequence of tokens is the BPE encoding of its
-text if and only if each neighbouring pair of tokens is the encoding of theirs (Berglund and van der Merwe, "Formalizing
-BPE tokenization", 2023). So the answers are cut at places in the constant text where a token ends whatever the two values
-around it are; inside a piece and across a cut, all neighbours have then been seen in a real encoding.
-A sample of whole answers is checked at the end, since a tokenizer's pre-tokenizer could look further than that.
-"""
+"""The output automaton: a task's output language as a minimal DFA over the tokens of one tokenizer."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,14 +17,14 @@ from pipeline.base.errors import UserError
 from pipeline.task.task import Task, Values
 from pipeline.task.tokenization import TextTokenizer
 
-ENUMERATED = 100_000
-COMPILED_CHARACTERS = 30_000_000  # of the answers that are tokenized to compile a task; a minute's work
-CHECKED_SAMPLE = 2_000
+CHECKED_SAMPLE = 2_000  # of more answers than that
 CHECKED_LOADED = 300  # answers that are all walked when an automaton is loaded
 MAX_STATES = 200_000
 MAX_CELLS = 1 << 28  # of the tables: 1 GiB
+ADVICE = "list fewer values, or split the task in two"
 
 Tokens = tuple[int, ...]
+Piece = set[tuple[Tokens, int]]  # sequences, each with the number of the piece that it leads to, or of the end
 
 
 @dataclass(frozen=True)
@@ -153,167 +145,32 @@ class Automaton:
             return False
 
 
-def compile_automaton(task: Task, tokenizer: TextTokenizer) -> Automaton:
-    """Compiles a task against a tokenizer.
-
-    Raises:
-        UserError: the language is too large to enumerate and cannot be composed exactly, or an answer cannot be written
-            in this tokenizer; the message says what to change.
-    """
-    check_writable(task, tokenizer)
-    if task.outputs <= ENUMERATED and task.outputs * task.longest <= COMPILED_CHARACTERS:
-        return build([enumerate_answers(task, tokenizer)])
-    automaton = build(compose_answers(task, tokenizer))
-    check_sample(automaton, task, tokenizer)
-    return automaton
-
-
-def check_writable(task: Task, tokenizer: TextTokenizer) -> None:
-    """Refuses constant texts and values that the tokenizer cannot give back as they are.
-
-    Raises:
-        UserError: naming the text.
-    """
-    texts = task.literals() + [text for values in task.value_texts() for text in values]
-    for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
-        if tokenizer.decode(ids).strip() != text.strip():
-            raise UserError(f"the teacher's tokenizer cannot write {text!r}: it comes back as {tokenizer.decode(ids)!r}")
-        named = [token for token in tokenizer.special_tokens.values() if token in text]
-        if named:
-            raise UserError(f"the task writes {text!r}, which holds the text of the control token {named[0]!r}")
-
-
-def enumerate_answers(task: Task, tokenizer: TextTokenizer) -> set[Tokens]:
-    """The tokens of every answer, end token last."""
-    texts = [task.render(values) for values in task.answers()]
-    return {(*ids, tokenizer.end_id) for ids in tokenizer.encode(texts)}
-
-
-def compose_answers(task: Task, tokenizer: TextTokenizer) -> list[set[Tokens]]:
-    """The answers as a chain of pieces, one a field: every answer is one sequence of each piece, joined.
-
-    Raises:
-        UserError: the tokens cannot be cut between two fields.
-    """
-    if len(task.fields) == 1:
-        return [enumerate_answers(task, tokenizer)]
-    if not tokenizer.is_bpe:
-        raise UserError(f"the task allows {task.outputs:,} answers, and this tokenizer (not BPE) has to see each: {_ADVICE}")
-    values = sum(map(len, task.fields.values()))
-    if values * task.longest > COMPILED_CHARACTERS:
-        raise UserError(
-            f"the fields have {values:,} values to look at, each in an answer of up to {task.longest:,} characters, and at "
-            f"most {COMPILED_CHARACTERS:,} characters are handled: {_ADVICE}"
-        )
-    last = len(task.fields) - 1
-    views = [
-        _encode(task, tokenizer, [{field: value} for value in range(len(values))])
-        for field, values in enumerate(task.fields.values())
-    ]
-    cuts = [_cut(task, tokenizer, field, *views[field : field + 2]) for field in range(last)]
-    return [
-        {view.between(field, cuts) + ((tokenizer.end_id,) if field == last else ()) for view in some}
-        for field, some in enumerate(views)
-    ]
-
-
-_ADVICE = "list fewer values, or split the task in two"
-
-
-@dataclass(frozen=True)
-class _View:
-    """An answer's tokens: where each starts, in characters, its id, and where the constant text behind each field starts."""
-
-    starts: list[int]
-    ids: list[int]
-    after: list[int]
-
-    def around(self, place: int) -> Tokens:
-        """The tokens before and behind a place; none where no token starts there."""
-        return tuple(self.ids[self.starts.index(place) - 1 :][:2]) if place in self.starts else ()
-
-    def between(self, field: int, cuts: list[int]) -> Tokens:
-        """The tokens of a field's piece."""
-        first = self.starts.index(self.after[field - 1] + cuts[field - 1]) if field else 0
-        end = self.starts.index(self.after[field] + cuts[field]) if field < len(cuts) else None
-        return tuple(self.ids[first:end])
-
-
-def _encode(task: Task, tokenizer: TextTokenizer, choices: list[dict[int, int]]) -> list[_View]:
-    """Answers with some fields' values, by their numbers; all other fields have their first."""
-    literals, values = task.literals(), task.value_texts()
-    texts, ends = [], []
-    for chosen in choices:
-        text, after = literals[0], []
-        for field, texts_of_field in enumerate(values):
-            text += texts_of_field[chosen.get(field, 0)]
-            after.append(len(text))
-            text += literals[field + 1]
-        texts.append(text)
-        ends.append(after)
-    encoded = tokenizer.offsets(texts)
-    return [_View(_starts(offsets), ids, after) for (ids, offsets), after in zip(encoded, ends, strict=True)]
-
-
-def _starts(offsets: list[tuple[int, int]]) -> list[int]:
-    """Where each token starts, in characters; -1 for tokens that share a character with the one before."""
-    starts = [0] + [start for start, _ in offsets[1:]]
-    return [s if i == 0 or offsets[i - 1][1] <= s else -1 for i, s in enumerate(starts)]
-
-
-def _cut(task: Task, tokenizer: TextTokenizer, field: int, left: list[_View], right: list[_View]) -> int:
-    """A place in the text between two fields, counted from its start, where a token begins whatever the two values are.
-
-    Args:
-        left: an answer for each value of the field.
-        right: the same of the next one.
-    """
-    length = len(task.literals()[field + 1])
-    common = set(range(1, length))
-    for view in (*left, *right):
-        common &= {start - view.after[field] for start in view.starts if start >= 0}
-    for cut in sorted(common, key=lambda cut: abs(cut - length / 2)):
-        if _holds(task, tokenizer, field, cut, left, right):
-            return cut
-    names = list(task.fields)
-    raise UserError(
-        f"no token boundary between the fields {names[field]!r} and {names[field + 1]!r} holds for all their values, "
-        f"and {task.outputs:,} answers are too many to list: {_ADVICE}"
-    )
-
-
-def _holds(task: Task, tokenizer: TextTokenizer, field: int, cut: int, left: list[_View], right: list[_View]) -> bool:
-    """Whether tokens that end at a cut are followed, in a real encoding, by all those that begin there."""
-    before = {view.around(view.after[field] + cut)[0]: value for value, view in enumerate(left)}
-    behind = {view.around(view.after[field] + cut)[1]: value for value, view in enumerate(right)}
-    pairs = list(itertools.product(before.items(), behind.items()))
-    if len(pairs) * task.longest > COMPILED_CHARACTERS:
-        return False
-    views = _encode(task, tokenizer, [{field: one, field + 1: other} for (_, one), (_, other) in pairs])
-    return all(view.around(view.after[field] + cut) == (a, b) for view, ((a, _), (b, _)) in zip(views, pairs, strict=True))
-
-
-def build(pieces: list[set[Tokens]]) -> Automaton:
-    """The minimal DFA of all sequences that take one sequence of each piece, in order.
+def build(pieces: Sequence[Piece]) -> Automaton:
+    """The minimal DFA of all ways from the first piece to the end, each along one sequence of every piece it passes.
 
     Built from the last piece back to the first; two states with the same ways on are one.
+
+    Raises:
+        UserError: it is too large.
     """
     states: dict[tuple[tuple[int, int], ...], int] = {(): 0}
-    start = 0
-    for piece in reversed(pieces):
-        start = _share_suffixes(sorted(piece), start, states)
+    starts = [0] * (len(pieces) + 1)
+    for number in reversed(range(len(pieces))):
+        sequences = sorted((tokens, starts[following]) for tokens, following in pieces[number])
+        starts[number] = _share_suffixes(sequences, states)
         if len(states) > MAX_STATES:
-            raise UserError(f"the output automaton has more than {MAX_STATES:,} states: {_ADVICE}")
-    return _tables(list(states), start)
+            raise UserError(f"the output automaton has more than {MAX_STATES:,} states: {ADVICE}")
+    return _tables(list(states), starts[0])
 
 
-def _share_suffixes(sequences: list[Tokens], end: int, states: dict[tuple[tuple[int, int], ...], int]) -> int:
-    """Adds the states of some sorted sequences that all lead to `end`; returns the state they start from.
+def _share_suffixes(sequences: list[tuple[Tokens, int]], states: dict[tuple[tuple[int, int], ...], int]) -> int:
+    """Adds the states of some sorted sequences, each with the state it leads to; returns the state they start from.
 
-    Sequences are taken in order; the steps a sequence does not share with its successor are final and become states.
+    None begins like another one whole. Sequences are taken in order; the steps a sequence does not share with its successor are
+    final and become states.
     """
     open_edges: list[list[tuple[int, int]]] = [[]]
-    for sequence, following in itertools.pairwise([*sequences, ()]):
+    for (sequence, end), (following, _) in itertools.pairwise([*sequences, ((), 0)]):
         shared = _shared_prefix(sequence, following)
         open_edges += [[] for _ in range(len(sequence) - len(open_edges) + 1)]
         state = end
@@ -336,7 +193,7 @@ def _tables(edges: list[tuple[tuple[int, int], ...]], start: int) -> Automaton:
     """
     tokens = np.array(sorted({token for state in edges for token, _ in state}), np.int32)
     if len(edges) * len(tokens) > MAX_CELLS:
-        raise UserError(f"the output automaton has {len(edges):,} states over {len(tokens):,} tokens, too many: {_ADVICE}")
+        raise UserError(f"the output automaton has {len(edges):,} states over {len(tokens):,} tokens, too many: {ADVICE}")
     column = {int(token): i for i, token in enumerate(tokens)}
     last = len(edges) - 1
     if start != last:
@@ -348,18 +205,6 @@ def _tables(edges: list[tuple[tuple[int, int], ...]], start: int) -> Automaton:
     return Automaton(tokens, next_state)
 
 
-def check_sample(automaton: Automaton, task: Task, tokenizer: TextTokenizer) -> None:
-    """Walks a sample of whole answers, each field's values all among them.
-
-    Raises:
-        UserError: an answer's own tokens are not a path of the automaton.
-    """
-    rng = random.Random(0)
-    sample: list[Values] = [tuple(rng.choice(v) for v in task.fields.values()) for _ in range(CHECKED_SAMPLE)]
-    for answer in _refused(automaton, task, tokenizer, sample):
-        raise UserError(f"the tokens of {task.render(answer)!r} reach across fields in this tokenizer: {_ADVICE}")
-
-
 def is_of_task(automaton: Automaton, task: Task, tokenizer: TextTokenizer) -> bool:
     """Whether an automaton is a task's: it has as many answers, and among them some in which each value occurs.
 
@@ -368,13 +213,12 @@ def is_of_task(automaton: Automaton, task: Task, tokenizer: TextTokenizer) -> bo
     """
     if automaton.answers != task.outputs:
         return False
-    values = list(task.fields.values())
-    each = (tuple(v[i % len(v)] for v in values) for i in range(max(map(len, values))))
-    answers = task.answers() if task.outputs <= CHECKED_LOADED else each
-    return not any(_refused(automaton, task, tokenizer, list(itertools.islice(answers, CHECKED_SAMPLE))))
+    rng, most = random.Random(0), max(map(len, task.fields.values()))
+    answers = task.answers() if task.outputs <= CHECKED_LOADED else (task.draw(rng, place) for place in range(most))
+    return not any(refused(automaton, task, tokenizer, list(itertools.islice(answers, CHECKED_SAMPLE))))
 
 
-def _refused(automaton: Automaton, task: Task, tokenizer: TextTokenizer, answers: list[Values]) -> Iterator[Values]:
+def refused(automaton: Automaton, task: Task, tokenizer: TextTokenizer, answers: list[Values]) -> Iterator[Values]:
     """Those of some answers whose tokens are not a path of the automaton."""
     encoded = tokenizer.encode([task.render(values) for values in answers])
     return (v for v, ids in zip(answers, encoded, strict=True) if not automaton.accepts([*ids, tokenizer.end_id]))

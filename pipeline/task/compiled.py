@@ -16,7 +16,8 @@ import numpy as np
 from pipeline.base import storage
 from pipeline.base.config import Strict
 from pipeline.base.errors import UserError, clip
-from pipeline.task.automaton import Automaton, Tokens, compile_automaton, is_of_task
+from pipeline.task.automaton import Automaton, Tokens, is_of_task
+from pipeline.task.compilation import compile_automaton
 from pipeline.task.task import Task, Values, dump_task, load_task
 from pipeline.task.tokenization import TextTokenizer
 from pipeline.task.vocabulary import WatchedSet

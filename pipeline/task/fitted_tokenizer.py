@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -26,13 +26,14 @@ CONTROL = (
 def fit_tokenizer(texts: Iterable[str], task: Task) -> TextTokenizer:
     """Fits byte-pair encoding (Sennrich et al., 2016) to texts, and adds the task's values whole.
 
-    A value's token begins with the separator after its key, so that a text hardly ever holds it; a field is one choice then.
-    What the texts do not have is written in bytes. The usual control tokens are among its own, so that texts that hold them are
-    known by the rule for those (`comments.special_tokens`).
+    A value's token begins with what stands before it, so that a text hardly ever holds it; a field is one choice then, and so
+    is each label of a list. What the texts do not have is written in bytes. The usual control tokens are among its own, so that
+    texts that hold them are known by the rule for those (`comments.special_tokens`).
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
-    written = "".join([*task.literals(), *(text for values in task.value_texts() for text in values)])
+    marks = [mark for name in task.lists for mark in task.list_marks(name)]
+    written = "".join([*task.literals(), *marks, *(text for values in task.value_texts() for text in values)])
     trainer = trainers.BpeTrainer(
         vocab_size=PIECES,
         min_frequency=SEEN,
@@ -42,10 +43,16 @@ def fit_tokenizer(texts: Iterable[str], task: Task) -> TextTokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer = _with_bytes(tokenizer)
-    values = {task.format.key_separator + text: None for texts in task.value_texts() for text in texts}
-    tokenizer.add_tokens([AddedToken(value, normalized=False) for value in values])
+    tokenizer.add_tokens([AddedToken(value, normalized=False) for value in dict.fromkeys(_values(task))])
     tokenizer.add_special_tokens([END, *CONTROL])
     return TextTokenizer(tokenizer.to_str(), tokenizer.get_vocab()[END])
+
+
+def _values(task: Task) -> Iterator[str]:
+    for name, texts in zip(task.fields, task.value_texts(), strict=True):
+        marks = task.list_marks(name)[:2] if name in task.lists else (task.format.key_separator,)
+        yield from ["[]"] * (name in task.lists)
+        yield from (mark + text for mark in marks for text in texts)
 
 
 def _with_bytes(tokenizer: Tokenizer) -> Tokenizer:

@@ -22,6 +22,8 @@ def fit_shares(task: Task, given: Any) -> list[list[float]]:
     Raises:
         ValueError: it is none of that; with the reason.
     """
+    if task.lists:
+        raise ValueError(f"{next(iter(task.lists))} is a list, of which shares say too little: give answers alone")
     content = json.loads(given) if isinstance(given, str) else given
     if not isinstance(content, Mapping):
         raise ValueError("it is no object")

@@ -42,7 +42,7 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 
 Schema = dict[str, Any]
-Fields = dict[str, list[Scalar]]
+Path = tuple[str, ...]
 
 
 def read_schema(path: str) -> Schema:
@@ -79,8 +79,8 @@ def model_schema(source: str) -> Schema:
     return model.model_json_schema()
 
 
-def fields_of(schema: Schema) -> tuple[Fields, str | None]:
-    """The fields of a schema's answers, and what parts the keys in their names: None where no object nests.
+def content_of(schema: Schema) -> dict[str, Any]:
+    """What a task says of a schema's answers: `fields`, `lists`, and in `format` what parts the keys in their names.
 
     Raises:
         UserError: it allows answers without end, or uses what a task cannot say; naming the place.
@@ -89,13 +89,17 @@ def fields_of(schema: Schema) -> tuple[Fields, str | None]:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         _refuse("".join(f"/{key}" for key in error.absolute_path), f"is none: {clip(error.message)}")
-    paths = dict(_Reader(schema).leaves(schema, "", ()))
-    if all(len(path) == 1 for path in paths):
-        return {path[0]: values for path, values in paths.items()}, None
-    mark = next((mark for mark in MARKS if not any(mark in key for path in paths for key in path)), None)
-    if mark is None:
+    reader = _Reader(schema)
+    paths = dict(reader.leaves(schema, "", ()))
+    flat = all(len(path) == 1 for path in paths)
+    mark = None if flat else next((mark for mark in MARKS if not any(mark in key for path in paths for key in path)), None)
+    if mark is None and not flat:
         raise UserError(f"the schema's keys hold all of {' '.join(MARKS)}, one of which is to part them: rename some")
-    return {mark.join(path): values for path, values in paths.items()}, mark
+    return {
+        "fields": {(mark or "").join(path): values for path, values in paths.items()},
+        "lists": {(mark or "").join(path): rule for path, rule in reader.lists.items()},
+        "format": {"nesting": mark},
+    }
 
 
 def _refuse(pointer: str, why: str) -> NoReturn:
@@ -103,12 +107,17 @@ def _refuse(pointer: str, why: str) -> NoReturn:
 
 
 class _Reader:
-    """Reads one schema; `root` is what its references point into."""
+    """Reads one schema; `root` is what its references point into.
+
+    Attributes:
+        lists: the bounds of the members that are lists.
+    """
 
     def __init__(self, root: Schema) -> None:
         self._root, self._open = root, list[str]()  # the places that are being read, one inside the other
+        self.lists: dict[Path, dict[str, int]] = {}
 
-    def leaves(self, schema: Any, pointer: str, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[Scalar]]]:
+    def leaves(self, schema: Any, pointer: str, path: Path) -> Iterator[tuple[Path, list[Scalar]]]:
         """The members of an object with their values, those of objects inside it too."""
         schema, pointer = self._resolved(schema, pointer)
         if schema.get("type") != "object" or not schema.get("properties"):
@@ -124,13 +133,25 @@ class _Reader:
                     _refuse(place, "is an object that may be left out, which no task can say: list it in `required`")
                 yield from self.leaves(inner, target, (*path, name))
                 continue
-            values = _unlike(self.values(inner, target))
+            values = self._labels(inner, target, (*path, name)) if inner.get("type") == "array" else self.values(inner, target)
+            values = _unlike(values)
             if not values:
                 _refuse(target, "allows nothing")
             if name not in required and None not in values and "default" not in inner:
                 _refuse(place, "may be left out: list it in `required`, or let it be null and say null where there is none")
             yield (*path, name), values
         self._open.pop()
+
+    def _labels(self, schema: Schema, pointer: str, path: Path) -> list[Scalar]:
+        """What may be in a list, each at most once: as a set, whether the schema says so or not."""
+        self._known(schema, pointer, {"type", "items", "minItems", "maxItems", "uniqueItems"})
+        if "items" not in schema:
+            _refuse(pointer, "is a list of anything: say in `items` what may be in it")
+        bounds = {bound: schema[key] for bound, key in (("min", "minItems"), ("max", "maxItems")) if key in schema}
+        if bounds.get("max") == 0:
+            _refuse(pointer, "is always empty: leave it out")
+        self.lists[path] = bounds
+        return self.values(schema["items"], f"{pointer}/items")
 
     def values(self, schema: Any, pointer: str) -> list[Scalar]:
         """All that one member may be."""
@@ -160,7 +181,7 @@ class _Reader:
             self._known(schema, pointer, {"type", "multipleOf", *BOUNDS})
             return [True, False] if kind == "boolean" else [None]
         if kind == "array":
-            _refuse(pointer, "is a list, which no task can say yet: give each label a boolean of its own")
+            _refuse(pointer, "is a list inside a list, or among other things, which no task can say: let it be a list alone")
         if kind == "object":
             _refuse(pointer, "is an object among other things, which no task can say: let it be an object alone, or null")
         _refuse(pointer, "has no end of values, and only a finite set can be distilled: list them in `enum`")

@@ -7,8 +7,9 @@ import itertools
 import json
 import math
 import os
+import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -18,12 +19,14 @@ from pipeline.base import storage
 from pipeline.base.config import Strict, describe
 from pipeline.base.errors import UserError, clip
 from pipeline.base.yaml_files import read_marked_yaml
+from pipeline.task.lists import ListRule
 
 MAX_VALUES = 10_000  # of all fields together
 MAX_CHARACTERS = 500_000  # of the whole task as JSON; with MAX_VALUES, what `dump_task` writes is within `yaml_files`' bounds
 
 Scalar = bool | int | float | str | None
-Values = tuple[Scalar, ...]
+Value = Scalar | tuple[Scalar, ...]  # the latter of a list, in the task's order
+Values = tuple[Value, ...]
 
 
 class Format(Strict):
@@ -80,6 +83,10 @@ class Shot(Strict):
     answer: Any
 
 
+class _Members(tuple[tuple[str, Any], ...]):
+    """A JSON object's, as a key may stand there twice."""
+
+
 class Task(Strict):
     """Instruction, output fields with their allowed values, input filters and the student's context."""
 
@@ -91,6 +98,7 @@ class Task(Strict):
     examples: list[Shot] = Field([], description="texts with their answers, turns between the two")
     template: dict[str, Scalar] = Field({}, description="options of the teacher's chat template, as enable_thinking: false")
     fields: dict[str, list[Scalar]] = Field(..., min_length=1)
+    lists: dict[str, ListRule] = Field({}, description="fields that are a list of some of their values, its labels")
     format: Format = Format()
     comments: CommentRules = CommentRules()
     separator: str = Field("\n\n", min_length=1, description="what the student reads between comment and answer")
@@ -127,6 +135,15 @@ class Task(Strict):
         return self
 
     @model_validator(mode="after")
+    def _listed(self) -> Task:
+        for name, rule in self.lists.items():
+            if name not in self.fields:
+                raise ValueError(f"lists.{clip(name)} is no field: the fields are {clip(', '.join(self.fields))}")
+            if rule.min > len(self.fields[name]):
+                raise ValueError(f"lists.{clip(name)}.min is {rule.min}, and the field has {len(self.fields[name])} labels")
+        return self
+
+    @model_validator(mode="after")
     def _shown(self) -> Task:
         for shot in self.examples:
             if self.fit(shot.answer) is None:
@@ -143,7 +160,8 @@ class Task(Strict):
     def hash(self) -> str:
         """Identity of all that shapes prompts, answers and filters. Teacher and student are recorded beside it."""
         content = self.model_dump(mode="json", exclude={"name", "teacher", "student"})
-        for place, name in ((content["format"], "nesting"), *((content, name) for name in ("system", "examples", "template"))):
+        later = ("lists", "system", "examples", "template")
+        for place, name in ((content["format"], "nesting"), *((content, name) for name in later)):
             if not place[name]:  # tasks have the hashes from before there was any
                 del place[name]
         return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()[:16]
@@ -151,7 +169,9 @@ class Task(Strict):
     @property
     def outputs(self) -> int:
         """Size of the output language."""
-        return math.prod(len(values) for values in self.fields.values())
+        return math.prod(
+            self.lists[name].count(len(values)) if name in self.lists else len(values) for name, values in self.fields.items()
+        )
 
     def user_turn(self, comment: str) -> str:
         """The text of the teacher's user turn."""
@@ -169,7 +189,11 @@ class Task(Strict):
     @property
     def longest(self) -> int:
         """At least the characters of every answer."""
-        return sum(map(len, self.literals())) + sum(max(map(len, texts)) for texts in self.value_texts())
+        return sum(map(len, self.literals())) + sum(map(self._most_characters, self.fields, self.value_texts()))
+
+    def _most_characters(self, name: str, texts: list[str]) -> int:
+        longest = sorted(texts, key=len)[-self.lists[name].most(len(texts)) :] if name in self.lists else []
+        return len(self.list_text(name, longest)) if longest else max(map(len, texts))
 
     def literals(self) -> list[str]:
         """The constant text before, between and after the values: one more than there are fields."""
@@ -206,47 +230,95 @@ class Task(Strict):
             place = answer
             for key in outer:
                 place = place.setdefault(key, {})
-            place[last] = value
+            place[last] = list(value) if isinstance(value, tuple) else value
         return answer
 
     def value_texts(self) -> list[list[str]]:
-        """The JSON text of every value, by field."""
+        """The JSON text of every value, by field; of lists, of every label."""
         return [[_dumps(value) for value in values] for values in self.fields.values()]
+
+    def list_marks(self, name: str) -> tuple[str, str, str]:
+        """What stands before, between and after the labels of a field that is a list, as json.dumps writes it."""
+        f = self.format
+        if f.indent is None:
+            return "[", f.item_separator, "]"
+        depth = len(self.path(name))
+        line, end = ("\n" + " " * f.indent * level for level in (depth + 1, depth))
+        return "[" + line, f.item_separator.rstrip() + line, end + "]"
+
+    def list_text(self, name: str, labels: Sequence[str]) -> str:
+        """A list of labels' texts."""
+        before, between, after = self.list_marks(name)
+        return before + between.join(labels) + after if labels else "[]"
 
     def render(self, values: Values) -> str:
         """The one way an answer is written."""
         first, *rest = self.literals()
-        return first + "".join(_dumps(value) + text for value, text in zip(values, rest, strict=True))
+        return first + "".join(
+            (self.list_text(name, list(map(_dumps, value))) if isinstance(value, tuple) else _dumps(value)) + text
+            for name, value, text in zip(self.fields, values, rest, strict=True)
+        )
 
     def answers(self) -> Iterator[Values]:
         """Every answer of the output language, in field order."""
-        return itertools.product(*self.fields.values())
+        return itertools.product(*(self._every(name) for name in self.fields))
+
+    def _every(self, name: str) -> Iterable[Value]:
+        return self.lists[name].every(self.fields[name]) if name in self.lists else self.fields[name]
+
+    def near(self, name: str, value: Value) -> list[Value]:
+        """The other values of a field; of a list, those with one label more or less."""
+        if not isinstance(value, tuple):
+            return [other for other in self.fields[name] if not _is_among(other, [value])]
+        allowed = self.fields[name]
+        lists = ([other for other in allowed if _is_among(other, value) != _is_among(other, [label])] for label in allowed)
+        return [tuple(labels) for labels in lists if self._allows(name, labels)]
+
+    def draw(self, rng: random.Random, place: int | None = None) -> Values:
+        """An answer at random; with each field's value or label of some place, counted round."""
+        drawn: list[Value] = []
+        for name, values in self.fields.items():
+            which = rng.randrange(len(values)) if place is None else place % len(values)
+            drawn.append(self.lists[name].draw(values, rng, which) if name in self.lists else values[which])
+        return tuple(drawn)
 
     def parse(self, text: str) -> Values | None:
         """The values a piece of text states, or None where it is not a JSON object that fits the task."""
+        written = self.written(text)
+        return None if written is None else tuple(map(self._sorted, self.fields, written))
+
+    def written(self, text: str) -> Values | None:
+        """The same with each list in the order that it is written in."""
         found = self._pairs(text)
         if found is None or [path for path, _ in found] != list(map(self.path, self.fields)):
             return None
-        return self._checked(tuple(value for _, value in found))
+        return self._checked([value for _, value in found])
+
+    def _sorted(self, name: str, value: Value) -> Value:
+        return tuple(other for other in self.fields[name] if _is_among(other, value)) if isinstance(value, tuple) else value
 
     def fit(self, answer: object) -> Values | None:
         """The values of an answer that people or programs gave; None where it does not fit the task.
 
         It is a mapping in any order, its JSON text, or the bare value of a task's only field. A value that is no string may
-        be given as its JSON text, as a CSV file has it. A field of an object inside stands there, or under its own name.
+        be given as its JSON text, as a CSV file has it; so may a list, whose labels stand in any order and may be there twice.
+        A field of an object inside stands there, or under its own name.
         """
         given = self._mapping(answer)
         if given.keys() != self.fields.keys():
             return None
-        return self._checked(tuple(_typed(given[name], allowed) for name, allowed in self.fields.items()))
+        return self._checked([self._typed(name, given[name]) for name in self.fields])
 
     def misfit(self, answer: object) -> str:
         """Why an answer that does not fit the task does not."""
         given = self._mapping(answer)
         if given.keys() != self.fields.keys():
             return f"{answer!r:.80} is not an object with {' and '.join(self.fields)}"
-        wrong = (name for name, allowed in self.fields.items() if not _is_among(_typed(given[name], allowed), allowed))
-        return next(f"{name} is {given[name]!r:.80}, which is none of its {len(self.fields[name])} values" for name in wrong)
+        wrong = next(name for name in self.fields if not self._allows(name, self._typed(name, given[name])))
+        if wrong not in self.lists:
+            return f"{wrong} is {given[wrong]!r:.80}, which is none of its {len(self.fields[wrong])} values"
+        rule, labels = self.lists[wrong], len(self.fields[wrong])
+        return f"{wrong} is {given[wrong]!r:.80}, not a list of {rule.min} to {rule.most(labels)} of its {labels} labels"
 
     def _mapping(self, answer: object) -> dict[str, Any]:
         pairs = self._pairs(answer.strip()) if isinstance(answer, str) else None
@@ -258,25 +330,59 @@ class Task(Strict):
         return dict.fromkeys(self.fields, answer) if len(self.fields) == 1 else {}
 
     def _pairs(self, text: str) -> tuple[tuple[tuple[str, ...], Any], ...] | None:
-        """The members of a JSON object by their path, as a key may stand there twice; None where the text is no object."""
+        """The members of a JSON object by their path; None where the text is no object."""
         body = text.removeprefix(self.format.prefix).removesuffix(self.format.suffix)
         try:
-            found = json.loads(body, object_pairs_hook=tuple)
+            found = json.loads(body, object_pairs_hook=_Members)
         except (ValueError, RecursionError):
             return None
-        return tuple(self._flat(found)) if isinstance(found, tuple) else None
+        return tuple(self._flat(found)) if isinstance(found, _Members) else None
 
     def _flat(self, members: Iterable[tuple[str, Any]]) -> Iterator[tuple[tuple[str, ...], Any]]:
         """Members with those of objects inside, where the task has such, and their paths."""
         for name, value in members:
-            if self.format.nesting and isinstance(value, tuple | dict):
+            if self.format.nesting and isinstance(value, _Members | dict):
                 inner = value.items() if isinstance(value, dict) else value
                 yield from (((str(name), *path), one) for path, one in self._flat(inner))
             else:
                 yield (str(name),), value
 
-    def _checked(self, values: tuple[Any, ...]) -> Values | None:
-        return values if all(map(_is_among, values, self.fields.values())) else None
+    def _checked(self, values: list[Any]) -> Values | None:
+        if not all(map(self._allows, self.fields, values)):
+            return None
+        return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+    def _allows(self, name: str, value: object) -> bool:
+        allowed = self.fields[name]
+        if name not in self.lists:
+            return _is_among(value, allowed)
+        if not isinstance(value, list) or not all(_is_among(label, allowed) for label in value):
+            return False
+        rule, places = self.lists[name], {_dumps(label): place for place, label in enumerate(allowed)}
+        labels = [places[_dumps(label)] for label in value]
+        in_order = rule.order == "any" or labels == sorted(labels)
+        return in_order and len(set(labels)) == len(labels) and rule.min <= len(labels) <= rule.most(len(allowed))
+
+    def _typed(self, name: str, given: Any) -> Any:
+        """A value as the task has it, from what a file may hold: see `fit`."""
+        allowed = self.fields[name]
+        if name not in self.lists:
+            return _typed(given, allowed)
+        if isinstance(given, str):
+            try:
+                given = json.loads(given)
+            except (ValueError, RecursionError):
+                return given
+        if not isinstance(given, list | tuple):
+            return given
+        labels = [_typed(label, allowed) for label in given]
+        unknown = [label for label in labels if not _is_among(label, allowed)]
+        return [label for label in allowed if _is_among(label, labels)] + unknown
+
+
+def labels_of(value: Value) -> tuple[Scalar, ...]:
+    """The labels of a list; of another field its value alone."""
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _dumps(value: Scalar) -> str:
@@ -290,7 +396,7 @@ def _typed(value: object, allowed: list[Scalar]) -> object:
     return next((other for other in allowed if not isinstance(other, str) and value.strip().lower() == _dumps(other)), value)
 
 
-def _is_among(value: object, allowed: list[Scalar]) -> bool:
+def _is_among(value: object, allowed: Iterable[Any]) -> bool:
     return any(type(value) is type(other) and value == other for other in allowed)
 
 
@@ -363,12 +469,12 @@ def _with_schema(content: dict[str, Any], path: str) -> dict[str, Any]:
         return content
     if "fields" in content:
         raise UserError(f"{path} has `fields` and a `schema`: one of them says what an answer may be")
-    from pipeline.task.json_schema import fields_of, read_schema  # which knows values by this module
+    from pipeline.task.json_schema import content_of, read_schema  # which knows values by this module
 
     source = str(content.pop("schema"))
     beside = source if storage.is_uri(source) else os.path.join(path.rpartition("/")[0], source)
-    fields, nesting = fields_of(read_schema(beside))
-    return content | {"fields": fields, "format": {"nesting": nesting} | content.get("format", {})}
+    said = content_of(read_schema(beside))
+    return content | said | {key: said[key] | content.get(key, {}) for key in ("lists", "format")}
 
 
 def _fields_of(root: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:

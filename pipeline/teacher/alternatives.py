@@ -31,11 +31,14 @@ class Step:
 def value_shares(task: Task, values: Values, steps: Sequence[Step]) -> list[list[float]]:
     """The probability of each value of each field, given the text and the values before it as they were answered.
 
-    Where the answer's text is not found among its tokens, the value that was given has all of it.
+    Where the answer's text is not found among its tokens, the value that was given has all of it; a list has no shares.
     """
     text = b"".join(step.token for step in steps)
-    shares, behind = [], 0
+    shares, behind = list[list[float]](), 0
     for (name, allowed), value in zip(task.fields.items(), values, strict=True):
+        if isinstance(value, tuple):
+            shares.append([])
+            continue
         key = task.path(name)[-1]  # which two objects may both have, so the next one is looked for first
         place = _place(text, behind, key, value) or _place(text, 0, key, value)
         behind = place[0] if place else behind

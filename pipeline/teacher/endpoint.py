@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletion
 from pipeline.base import storage
 from pipeline.base.errors import UserError, clip
 from pipeline.config import TeacherConfig
-from pipeline.task.task import Task, Values
+from pipeline.task.task import Scalar, Task, Values
 from pipeline.teacher.alternatives import Step, value_shares
 from pipeline.teacher.usage import Usage
 
@@ -141,15 +141,20 @@ def _bytes(token: Any) -> bytes:
 
 def _schema(task: Task) -> dict[str, Any]:
     """The task as JSON Schema, in the strict form that OpenAI asks for."""
-    return {"name": "answer", "schema": _object(task.nested(task.fields)), "strict": True}
+    fields = {name: _values(values) for name, values in task.fields.items()}
+    for name, rule in task.lists.items():
+        bounds = {"minItems": rule.min, "maxItems": rule.most(len(task.fields[name]))}
+        fields[name] = {"type": "array", "items": fields[name], **bounds}
+    return {"name": "answer", "schema": _object(task.nested(fields), set(map(task.path, fields))), "strict": True}
 
 
-def _object(members: dict[str, Any]) -> dict[str, Any]:
-    """Of members' values, or of objects of such."""
+def _values(values: list[Scalar]) -> dict[str, Any]:
+    return {"type": list(dict.fromkeys(JSON_TYPES[type(value)] for value in values)), "enum": values}
+
+
+def _object(members: dict[str, Any], fields: set[tuple[str, ...]], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Of the schemas of fields, by their paths, and of objects of such."""
     properties = {
-        name: _object(member)
-        if isinstance(member, dict)
-        else {"type": list(dict.fromkeys(JSON_TYPES[type(value)] for value in member)), "enum": member}
-        for name, member in members.items()
+        name: member if (*path, name) in fields else _object(member, fields, (*path, name)) for name, member in members.items()
     }
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.comments.reading import Comment
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Scalar, Values
+from pipeline.task.task import Scalar, Value, Values
 from student.decode.decode import Decoder, Prefixes
 from student.decode.familiarity import Familiarity
 from student.model.checkpoint import load_student, load_temperatures
@@ -49,12 +49,12 @@ class Answer:
         values: by field.
         confidence: product of the probabilities of the choices made, to six digits.
         value_probabilities: by field, of each allowed value in the task's order, to four digits, given the fields before it as
-            answered; None where they were not asked for.
+            answered; of a list, of each label to be in it; None where they were not asked for.
         unsure: whether the confidence in the whole answer, or in a field, or the text's familiarity, is below its threshold.
         familiarity: see `Familiarity.of`, to four digits; None where it has no threshold.
     """
 
-    values: dict[str, Scalar]
+    values: dict[str, Value]
     confidence: float
     value_probabilities: dict[str, list[float]] | None = None
     unsure: bool = False

@@ -93,7 +93,9 @@ class Decoder:
         trails = np.full((len(prefixes), choices.most), NONE, np.int32)
         by_field, rows = np.ones((len(prefixes), len(self._task.fields))), np.arange(len(prefixes))
         states = np.full(len(prefixes), choices.first)
-        walk = ValueProbabilityWalk(self._task, self._fields, len(prefixes), self._ask) if value_probabilities else None
+        walk = None
+        if value_probabilities:
+            walk = ValueProbabilityWalk(self._task, self._fields, choices, len(prefixes), self._ask)
         chunks, text = self._first(prefixes, choices.opening)
         cache = self._cache(chunks)
         for step in range(choices.most):

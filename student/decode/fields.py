@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Values
+from pipeline.task.task import Values, labels_of
 from student.decode.choices import Choices
 
 Path = tuple[tuple[int, int], ...]  # choices as (node, column)
@@ -51,6 +51,7 @@ class Fields:
     def __init__(self, compiled: CompiledTask, choices: Choices) -> None:
         self._compiled, self._choices = compiled, choices
         self._trees: dict[int, Tree] = {}
+        self._labels: dict[tuple[int, tuple[int, ...]], list[int]] = {}
 
     @cached_property
     def by_state(self) -> NDArray[np.int64]:
@@ -82,14 +83,14 @@ class Fields:
         return ways
 
     def _values(self, columns: list[int]) -> Values:
-        """The values of one answer that begins with these choices."""
+        """The values of one answer that begins with these choices, lists as they are spelt."""
         choices, state = self._choices, self._choices.first
         for column in columns:
             state = choices.step(state, column)
         while state != choices.end:
             columns = [*columns, int(choices.allowed_SW[state].argmax())]
             state = choices.step(state, columns[-1])
-        values = self._compiled.task.parse(self._compiled.tokenizer.decode(choices.spell(np.array(columns, np.int32))))
+        values = self._compiled.task.written(self._compiled.tokenizer.decode(choices.spell(np.array(columns, np.int32))))
         if values is None:
             raise AssertionError("the automaton spells an answer that does not fit the task")
         return values
@@ -99,6 +100,16 @@ class Fields:
         if state not in self._trees:
             self._trees[state] = self._grow(state)
         return self._trees[state]
+
+    def labels(self, root: int, path: tuple[int, ...]) -> list[int]:
+        """The numbers of the labels in a list, by the columns that spell it from its first choice on."""
+        key = (root, path)
+        if key not in self._labels:
+            field = int(self.by_state[root])
+            allowed = list(self._compiled.task.fields.values())[field]
+            labels = labels_of(self._values([*self._ways[root], *path])[field])
+            self._labels[key] = [i for i, other in enumerate(allowed) if any(_same(label, other) for label in labels)]
+        return self._labels[key]
 
     def _grow(self, root: int) -> Tree:
         choices, field = self._choices, int(self.by_state[root])
@@ -118,4 +129,4 @@ class Fields:
 
 
 def _same(one: object, other: object) -> bool:
-    return type(one) is type(other) and one == other  # JSON tells true from 1
+    return repr(one) == repr(other)  # JSON tells true from 1, also within lists

@@ -2,37 +2,63 @@
 
 Where values begin with the same token, the tokens behind it decide between them. They are asked for all such values in
 one more call of the model, but for those whose first token is too unlikely to be seen in four digits.
+
+Of a field that is a list, the share of a label is how likely it is to be in the list: the sum over the lists that hold it. They
+are found label by label, one call for each step of the longest. Ways on that are less likely than `LIKELY` are left out, and
+their shares go to those beside them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.task.task import Task
-from student.decode.choices import Chunks, padded
+from student.decode.choices import Choices, Chunks, padded
 from student.decode.fields import Fields, Tree
 from student.model.cache import KeyValueCache
 
 SEEN = 0.5e-4  # a share of less is 0 to four digits
+LIKELY = 0.02  # of the beginning of a list
+ASKED = 1024  # beginnings of lists at once
 
 ValueProbabilities = dict[str, NDArray[np.float64]]  # by field: [N, values], in the task's order
 Ask = Callable[[Chunks, KeyValueCache, NDArray[np.int64]], NDArray[np.float64]]  # probabilities [B, W] at states [B]
 
 
+class _Beginning(NamedTuple):
+    """Of a list, at its next choice.
+
+    Attributes:
+        row: which of the texts.
+        state: of the automaton.
+        path: the columns taken since the list's first choice.
+        chunk: what the model reads since then.
+        share: how likely it is.
+    """
+
+    row: int
+    state: int
+    path: tuple[int, ...]
+    chunk: NDArray[np.int64]
+    share: float
+
+
 class ValueProbabilityWalk:
     """Gathers the value probabilities of N comments as they are decoded."""
 
-    def __init__(self, task: Task, fields: Fields, rows: int, ask: Ask) -> None:
-        self._fields, self._ask = fields, ask
+    def __init__(self, task: Task, fields: Fields, choices: Choices, rows: int, ask: Ask) -> None:
+        self._fields, self._choices, self._ask = fields, choices, ask
+        self._names, self._lists = list(task.fields), task.lists
         self.calls = 0
         self.value_probabilities: ValueProbabilities = {
             name: np.zeros((rows, len(values))) for name, values in task.fields.items()
         }
-        for values in self.value_probabilities.values():
-            if values.shape[1] == 1:
+        for name, values in self.value_probabilities.items():
+            if values.shape[1] == 1 and name not in task.lists:
                 values[:] = 1.0
         self._field_N = np.full(rows, -1)
 
@@ -49,9 +75,13 @@ class ValueProbabilityWalk:
         fields = self._fields.by_state[states]
         begins = fields != self._field_N[rows]
         self._field_N[rows] = fields
-        for state in np.unique(states[begins]):
-            tree, here = self._fields.tree(int(state)), np.flatnonzero(begins & (states == state))
-            self.value_probabilities[tree.field][rows[here]] = self._measure(tree, here, probability_BW, cache)
+        for state in map(int, np.unique(states[begins])):
+            name, here = self._names[self._fields.by_state[state]], np.flatnonzero(begins & (states == state))
+            if name in self._lists:
+                found = self._list(state, here, probability_BW, cache)
+            else:
+                found = self._measure(self._fields.tree(state), here, probability_BW, cache)
+            self.value_probabilities[name][rows[here]] = found
 
     def _measure(
         self, tree: Tree, here: NDArray[np.int64], probability_BW: NDArray[np.float64], cache: KeyValueCache
@@ -71,3 +101,41 @@ class ValueProbabilityWalk:
         for value, path in tree.leaves:
             value_probabilities[:, value] += np.prod([nodes_KBW[node, :, column] for node, column in path], 0)
         return value_probabilities
+
+    def _list(
+        self, root: int, here: NDArray[np.int64], probability_BW: NDArray[np.float64], cache: KeyValueCache
+    ) -> NDArray[np.float64]:
+        """The share of each label being in a list that begins here."""
+        shares = np.zeros((len(here), self.value_probabilities[self._names[self._fields.by_state[root]]].shape[1]))
+        begun = [_Beginning(row, root, (), np.zeros(0, np.int64), 1.0) for row in range(len(here))]
+        asked = probability_BW[here]
+        while begun:
+            further = list[_Beginning]()
+            for one, probability_W in zip(begun, asked, strict=True):
+                for column, share in self._ways_on(one, probability_W):
+                    state, path = self._choices.step(one.state, column), (*one.path, column)
+                    if self._goes_on(root, state):
+                        chunk = np.concatenate([one.chunk, self._choices.chunk(one.state, column)])
+                        further.append(_Beginning(one.row, state, path, chunk, share))
+                    else:
+                        shares[one.row, self._fields.labels(root, path)] += share
+            begun, asked = further, self._ask_all(further, here, cache)
+        return shares
+
+    def _ways_on(self, begun: _Beginning, probability_W: NDArray[np.float64]) -> list[tuple[int, float]]:
+        """The columns that a beginning goes on by, with how likely it then is: the best one, and all that are worth a call."""
+        likely = np.flatnonzero(begun.share * probability_W >= min(LIKELY, begun.share * probability_W.max()))
+        shares = begun.share * probability_W[likely] / probability_W[likely].sum()
+        return list(zip(likely.tolist(), shares.tolist(), strict=True))
+
+    def _goes_on(self, root: int, state: int) -> bool:
+        return state != self._choices.end and self._fields.by_state[state] == self._fields.by_state[root]
+
+    def _ask_all(self, begun: list[_Beginning], here: NDArray[np.int64], cache: KeyValueCache) -> NDArray[np.float64]:
+        """The probabilities at the next choice of each beginning: [N, W]."""
+        asked = []
+        for some in (begun[i : i + ASKED] for i in range(0, len(begun), ASKED)):
+            rows, states = np.array([one.row for one in some]), np.array([one.state for one in some])
+            asked.append(self._ask(padded([one.chunk for one in some]), cache.select(here[rows]), states))
+            self.calls += 1
+        return np.concatenate(asked) if asked else np.zeros((0, 0))

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from pipeline.base import storage
 from pipeline.base.config import Strict
 from pipeline.base.errors import UserError
-from pipeline.task.task import Task, Values
+from pipeline.task.task import Task, Values, labels_of
 from student.config import AnswerConfig
 from student.data.answers import REFERENCES
 from student.decode.answerer import FAMILIARITY, TOLERANCE, UP_TO, WHOLE, confidences
@@ -150,8 +150,8 @@ def mix_of(task: Task, answers: list[Values | None], texts: list[str]) -> tuple[
     lengths = [len(text) for text in texts]
     cuts = np.unique(np.quantile(lengths, np.arange(0.1, 1, 0.1), method="nearest")).tolist()
     bins = np.bincount(np.searchsorted(cuts, lengths, side="right"), minlength=len(cuts) + 1)
-    given = [[repr(answer[i]) for answer in answers if answer] for i in range(len(task.fields))]  # JSON tells true from 1
-    counts = [Counter(values) for values in given]
+    known = [answer for answer in answers if answer]  # by `repr`, as JSON tells true from 1
+    counts = [Counter(repr(label) for answer in known for label in labels_of(answer[i])) for i in range(len(task.fields))]
     mix = {name: [counts[i][repr(value)] for value in values] for i, (name, values) in enumerate(task.fields.items())}
     return mix | {LENGTH: bins.tolist()}, cuts
 

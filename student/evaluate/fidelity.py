@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import f1_score
 
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Task, Values
+from pipeline.task.task import Task, Values, labels_of
 from student.data.examples import Batch
 from student.model.model import Student
 from student.train.losses import forward_kl
@@ -21,15 +22,42 @@ THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 def agreement(task: Task, teacher: list[Values], other: list[Values | None]) -> dict[str, Any]:
-    """Share of answers that are valid, that equal the teacher's as a whole, and by field; None counts as wrong."""
+    """Share of answers that are valid, that equal the teacher's as a whole, and by field; None counts as wrong.
+
+    Where fields are lists, `labels` has their F1 by name, see `label_f1`.
+    """
     pairs = list(zip(teacher, other, strict=True))
     fields = {
         name: _mean(answer is not None and answer[i] == true[i] for true, answer in pairs) for i, name in enumerate(task.fields)
     }
+    labels = {name: label_f1(*label_matrices(task, name, teacher, other)) for name in task.lists}
     return {
         "valid": _mean(answer is not None for answer in other),
         "whole": _mean(matches(teacher, other)),
         "fields": fields,
+    } | ({"labels": labels} if labels else {})
+
+
+def label_matrices(
+    task: Task, name: str, teacher: list[Values], other: list[Values | None]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which labels are in the lists of one field of some answers: bool [N, labels] each; none where there is no answer."""
+    field, allowed = list(task.fields).index(name), task.fields[name]
+
+    def row(answer: Values | None) -> list[bool]:
+        labels = [] if answer is None else list(map(repr, labels_of(answer[field])))  # JSON tells true from 1
+        return [repr(label) in labels for label in allowed]
+
+    return np.array([row(answer) for answer in teacher]), np.array([row(answer) for answer in other])
+
+
+def label_f1(teacher_NL: NDArray[np.bool_], other_NL: NDArray[np.bool_]) -> dict[str, float]:
+    """F1 of lists: `micro` over all labels of all texts, `macro` the mean of the labels' own, of those that were given."""
+    each_L = f1_score(teacher_NL, other_NL, average=None, zero_division=0)
+    given_L = teacher_NL.any(0)
+    return {
+        "micro": float(f1_score(teacher_NL, other_NL, average="micro", zero_division=0)),
+        "macro": float(np.asarray(each_L)[given_L].mean()) if given_L.any() else 0.0,
     }
 
 

@@ -13,17 +13,21 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_union
 from sklearn.svm import LinearSVC
 
 from pipeline.base import storage
 from pipeline.shards.manifest import Shards
-from pipeline.task.task import Values
+from pipeline.task.lists import ListRule
+from pipeline.task.task import Task, Values
 from student.config import FloorsConfig
 from student.data.answers import teacher_answers
 from student.data.examples import Examples
@@ -54,15 +58,17 @@ REGRESSION = Classifier(lambda strength: LogisticRegression(C=strength, max_iter
 
 @dataclass(frozen=True)
 class Labelled:
-    """N texts, or what stands for them, and their answers."""
+    """N texts, or what stands for them, and their answers; with the task, where some are lists."""
 
     rows: Any
     answers: list[Values]
+    task: Task | None = None
 
     @staticmethod
     def of(examples: Examples) -> Labelled:
         """The texts of a split."""
-        return Labelled([examples.text(i) for i in range(len(examples))], teacher_answers(examples))
+        texts = [examples.text(i) for i in range(len(examples))]
+        return Labelled(texts, teacher_answers(examples), examples.compiled.task)
 
 
 def fit_floors(config: FloorsConfig, shards: Shards, splits: dict[str, Examples]) -> dict[str, Any]:
@@ -93,9 +99,9 @@ def _fit(config: FloorsConfig, train: Labelled, held: Labelled, unseen: list[str
     found = {MAJORITY: majority(train.answers, len(unseen))}
     if config.embedder:
         train_ND, held_ND, unseen_ND = (embed(config.embedder, texts) for texts in (train.rows, held.rows, unseen))
-        known = Labelled(train_ND, train.answers)
+        known = replace(train, rows=train_ND)
         found[EMBEDDINGS] = best_fit(REGRESSION, known, Labelled(held_ND, held.answers))(unseen_ND)
-    half = Labelled(train.rows[::2], train.answers[::2])
+    half = replace(train, rows=train.rows[::2], answers=train.answers[::2])
     return found | {SVM: linear_svm(train, held, unseen), HALF: linear_svm(half, held, unseen)}
 
 
@@ -110,7 +116,7 @@ def linear_svm(train: Labelled, held: Labelled, unseen: list[str]) -> list[Value
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True)
     for features in (make_union(words, characters), characters):
         try:
-            known = Labelled(features.fit_transform(train.rows), train.answers)
+            known = replace(train, rows=features.fit_transform(train.rows))
         except ValueError:  # no word, or nothing at all, occurs twice
             continue
         held = Labelled(features.transform(held.rows), held.answers)
@@ -139,7 +145,14 @@ def _by_whole(make: Callable[[], Any], train: Labelled) -> Predict:
 
 
 def _by_field(make: Callable[[], Any], train: Labelled) -> Predict:
-    columns = [_column(make, train.rows, values) for values in zip(*train.answers, strict=True)]
+    task = train.task
+    lists = (
+        {i: (task.fields[name], task.lists[name]) for i, name in enumerate(task.fields) if name in task.lists} if task else {}
+    )
+    columns = [
+        _labels(make, train.rows, values, *lists[i]) if i in lists else _column(make, train.rows, values)
+        for i, values in enumerate(zip(*train.answers, strict=True))
+    ]
     return lambda rows: list(zip(*(column(rows) for column in columns), strict=True))
 
 
@@ -151,3 +164,19 @@ def _column(make: Callable[[], Any], rows: Features, values: Sequence[Any]) -> C
         return lambda rows: kinds * rows.shape[0]
     model = make().fit(rows, [numbers[value] for value in values])
     return lambda rows: [kinds[number] for number in model.predict(rows)]
+
+
+def _labels(make: Callable[[], Any], rows: Features, lists: Sequence[Any], labels: list[Any], rule: ListRule) -> Predict:
+    """What says of each label by itself whether it is in a list: those above 0, the surest ones of too many."""
+    told = np.array([[any(_same(label, other) for other in some) for label in labels] for some in lists])
+    model = OneVsRestClassifier(make()).fit(rows, told)
+
+    def choose(sure: NDArray[np.float64]) -> tuple[Any, ...]:
+        count = min(max(int((sure > 0).sum()), rule.min), rule.most(len(labels)))
+        return tuple(labels[i] for i in sorted(np.argsort(-sure, kind="stable")[:count]))
+
+    return lambda rows: list(map(choose, np.reshape(model.decision_function(rows), (-1, len(labels)))))
+
+
+def _same(one: object, other: object) -> bool:
+    return type(one) is type(other) and one == other

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, f1_score
 
 from pipeline.task.task import Task, Values
-from student.evaluate.fidelity import agreement
+from student.evaluate.fidelity import agreement, label_f1, label_matrices
 
 
 def against_gold(
@@ -25,7 +25,8 @@ def against_gold(
     Returns:
         `examples`, how many have labels; for `reference` and `student`, `whole` and by field in `fields`, the share that is
         right with its 95 % interval (Wilson, 1927); and for each field in `values`: `counts` of labels, `f1` of both by value,
-        and the student's `confusion`, a row for each label; all in the order of `names`.
+        and the student's `confusion`, a row for each label, but for lists, which have `labels`, the F1 of each, instead; all in
+        the order of `names`.
     """
     known = [i for i, label in enumerate(gold) if label is not None]
     if not known:
@@ -46,7 +47,8 @@ def against_gold(
                 count,
             )
             for name, place, count in _fields(task)
-        },
+        }
+        | {name: {"names": task.fields[name]} | _by_label(task, name, labels, answers) for name in task.lists},
     }
 
 
@@ -72,9 +74,22 @@ def _by_value(labels: list[int], found: dict[str, list[int]], count: int) -> dic
     }
 
 
+def _by_label(task: Task, name: str, labels: list[Values], answers: dict[str, list[Values | None]]) -> dict[str, Any]:
+    """How often each label is in a list, and how well it is found."""
+    found = {who: label_matrices(task, name, labels, some) for who, some in answers.items()}
+    return {
+        "counts": found["student"][0].sum(0).tolist(),
+        "f1": {who: f1_score(*some, average=None, zero_division=0).tolist() for who, some in found.items()},
+        "labels": {who: label_f1(*some) for who, some in found.items()},
+        "confusion": None,
+    }
+
+
 def _fields(task: Task) -> Iterator[tuple[str, Callable[[Values | None], int], int]]:
     """Each field's name, a function for which of its values an answer has (-1 for no answer), and how many there are."""
     for i, (name, values) in enumerate(task.fields.items()):
+        if name in task.lists:
+            continue
         places = {(type(value), value): place for place, value in enumerate(values)}
 
         def place(answer: Values | None, i: int = i, places: dict[Any, int] = places) -> int:

@@ -18,7 +18,9 @@ def render(figures: dict[str, Any]) -> str:
     epochs = figures["training"]["epochs"]
     by_value = (figures.get("gold") or {"values": {}})["values"]
     drawings = {
-        "confusion": {name: plots.confusion(row["names"], row["confusion"]) for name, row in by_value.items()},
+        "confusion": {
+            name: row["confusion"] and plots.confusion(row["names"], row["confusion"]) for name, row in by_value.items()
+        },
         "agreement": plots.agreement_bars(figures, reference),
         "curves": plots.learning_curves(epochs),
         "reliability": plots.reliability(figures["steps"]["calibration"], reference),

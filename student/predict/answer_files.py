@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.comments.plan import CommentSource
-from pipeline.task.task import Scalar, Task
+from pipeline.task.task import Task, Value
 from student.decode.answerer import Answer
 
 
@@ -25,10 +25,10 @@ class Sourced:
     """
 
     answer: Answer
-    teacher: dict[str, Scalar] | None = None
+    teacher: dict[str, Value] | None = None
 
     @property
-    def values(self) -> dict[str, Scalar]:
+    def values(self) -> dict[str, Value]:
         """By field."""
         return self.teacher or self.answer.values
 

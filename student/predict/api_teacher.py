@@ -13,7 +13,7 @@ from pipeline.config import TeacherConfig
 from pipeline.extract.votes import answer_and_votes
 from pipeline.shards.shares import capture_votes
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Scalar
+from pipeline.task.task import Value
 from pipeline.teacher.asker import Asker, may_try_again
 from pipeline.teacher.endpoint import Endpoint
 from pipeline.teacher.spending import Spending
@@ -50,7 +50,7 @@ class ApiTeacher:
             raise UserError(f"the teacher {self.name}: {asker.ended or failed[0]}. Run the same command again to go on")
         return records
 
-    def answer(self, texts: list[str]) -> list[dict[str, Scalar] | None]:
+    def answer(self, texts: list[str]) -> list[dict[str, Value] | None]:
         """Its answers, by field; None to a text that it has no answer of the task to. See `record`."""
         return self.record(texts).by_text(len(texts), self._compiled)
 

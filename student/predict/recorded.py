@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Scalar
+from pipeline.task.task import Value
 from pipeline.teacher.capture import Captured
 from student.data.answers import parse_all
 
@@ -22,9 +22,9 @@ class Recorded:
     places: list[int]
     captured: Captured
 
-    def by_text(self, count: int, compiled: CompiledTask) -> list[dict[str, Scalar] | None]:
+    def by_text(self, count: int, compiled: CompiledTask) -> list[dict[str, Value] | None]:
         """The answer to each of `count` texts, by field; None where there is none of the task's."""
-        answers: list[dict[str, Scalar] | None] = [None] * count
+        answers: list[dict[str, Value] | None] = [None] * count
         tokens = [row[:length].tolist() for row, length in zip(self.captured.tokens, self.captured.lengths, strict=True)]
         for i, values in zip(self.places, parse_all(compiled, tokens), strict=True):
             answers[i] = dict(zip(compiled.task.fields, values, strict=True)) if values else None

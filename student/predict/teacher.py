@@ -16,7 +16,7 @@ from pipeline.base.capacity import ray_options
 from pipeline.base.version import VARIABLE, code_version
 from pipeline.config import TeacherConfig
 from pipeline.task.compiled import CompiledTask, require_same
-from pipeline.task.task import Scalar
+from pipeline.task.task import Value
 from pipeline.task.tokenization import TeacherTokenizer, load_teacher_tokenizer
 from pipeline.teacher.capture import nothing
 from pipeline.teacher.engines import Job, Request
@@ -76,7 +76,7 @@ class FallbackTeacher:
             return "starting"
         return "failed" if self._engine.exception() else "ready"
 
-    def answer(self, texts: list[str]) -> list[dict[str, Scalar] | None]:
+    def answer(self, texts: list[str]) -> list[dict[str, Value] | None]:
         """Its answers, by field; None to a text that cannot be asked. Waits for the engine to start.
 
         Raises:
@@ -150,7 +150,7 @@ class SharedTeachers:
     def __init__(self, actors: list[Any]) -> None:
         self._actors = actors
 
-    def answer(self, texts: list[str]) -> list[dict[str, Scalar] | None]:
+    def answer(self, texts: list[str]) -> list[dict[str, Value] | None]:
         """See `FallbackTeacher` and `ApiTeacher`."""
         return ray.get(random.choice(self._actors).answer.remote(texts)) if texts else []
 

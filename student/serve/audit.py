@@ -17,7 +17,7 @@ from typing import Any
 
 from scipy.special import bdtr, betaincinv
 
-from pipeline.task.task import Scalar
+from pipeline.task.task import Value
 from student.decode.answerer import WHOLE
 from student.evaluate.evidence import Certificate
 from student.serve.metrics import Metrics
@@ -28,7 +28,7 @@ WINDOWS = (50, 100, 200, 500)  # latest audits that are looked at together
 RISK = 0.001 / len(WINDOWS)  # of a false alarm, at one look
 KEPT = "audited.jsonl"
 
-Values = dict[str, Scalar]
+Values = dict[str, Value]
 
 
 class Audit:

@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.task.task import Scalar, Task
+from pipeline.task.task import Task, Value, labels_of
 from student.evaluate.evidence import LENGTH, Held
 
 LATEST = 1000  # texts that are compared
@@ -27,10 +27,10 @@ class Drift:
         self._cuts, self._expected = held.cuts, {name: np.array(counts) for name, counts in held.mix.items()}
         self._latest: dict[str, deque[int]] = {name: deque(maxlen=LATEST) for name in held.mix}
 
-    def note(self, text: str, values: dict[str, Scalar]) -> None:
+    def note(self, text: str, values: dict[str, Value]) -> None:
         """Counts an answer."""
         for name, value in values.items():
-            self._latest[name].append(self._places[name][repr(value)])
+            self._latest[name].extend(self._places[name][repr(label)] for label in labels_of(value))
         self._latest[LENGTH].append(bisect.bisect(self._cuts, len(text)))
 
     def index(self, name: str) -> float:

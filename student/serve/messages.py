@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, StrictBool, WithJsonSchema, model_validator
 
 from pipeline.base.config import Strict
+from pipeline.task.lists import ListRule
 from pipeline.task.task import CommentRules, Scalar, Task
 from student.predict.teacher import State
 from student.serve.service import Result, Service
@@ -44,13 +45,13 @@ class ClassifyRequest(Strict):
 
 
 class Share(BaseModel):
-    """How likely a value is to the student, given its answers to the fields before."""
+    """How likely a value is to the student, given its answers to the fields before; a label, how likely it is in the list."""
 
     value: Scalar
     share: float
 
 
-Answered = dict[str, Scalar | dict[str, Any]]  # with the objects inside it
+Answered = dict[str, Scalar | list[Scalar] | dict[str, Any]]  # with the objects inside it
 
 
 class ResultBody(BaseModel):
@@ -94,6 +95,7 @@ class TaskBody(BaseModel):
     name: str
     instruction: str = Field(description="the teacher's; the student reads nothing but the comment")
     fields: dict[str, list[Scalar]] = Field(description="every field's allowed values")
+    lists: dict[str, ListRule] = Field(description="the fields that are a list of some of their values")
     nesting: str | None = Field(description="what parts the keys in the name of a field that is in an object inside the answer")
     comments: CommentRules = Field(description="which comments are answered; lengths are in tokens")
     max_texts: int
@@ -131,6 +133,7 @@ def task_body(service: Service) -> TaskBody:
         name=task.name,
         instruction=task.instruction,
         fields=task.fields,
+        lists=task.lists,
         nesting=task.format.nesting,
         comments=task.comments,
         max_texts=config.max_texts,

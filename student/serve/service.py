@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.comments.reading import KEPT, Comment, filter_rows, text_row
-from pipeline.task.task import Scalar
+from pipeline.task.task import Value
 from student.config import ServeConfig
 from student.decode.answerer import Answer, Answerer
 from student.evaluate.evidence import Certificate
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 BATCH = 64  # comments decoded together, when as many wait
 QUEUE = 4096  # comments that may wait; a request that would add more is refused
 
-TeacherAnswer = dict[str, Scalar] | None
+TeacherAnswer = dict[str, Value] | None
 
 
 @dataclass(frozen=True)

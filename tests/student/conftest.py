@@ -11,7 +11,7 @@ import torch
 
 from pipeline.shards.files import write_shard
 from pipeline.shards.manifest import Shards, open_shards, write_manifest
-from pipeline.task.automaton import compile_automaton
+from pipeline.task.compilation import compile_automaton
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.tokenization import TeacherTokenizer
 from pipeline.task.vocabulary import WatchedSet

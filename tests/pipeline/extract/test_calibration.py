@@ -5,7 +5,8 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.extract.calibration import ENOUGH_VISITS, StateMass, check_format, masses, report, suggest
-from pipeline.task.automaton import Automaton, compile_automaton
+from pipeline.task.automaton import Automaton
+from pipeline.task.compilation import compile_automaton
 from pipeline.task.task import Task
 from pipeline.task.tokenization import TextTokenizer
 from pipeline.teacher.capture import CensusResult

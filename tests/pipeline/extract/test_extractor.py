@@ -13,7 +13,7 @@ import ray
 
 from pipeline.config import TeacherConfig
 from pipeline.extract.extractor import Extraction, UnitExtractor
-from pipeline.task.automaton import compile_automaton
+from pipeline.task.compilation import compile_automaton
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.tokenization import TeacherTokenizer
 from pipeline.task.vocabulary import WatchedSet

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.comments.reading import KEPT, Comment, filter_rows
 from pipeline.shards.shares import NEVER, capture_votes, greedy
-from pipeline.task.automaton import Tokens, compile_automaton
+from pipeline.task.automaton import Tokens
+from pipeline.task.compilation import compile_automaton
 from pipeline.task.fitted_tokenizer import CONTROL, fit_tokenizer
 from pipeline.task.task import Task, Values
 from pipeline.task.tokenization import TextTokenizer

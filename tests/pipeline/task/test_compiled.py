@@ -9,7 +9,7 @@ import pytest
 from pipeline.base import storage
 from pipeline.base.errors import UserError
 from pipeline.task import compiled as module
-from pipeline.task.automaton import compile_automaton
+from pipeline.task.compilation import compile_automaton
 from pipeline.task.compiled import CompiledTask, cache_folder, cached_automaton, context_of, require_same
 from pipeline.task.task import Task
 from pipeline.task.tokenization import TextTokenizer

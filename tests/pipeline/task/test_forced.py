@@ -15,7 +15,7 @@ ANSWERS = st.sets(st.lists(st.integers(0, 4), min_size=1, max_size=6).map(tuple)
 @pytest.mark.parametrize("through_end", [True, False])
 @given(answers=ANSWERS)
 def test_runs_follow_the_automaton_to_the_next_choice_or_the_end(through_end: bool, answers: set[tuple[int, ...]]) -> None:
-    automaton = build([{(*answer, END) for answer in answers}])
+    automaton = build([{((*answer, END), 1) for answer in answers}])
     runs = forced_runs(automaton, through_end)
     for state in range(automaton.states):
         current = state

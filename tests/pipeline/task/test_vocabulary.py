@@ -10,7 +10,7 @@ from pipeline.task.automaton import build
 from pipeline.task.tokenization import TextTokenizer
 from pipeline.task.vocabulary import WatchedSet, choose_watched
 
-AUTOMATON = build([{(5, 3, 9), (7, 9)}])
+AUTOMATON = build([{((5, 3, 9), 1), ((7, 9), 1)}])
 REQUIRED = [3, 5, 7, 9]
 
 

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 VOCABULARY = 12
 END = 9
 # "2 3 END", "2 4 END", "2 4 5 END" and "7 END": choices, forced steps and a token with different meanings
-AUTOMATON = build([{(2, 3, END), (2, 4, END), (2, 4, 5, END), (7, END)}])
+AUTOMATON = build([{(way, 1) for way in [(2, 3, END), (2, 4, END), (2, 4, 5, END), (7, END)]}])
 WATCHED = np.array([9, 2, 3, 11], np.int32)
 
 
@@ -299,7 +299,7 @@ def test_census_at_forced_steps_alone_has_no_choice_probability() -> None:
 
 def automata() -> st.SearchStrategy[Automaton]:
     words = st.lists(st.integers(0, VOCABULARY - 2), max_size=4).map(lambda tokens: (*tokens, VOCABULARY - 1))
-    return st.sets(words, min_size=1, max_size=8).map(lambda language: build([language]))
+    return st.sets(words, min_size=1, max_size=8).map(lambda language: build([{(way, 1) for way in language}]))
 
 
 @given(automaton=automata(), data=st.data())

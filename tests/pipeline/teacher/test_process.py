@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.config import TeacherConfig
-from pipeline.task.automaton import compile_automaton
+from pipeline.task.compilation import compile_automaton
 from pipeline.task.tokenization import TeacherTokenizer
 from pipeline.teacher.engines import Job, Request
 from pipeline.teacher.process import EngineError, EngineProcess
@@ -90,9 +90,9 @@ from pipeline.config import TeacherConfig
 from pipeline.teacher.process import EngineProcess
 from tests.pipeline.teacher.test_process import CONFIG
 from pipeline.teacher.engines import Job
-import pipeline.task.automaton, tests.tiny, pipeline.task.tokenization
+import pipeline.task.compilation, tests.tiny, pipeline.task.tokenization
 tokenizer = pipeline.task.tokenization.TeacherTokenizer(tests.tiny.tiny_tokenizer())
-automaton = pipeline.task.automaton.compile_automaton(tests.tiny.tiny_task(), tokenizer)
+automaton = pipeline.task.compilation.compile_automaton(tests.tiny.tiny_task(), tokenizer)
 engine = EngineProcess({model!r}, CONFIG, Job(automaton, tokenizer.end_id, 60, automaton.tokens))
 print(engine.pid, flush=True)
 time.sleep(600)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.task.automaton import compile_automaton
+from pipeline.task.compilation import compile_automaton
 from pipeline.task.tokenization import TeacherTokenizer
 from pipeline.teacher.engines import Job, Request
 from pipeline.teacher.transformers_engine import _Chooser, _give_float32_head

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.task.automaton import compile_automaton
+from pipeline.task.compilation import compile_automaton
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.task import Task
 from pipeline.task.vocabulary import WatchedSet

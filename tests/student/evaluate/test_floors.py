@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from pipeline.base import storage
 from pipeline.base.errors import UserError
 from pipeline.shards.manifest import Shards
+from pipeline.task.task import Task
 from student.config import FloorsConfig
 from student.data.examples import Examples, open_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION
@@ -59,6 +61,16 @@ def test_where_there_is_nothing_to_learn_from_the_majority_answers() -> None:
 def test_answers_of_one_value_alone_need_no_classifier() -> None:
     train = Labelled(["one two", "one three"], [("good", 1), ("good", None)])
     assert linear_svm(train, train, ["one two"])[0][0] == "good"
+
+
+def test_the_labels_of_a_list_are_each_chosen_by_themselves() -> None:
+    """Within the rule: with nothing known of it, a text has the likeliest label."""
+    task = Task(name="t", instruction="Judge.", fields={"tags": ["a", "b", True]}, lists={"tags": {"min": 1}})  # type: ignore[dict-item]
+    rows = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]] * 20, np.float64)
+    train = Labelled(rows, [(("a",),), (("b",),), ((True,),), (("a", "b"),)] * 20, task)
+    unseen = np.array([[1, 1, 0], [0, 0, 1], [-0.1, -0.2, -0.2]])
+    both = [(("a", "b"),), ((True,),), (("a",),)]
+    assert best_fit(LINEAR_SVM, train, replace(train, rows=unseen, answers=both))(unseen) == both
 
 
 def test_the_form_and_strength_are_those_that_validation_takes() -> None:

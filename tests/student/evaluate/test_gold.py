@@ -40,3 +40,16 @@ def test_suspects_are_what_a_sure_student_answers_otherwise() -> None:
     assert rows[1]["answer"] == {"mood": "bad", "stars": 1}
     assert rows[1]["gold"] == {"mood": "bad", "stars": 1}
     assert "gold" not in rows[0]
+
+
+def test_lists_have_their_f1_over_all_labels_and_by_label() -> None:
+    task = Task(name="t", instruction="Judge.", fields={"tags": ["a", "b", "c"]}, lists={"tags": {}})  # type: ignore[dict-item]
+    gold: list[Values | None] = [(("a",),), (("a", "b"),), None, ((),)]
+    student: list[Values | None] = [(("a",),), (("b", "c"),), (("c",),), None]
+    found = against_gold(task, gold, [(("a",),), (("a", "b"),), ((),), ((),)], student)
+    assert found is not None
+    tags = found["values"]["tags"]
+    assert tags["counts"] == [2, 1, 0]
+    assert tags["labels"]["reference"] == {"micro": 1.0, "macro": 1.0}
+    assert tags["labels"]["student"] == pytest.approx({"micro": 2 * 2 / (2 * 2 + 1 + 1), "macro": (2 / 3 + 1) / 2})
+    assert found["student"]["whole"][0] == 1 / 3

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.errors import UserError
-from pipeline.task import automaton as module
-from pipeline.task.automaton import (
-    Automaton,
-    build,
+from pipeline.task import automaton as tables
+from pipeline.task import compilation as module
+from pipeline.task.automaton import Automaton, build
+from pipeline.task.compilation import (
     check_sample,
     check_writable,
     compile_automaton,
@@ -31,11 +31,9 @@ ALPHABET = 'aab12 ",:\\{}é日😀\n▁'
 property_test = settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 
 
-def make_task(fields: dict[str, Any], **format_: Any) -> Task:
-    comments = {"min_tokens": 1, "max_tokens": 25}
-    return Task.model_validate(
-        {"name": "t", "teacher": "none", "instruction": "Judge.", "fields": fields, "format": format_, "comments": comments}
-    )
+def make_task(fields: dict[str, Any], lists: dict[str, Any] | None = None, **format_: Any) -> Task:
+    content = {"name": "t", "instruction": "Judge.", "fields": fields, "lists": lists or {}, "format": format_}
+    return Task.model_validate(content | {"comments": {"min_tokens": 1, "max_tokens": 25}})
 
 
 def nested_prefixes(word: str) -> list[Any]:
@@ -69,11 +67,19 @@ formats = st.fixed_dictionaries(
         "key_separator": st.sampled_from([": ", ":", " : "]),
     }
 )
-tasks = st.builds(
-    lambda fields, format_: make_task(fields, **format_),
-    st.dictionaries(field_names, value_lists, min_size=1, max_size=3),
-    formats,
+rules = st.fixed_dictionaries(
+    {"min": st.integers(0, 1), "max": st.sampled_from([None, 1, 2, 3]), "order": st.sampled_from(["listed", "any"])}
 )
+
+
+@st.composite
+def composed_tasks(draw: st.DrawFn) -> Task:
+    fields = draw(st.dictionaries(field_names, value_lists, min_size=1, max_size=3))
+    listed = [name for name in fields if draw(st.integers(0, 3)) == 0]
+    return make_task(fields, {name: draw(rules) for name in listed}, **draw(formats))
+
+
+tasks = composed_tasks().filter(lambda task: task.outputs <= 300)
 
 
 def brute_force(task: Task, tokenizer: TextTokenizer) -> set[Tokens]:
@@ -98,7 +104,8 @@ def compile_or_check_refusal(task: Task, tokenizer: TextTokenizer) -> Automaton 
     try:
         return compile_automaton(task, tokenizer)
     except UserError:
-        texts = task.literals() + list(itertools.chain.from_iterable(task.value_texts()))
+        marks = [mark for name in task.lists for mark in task.list_marks(name)]
+        texts = task.literals() + marks + list(itertools.chain.from_iterable(task.value_texts()))
         back = [tokenizer.decode(ids) for ids in tokenizer.encode(texts)]
         assert any(a.strip() != b.strip() for a, b in zip(texts, back, strict=True))
         return None
@@ -147,8 +154,10 @@ def test_composing_gives_the_identical_automaton_or_advice(tokenizers: dict[str,
         event(f"{kind} refused")
         assert "list fewer values" in str(error)  # noqa: PT017
         return
-    event(f"{kind} composed {len(task.fields)} fields")
-    assert same(composed, build([enumerate_answers(task, tokenizer)]))
+    event(f"{kind} composed {len(task.fields)} fields, {len(task.lists)} of them lists")
+    whole = build([enumerate_answers(task, tokenizer)])
+    assert language_from(composed, 0) == language_from(whole, 0)
+    assert composed.states == whole.states  # so it is minimal too
 
 
 @pytest.mark.parametrize("format_", [{}, {"item_separator": ",", "key_separator": ":"}, {"prefix": "```json\n", "indent": 2}])
@@ -282,7 +291,7 @@ def test_a_language_too_long_to_write_is_refused_before_it_is_written(
 
 
 def test_tables_that_do_not_fit_in_memory_are_refused(tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_CELLS", 10)
+    monkeypatch.setattr(tables, "MAX_CELLS", 10)
     with pytest.raises(UserError, match=r"states over \d+ tokens, too many: list fewer values"):
         compile_automaton(make_task({"a": ["positive", "negative", "neutral"]}), tokenizer)
 
@@ -320,7 +329,7 @@ def test_an_automaton_that_misses_an_answer_fails_the_sample(tokenizer: TextToke
 
 
 def test_too_many_states_are_refused(tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_STATES", 3)
+    monkeypatch.setattr(tables, "MAX_STATES", 3)
     with pytest.raises(UserError, match=r"more than 3 states.*list fewer values"):
         compile_automaton(make_task({"a": ["a", "joy"]}), tokenizer)
 
