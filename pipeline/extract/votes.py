@@ -37,10 +37,10 @@ def weights(compiled: CompiledTask, values: Values, shares: Sequence[Sequence[fl
 
 def answer_and_votes(compiled: CompiledTask, replies: list[dict[str, Any]]) -> tuple[Tokens, Votes] | None:
     """The answer that most replies have, and the weights of all that they find possible; None where none has an answer."""
-    votes, answers = defaultdict[Tokens, float](float), Counter[Tokens]()
+    task, votes, answers = compiled.task, defaultdict[Tokens, float](float), Counter[Tokens]()
     for reply in replies:
-        if reply["values"] is not None:
-            answers[compiled.tokens(tuple(reply["values"]))] += 1
-            for answer, weight in weights(compiled, tuple(reply["values"]), reply["shares"]).items():
+        if reply["values"] is not None and (values := task.fit(dict(zip(task.fields, reply["values"], strict=True)))):
+            answers[compiled.tokens(values)] += 1
+            for answer, weight in weights(compiled, values, reply["shares"]).items():
                 votes[answer] += weight
     return (answers.most_common(1)[0][0], votes) if answers else None

@@ -83,7 +83,7 @@ def _measure(forms: dict[str, Path], source: ExportedStudent, test: Examples, ba
     texts, student = [row.text for row in rows], by_pytorch(source, rows)
     answers = {name: by_onnx(str(forms[name]), source, rows, batch_size) for name in ("onnx", "int8")}
     verify(student, answers["onnx"])
-    answers |= {"folder": by_folder(str(forms["folder"]), texts), "mlflow": by_mlflow(str(forms["mlflow"]), texts)}
+    answers |= {"folder": by_folder(str(forms["folder"]), texts, task), "mlflow": by_mlflow(str(forms["mlflow"]), texts, task)}
     own = [values for values in student.values if values is not None]
     formats = {
         name: {

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.comments.reading import Comment
-from pipeline.task.task import Values
+from pipeline.task.task import Task, Values
 from student.data.answers import parse_all
 from student.decode.answerer import Answerer
 from student.export.folder import ExportedStudent, numbered_answers
@@ -74,23 +74,17 @@ def by_pytorch(source: ExportedStudent, rows: list[Comment]) -> Answered:
     return Answered([tuple(a.values.values()) for a in answers], np.array([a.confidence for a in answers]))
 
 
-def by_folder(folder: str, texts: list[str]) -> Answered:
+def by_folder(folder: str, texts: list[str], task: Task) -> Answered:
     """What `answer.py` answers, in a process that cannot import Retort."""
-    return _elsewhere(PORTABLE, folder, texts)
+    return _elsewhere(PORTABLE, folder, texts, task)
 
 
-def by_mlflow(folder: str, texts: list[str]) -> Answered:
+def by_mlflow(folder: str, texts: list[str], task: Task) -> Answered:
     """What MLflow's generic Python model answers, in a process of its own."""
-    return _elsewhere(PYFUNC, folder, texts)
+    return _elsewhere(PYFUNC, folder, texts, task)
 
 
-def _leaves(answer: dict[str, Any]) -> Values:
-    """The values of an answer, those of objects inside it too."""
-    parts = (_leaves(member) if isinstance(member, dict) else (member,) for member in answer.values())
-    return tuple(value for part in parts for value in part)
-
-
-def _elsewhere(script: str, model: str, texts: list[str]) -> Answered:
+def _elsewhere(script: str, model: str, texts: list[str], task: Task) -> Answered:
     with tempfile.TemporaryDirectory() as scratch:
         given, got = f"{scratch}/given.json", f"{scratch}/got.json"
         with open(given, "w") as file:
@@ -101,11 +95,11 @@ def _elsewhere(script: str, model: str, texts: list[str]) -> Answered:
         if ended.returncode:
             raise UserError(f"the export does not run by itself:\n{ended.stderr.strip()}")
         with open(got) as file:
-            return _read(json.load(file))
+            return _read(task, json.load(file))
 
 
-def _read(answers: list[dict[str, Any] | None]) -> Answered:
-    values = [None if answer is None else _leaves(answer["answer"]) for answer in answers]
+def _read(task: Task, answers: list[dict[str, Any] | None]) -> Answered:
+    values = [None if answer is None else task.fit(answer["answer"]) for answer in answers]
     return Answered(values, np.array([0.0 if answer is None else answer["confidence"] for answer in answers]))
 
 
@@ -115,7 +109,7 @@ def by_onnx(path: str, source: ExportedStudent, rows: list[Comment], batch_size:
     Raises:
         UserError: the graph numbers an answer otherwise than the list.
     """
-    numbered = [_leaves(answer) for answer in numbered_answers(source)] if source.numbered else []
+    numbered = [source.compiled.task.fit(answer) for answer in numbered_answers(source)] if source.numbered else []
     values: list[Values | None] = []
     confidence, margin = [], []
     for found in run_onnx(path, source.prefixes(rows), batch_size):

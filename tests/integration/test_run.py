@@ -136,15 +136,29 @@ def test_stages_run_alone_on_files_and_predict_answers_every_row(retort: Retort,
 
 @pytest.mark.slow  # of one rung, as a job: tests/integration/test_cluster.py
 def test_a_run_from_answers_alone_needs_no_teacher(retort: Retort, tmp_path: Path) -> None:
-    rows = [{"body": f"{i} is {mood} as ever", "mood": mood} for i in range(300) for mood in ("good", "bad")]
+    """With a list among them."""
+    about = [[], ["tea"], ["rain", "tea"]]
+    rows = [
+        {"body": f"{i} is {mood} as ever: {' and '.join(topics)}", "mood": mood, "topics": topics}
+        for i in range(100)
+        for mood in ("good", "bad")
+        for topics in about
+    ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "task.yaml").write_text("name: mood\ninstruction: Name the mood.\nfields: {mood: [good, bad]}\n")
+    fields = "fields:\n  mood: [good, bad]\n  topics: [tea, rain]\nlists: {topics: {}}\n"
+    (tmp_path / "task.yaml").write_text(f"name: mood\ninstruction: Name the mood.\n{fields}")
     options = [f"--task={tmp_path / 'task.yaml'}", f"--comments={tmp_path / 'log.jsonl'}", f"--out={tmp_path / 'out'}"]
-    said = retort(
-        "run", *options, "--answers=mood", "--ladder=ngrams,own", *SMALL, "--set=train.epochs=2", "--set=floors.examples=0"
-    )
+    said = retort("run", *options, "--answers=mood,topics", "--ladder=ngrams,own", *SMALL, "--set=train.epochs=6")
     assert "agreement with the given answers" in said
     assert {path.parent.name for path in tmp_path.glob("out/ladder/*/rung.json")} == {"ngrams", "own"}
-    assert json.loads((tmp_path / "out/report/fidelity.json").read_text())["student"]["whole"] > 0.9
+    found = json.loads((tmp_path / "out/report/fidelity.json").read_text())
+    assert found["student"]["whole"] > 0.9
+    assert found["student"]["labels"]["topics"]["micro"] > 0.9
+    assert found["floors"]["linear_svm"]["labels"]["topics"]["micro"] > 0.9
+    retort("predict", f"--comments={tmp_path / 'log.jsonl'}", f"--out={tmp_path / 'out'}", "--probabilities")
+    answers = [json.loads(line) for line in (tmp_path / "out/predict/answers/part-000000.jsonl").read_text().splitlines()]
+    assert np.mean([row["answer"]["topics"] == [t for t in ("tea", "rain") if t in row["body"]] for row in answers]) > 0.9
+    shares = {share["value"]: share["share"] for share in answers[0]["probabilities"]["topics"]}
+    assert max(shares.values()) < 0.5  # it is about nothing
     CliRunner().invoke(main, ["export", f"--out={tmp_path / 'out'}"], catch_exceptions=False)
     assert "| answers | given |" in (tmp_path / "out/export/README.md").read_text()

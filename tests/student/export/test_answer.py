@@ -28,7 +28,7 @@ def test_it_answers_as_retort_does(source: ExportedStudent, folder: Path) -> Non
     rows = kept(source, TEXTS)
     expected, student = by_pytorch(source, rows), load(folder)
     found = [student.answer(f" {text}\n") for text in TEXTS]
-    assert [tuple(answer["answer"].values()) for answer in found] == expected.values
+    assert [source.compiled.task.fit(answer["answer"]) for answer in found] == expected.values
     assert len(set(expected.values)) > 2
     assert [answer["confidence"] for answer in found] == pytest.approx(expected.confidence, abs=2e-5)
     assert list(found[0]["answer"]) == list(source.compiled.task.fields)
@@ -50,7 +50,7 @@ def test_the_text_of_control_tokens_is_text_where_the_task_lets_it_through(sourc
     rows = kept(lenient, texts)
     assert not any(row.set_aside for row in rows)
     found = [load(tmp_path).answer(text)["answer"] for text in texts]
-    assert [tuple(answer.values()) for answer in found] == by_pytorch(lenient, rows).values
+    assert [task.fit(answer) for answer in found] == by_pytorch(lenient, rows).values
 
 
 def test_every_answer_has_a_number(source: ExportedStudent, folder: Path) -> None:
@@ -64,13 +64,13 @@ def test_every_answer_has_a_number(source: ExportedStudent, folder: Path) -> Non
 def test_a_process_without_retort(plain: ExportedStudent, tmp_path: Path) -> None:
     write_folder(str(tmp_path), plain)
     rows = kept(plain, TEXTS[:5])
-    found = by_folder(str(tmp_path), [*TEXTS[:5], "long " * 60])
+    found = by_folder(str(tmp_path), [*TEXTS[:5], "long " * 60], plain.compiled.task)
     assert found.values == [*by_pytorch(plain, rows).values, None]
     np.testing.assert_allclose(found.confidence[:5], by_pytorch(plain, rows).confidence, atol=2e-5)
     assert found.confidence[5] == 0
     (tmp_path / "student" / "model" / "shape.py").write_text("import pipeline")
     with pytest.raises(UserError, match="import of pipeline halted"):
-        by_folder(str(tmp_path), TEXTS[:1])
+        by_folder(str(tmp_path), TEXTS[:1], plain.compiled.task)
 
 
 def test_the_script(plain: ExportedStudent, tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_exports_give_its_answers(reader: str, shards: Shards, tmp_path: Path) -
     student = by_pytorch(source, rows)
     (tmp_path / "folder").mkdir()
     write_folder(str(tmp_path / "folder"), source)
-    folder = by_folder(str(tmp_path / "folder"), texts)
+    folder = by_folder(str(tmp_path / "folder"), texts, shards.compiled.task)
     assert folder.values == student.values
     np.testing.assert_allclose(folder.confidence, student.confidence, atol=1e-4)
     write_onnx(str(tmp_path / "student.onnx"), source)
