@@ -129,6 +129,13 @@ def handover(name: str = "handover") -> Rows:
     return [["", "asked", "answered alone", "as the teacher", "kept"], *cells]
 
 
+def lists() -> Rows:
+    """Of `benchmarks.lists`."""
+    rows = load("lists")["rows"]
+    cells = [[row["who"], percent(row["whole"]), f"{row['micro']:.3f}", f"{row['macro']:.3f}"] for row in rows]
+    return [["", "lists right", "F1, micro", "F1, macro"], *cells]
+
+
 def _kept(agreement: float | None, target: float) -> list[str]:
     return ["–", "–"] if agreement is None else [percent(agreement), "yes" if agreement >= target else "no"]
 
@@ -178,6 +185,8 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "pruning_converged": ("pruning_converged", pruning),
     "certificates": ("certificates", certificates),
     "handover": ("handover", handover),
+    "handover_clinc": ("handover_clinc", lambda: handover("handover_clinc")),
+    "lists": ("lists", lists),
     **{name: (name, partial(unfamiliar, name)) for name in ("unfamiliar", "unfamiliar_minilm", "unfamiliar_emotions")},
     "grow": ("grow", grow),
     "grow_clinc": ("grow_clinc", lambda: grow("grow_clinc")),

@@ -41,7 +41,7 @@ class CommentSource(Strict):
     task: str
     tokenizer: str
     files: list[tuple[str, str]] = Field(..., description="path and fingerprint of the content")
-    text: str
+    text: str = Field(..., description="its column, or the name of the joined text where the task has an input of several")
     id: str
     answer: str | None
     gold: str | None = None
@@ -54,10 +54,9 @@ class CommentSource(Strict):
         """The files."""
         return [path for path, _ in self.files]
 
-    @property
-    def columns(self) -> Columns:
+    def columns(self, task: Task) -> Columns:
         """What is read of them."""
-        return Columns(self.text, self.id, self.answer, self.gold, self.probabilities)
+        return Columns(self.text, self.id, self.answer, self.gold, self.probabilities, task)
 
 
 class Plan(Strict):
@@ -76,7 +75,7 @@ class Plan(Strict):
         return f"{self.read:,} rows read, {self.kept:,} kept, {self.malformed:,} malformed, dropped: {drops or 'none'}"
 
 
-def find_comments(config: CommentsConfig) -> list[str]:
+def find_comments(config: CommentsConfig, task: Task | None = None) -> list[str]:
     """The files to read, absolute, sorted within each path given.
 
     Raises:
@@ -89,7 +88,7 @@ def find_comments(config: CommentsConfig) -> list[str]:
         file_format(path)
     if not any(storage.size(path) for path in paths):
         raise UserError(f"{paths[0]} is empty" if len(paths) == 1 else f"all {len(paths)} files of comments are empty")
-    next(read_file(paths[0], Columns.of(config)), None)  # a wrong column is better found before Ray starts
+    next(read_file(paths[0], Columns.of(config, task)), None)  # a wrong column is better found before Ray starts
     return list(dict.fromkeys(paths))
 
 
@@ -108,7 +107,7 @@ def describe_source(
         task=task.hash,
         tokenizer=tokenizer.hash,
         files=list(zip(paths, fingerprints, strict=True)),
-        text=config.text,
+        text="text" if task.input else config.text,
         id=config.id,
         answer=config.answer,
         gold=config.gold,
@@ -184,12 +183,12 @@ def dropped_too_many(plan: Plan, task: Task, tokenizer: TextTokenizer) -> list[s
     }
     many = {name: count for name, count in plan.dropped.items() if count > MANY_DROPPED * plan.read}
     lines = [f"{count:,} of {plan.read:,} comments are left out: they {advice[name]}" for name, count in many.items()]
-    return lines + ([_propose_length(plan.source, tokenizer)] if "too_long" in many else [])
+    return lines + ([_propose_length(plan.source, task, tokenizer)] if "too_long" in many else [])
 
 
-def _propose_length(source: CommentSource, tokenizer: TextTokenizer) -> str:
+def _propose_length(source: CommentSource, task: Task, tokenizer: TextTokenizer) -> str:
     """The `max_tokens` that would keep nearly all comments, by the first of them."""
-    rows = itertools.islice(read_file(source.paths[0], source.columns), SAMPLED)
+    rows = itertools.islice(read_file(source.paths[0], source.columns(task)), SAMPLED)
     lengths = sorted(map(len, tokenizer.encode([row.text[:SAMPLED_CHARACTERS] for row in rows if row.status == KEPT])))
     return f"max_tokens: {lengths[99 * (len(lengths) - 1) // 100]} would keep 99 in 100 of the first {len(lengths):,} comments"
 

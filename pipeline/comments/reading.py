@@ -80,18 +80,29 @@ class Comment:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read."""
+    """Names of the columns to read; `task` joins the text where it is of several."""
 
     text: str
     id: str
     answer: str | None = None
     gold: str | None = None
     probabilities: str | None = None
+    task: Task | None = None
 
     @staticmethod
-    def of(config: CommentsConfig) -> Columns:
-        """Those of a configuration."""
-        return Columns(config.text, config.id, config.answer, config.gold, config.probabilities)
+    def of(config: CommentsConfig, task: Task | None = None) -> Columns:
+        """Those of a configuration, and of a task."""
+        return Columns(config.text, config.id, config.answer, config.gold, config.probabilities, task)
+
+    @property
+    def texts(self) -> list[str]:
+        """The columns of the text."""
+        return (self.task.columns if self.task else []) or [self.text]
+
+    def joined(self, record: dict[str, Any]) -> Any:
+        """The text of a row."""
+        parts = {name: _decoded(record[name]) for name in self.texts}
+        return self.task.text_of(parts) if self.task and self.task.input else parts[self.text]
 
     @property
     def answers(self) -> list[str]:
@@ -106,7 +117,7 @@ class Columns:
     @property
     def required(self) -> list[str]:
         """Those that must be there."""
-        return [self.text, *self.answers, *self.labels, *_names(self.probabilities)]
+        return [*self.texts, *self.answers, *self.labels, *_names(self.probabilities)]
 
     def require_fields(self, task: Task) -> None:
         """Refuses several columns of answers that are not the task's fields.
@@ -277,6 +288,7 @@ def _require_columns(path: str, columns: Columns, names: Iterable[str]) -> None:
 
 def _no_column(what: str, name: str, columns: Columns, names: Iterable[str]) -> str:
     keys = {columns.text: "comments.text", columns.probabilities or "": "comments.probabilities"}
+    keys |= dict.fromkeys(columns.task.columns if columns.task else [], "the task's input")
     keys |= dict.fromkeys(columns.labels, "comments.gold") | dict.fromkeys(columns.answers, "--answers (comments.answer)")
     key = keys[name]
     return f"no {what} {name!r}; it has {', '.join(names) or 'none'}. Set {key}"
@@ -285,7 +297,7 @@ def _no_column(what: str, name: str, columns: Columns, names: Iterable[str]) -> 
 def _checked(row: int, record: dict[str, Any], columns: Columns) -> Comment:
     id_ = _decoded(record.get(columns.id))
     name = "" if id_ is None else str(id_).encode("utf-8", "replace").decode()
-    checked = replace(text_row(row, _decoded(record[columns.text])), id=name)
+    checked = replace(text_row(row, columns.joined(record)), id=name)
     if checked.status != KEPT:
         return checked
     likely = record[columns.probabilities] if columns.probabilities else None

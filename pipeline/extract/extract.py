@@ -64,7 +64,7 @@ def prepare_run(config: PipelineSettings) -> tuple[Extraction, Plan, CompiledTas
     if config.extract.samples_per_comment > 1 and not config.teacher.temperature:
         raise UserError("extract.samples_per_comment: samples without a teacher.temperature would all be the same answer")
     task = load_task(config.task)
-    paths = find_comments(config.comments)
+    paths = find_comments(config.comments, task)
     if config.teacher.engine == "openai":
         raise UserError("an API does not give what this needs, its logits along given answers: choose another teacher.engine")
     if not (config.teacher.model or task.teacher):
@@ -91,7 +91,7 @@ def prepare_run(config: PipelineSettings) -> tuple[Extraction, Plan, CompiledTas
     check_same_teacher(extraction)
     start_ray()
     if plan is None:
-        tables = comment_batches(source.paths, source.columns, task, tokenizer)
+        tables = comment_batches(source.paths, source.columns(task), task, tokenizer)
         plan = make_plan(extraction.comments, source, config.comments, tables)
         for line in dropped_too_many(plan, task, tokenizer):
             log.warning("%s", line)

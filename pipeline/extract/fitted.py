@@ -53,13 +53,16 @@ def fit(config: PipelineSettings) -> Fitted:
     """
     if config.task is None or config.out is None:
         raise UserError("no task (--task), or no folder to write to (--out)")
-    task, paths, out = load_task(config.task), find_comments(config.comments), storage.absolute(config.out)
+    task, out = load_task(config.task), storage.absolute(config.out)
+    paths = find_comments(config.comments, task)
     comments, shards = storage.join(out, "comments"), storage.join(out, "shards")
     compiled = compile_fitted(config, task, paths, shards)
     source = describe_source(config.comments, paths, task, compiled.tokenizer, config.extract.rows_per_unit)
     plan = find_plan(comments, source)
     if plan is None:
-        plan = make_plan(comments, source, config.comments, comment_tables(paths, source.columns, task, compiled.tokenizer))
+        plan = make_plan(
+            comments, source, config.comments, comment_tables(paths, source.columns(task), task, compiled.tokenizer)
+        )
         for line in dropped_too_many(plan, task, compiled.tokenizer):
             log.warning("%s", line)
     log.info("comments: %s", plan.summary())
@@ -70,7 +73,7 @@ def compile_fitted(config: PipelineSettings, task: Task, paths: list[str], folde
     """The task compiled for a tokenizer fitted to the texts; what a folder holds of it stays."""
     if storage.exists(storage.join(folder, "compiled.json")):
         return CompiledTask.load(folder)
-    rows = (row for path in paths for row in read_file(path, Columns.of(config.comments)))
+    rows = (row for path in paths for row in read_file(path, Columns.of(config.comments, task)))
     compiled = compile_for(task, fit_tokenizer((row.text for row in rows if row.status == KEPT), task))
     compiled.save(folder)
     return compiled

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from pipeline.base.yaml_files import read_marked_yaml
 from pipeline.task.lists import ListRule
 
 MAX_VALUES = 10_000  # of all fields together
+COLUMN = re.compile(r"\{([^{}]+)\}")
 MAX_CHARACTERS = 500_000  # of the whole task as JSON; with MAX_VALUES, what `dump_task` writes is within `yaml_files`' bounds
 
 Scalar = bool | int | float | str | None
@@ -97,6 +99,9 @@ class Task(Strict):
     system: str | None = Field(None, min_length=1, description="a system turn before it")
     examples: list[Shot] = Field([], description="texts with their answers, turns between the two")
     template: dict[str, Scalar] = Field({}, description="options of the teacher's chat template, as enable_thinking: false")
+    input: str | None = Field(
+        None, description="the text, from several columns: '{title}\\n\\n{body}'; null: comments.text is one"
+    )
     fields: dict[str, list[Scalar]] = Field(..., min_length=1)
     lists: dict[str, ListRule] = Field({}, description="fields that are a list of some of their values, its labels")
     format: Format = Format()
@@ -122,6 +127,13 @@ class Task(Strict):
         if prompt.count("{comment}") != 1 or prompt.count("{instruction}") > 1:
             raise ValueError("must hold {comment} exactly once and {instruction} at most once")
         return prompt
+
+    @field_validator("input")
+    @classmethod
+    def _has_columns(cls, template: str | None) -> str | None:
+        if template is not None and not COLUMN.search(template):
+            raise ValueError("must name columns in braces, as in '{title}\\n\\n{body}'")
+        return template
 
     @model_validator(mode="after")
     def _objects(self) -> Task:
@@ -160,7 +172,7 @@ class Task(Strict):
     def hash(self) -> str:
         """Identity of all that shapes prompts, answers and filters. Teacher and student are recorded beside it."""
         content = self.model_dump(mode="json", exclude={"name", "teacher", "student"})
-        later = ("lists", "system", "examples", "template")
+        later = ("input", "lists", "system", "examples", "template")
         for place, name in ((content["format"], "nesting"), *((content, name) for name in later)):
             if not place[name]:  # tasks have the hashes from before there was any
                 del place[name]
@@ -172,6 +184,20 @@ class Task(Strict):
         return math.prod(
             self.lists[name].count(len(values)) if name in self.lists else len(values) for name, values in self.fields.items()
         )
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that `input` names; none where the text is one."""
+        return list(dict.fromkeys(COLUMN.findall(self.input or "")))
+
+    def text_of(self, given: Any) -> Any:
+        """The text of a row's columns, as `input` joins them; what is no mapping, or not of this task, is given back.
+
+        A column that is null or missing is empty, and a number is written as JSON has it.
+        """
+        if self.input is None or not isinstance(given, Mapping) or not given.keys() & set(self.columns):
+            return given
+        return COLUMN.sub(lambda found: _written(given.get(found[1])), self.input)
 
     def user_turn(self, comment: str) -> str:
         """The text of the teacher's user turn."""
@@ -378,6 +404,10 @@ class Task(Strict):
         labels = [_typed(label, allowed) for label in given]
         unknown = [label for label in labels if not _is_among(label, allowed)]
         return [label for label in allowed if _is_among(label, labels)] + unknown
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def labels_of(value: Value) -> tuple[Scalar, ...]:

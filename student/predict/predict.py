@@ -109,7 +109,7 @@ def predict(config: StudentSettings, student_folder: str, folder: str) -> dict[s
         raise UserError("say when the teacher is asked: below which confidence (--fallback), or to agree how often (--agree)")
     _, compiled = load_student(student_folder)  # each worker loads it too; a damaged one is better refused now
     load_temperatures(student_folder, compiled.task)
-    paths = find_comments(config.comments)
+    paths = find_comments(config.comments, compiled.task)
     source = describe_source(config.comments, paths, compiled.task, compiled.tokenizer, ROWS_PER_UNIT)
     thresholds, found = thresholds_of(config.answer, student_folder, compiled.task)
     job = Prediction(student_folder, folder, source, config.predict, config.answer, thresholds, config.teacher)
@@ -126,7 +126,7 @@ def predict(config: StudentSettings, student_folder: str, folder: str) -> dict[s
 
             start_ray()
         read = comment_batches if on_ray else comment_tables
-        tables = read(paths, source.columns, compiled.task, compiled.tokenizer)
+        tables = read(paths, source.columns(compiled.task), compiled.task, compiled.tokenizer)
         plan = make_plan(storage.join(folder, PLAN), source, config.comments, tables, every=True)
     log.info("comments: %s", plan.summary())
     _answer(job, plan, on_ray)

@@ -44,7 +44,7 @@ class StudentModel(PythonModel):
         return pd.DataFrame(list(self._records(texts)), columns=COLUMNS, index=model_input.index, dtype=object)
 
     def _records(self, texts: list[Any]) -> Iterator[tuple[str | None, float | None, str | None]]:
-        rows = [text_row(i, text) for i, text in enumerate(texts)]
+        rows = [text_row(i, self._compiled.task.text_of(text)) for i, text in enumerate(texts)]
         marked = filter_rows(rows, self._compiled.task.comments, self._compiled.tokenizer)
         answers = iter(self._answerer.answer([row for row in marked if row.status == KEPT]))
         for row in marked:

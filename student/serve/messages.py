@@ -12,7 +12,8 @@ from pipeline.task.task import CommentRules, Scalar, Task
 from student.predict.teacher import State
 from student.serve.service import Result, Service
 
-Text = Annotated[Any, WithJsonSchema({"type": "string"})]  # anything else is set aside, not refused with all the others
+# anything else is set aside, not refused with all the others; an object has the columns of the task's input
+Text = Annotated[Any, WithJsonSchema({"type": ["string", "object"]})]
 
 EXAMPLES = [{"text": "I love it"}, {"texts": ["I love it", "not for me"], "probabilities": False}]
 
@@ -95,6 +96,7 @@ class TaskBody(BaseModel):
     name: str
     instruction: str = Field(description="the teacher's; the student reads nothing but the comment")
     fields: dict[str, list[Scalar]] = Field(description="every field's allowed values")
+    columns: list[str] = Field(description="what a text may be an object of, and is joined from; none where it is one string")
     lists: dict[str, ListRule] = Field(description="the fields that are a list of some of their values")
     nesting: str | None = Field(description="what parts the keys in the name of a field that is in an object inside the answer")
     comments: CommentRules = Field(description="which comments are answered; lengths are in tokens")
@@ -133,6 +135,7 @@ def task_body(service: Service) -> TaskBody:
         name=task.name,
         instruction=task.instruction,
         fields=task.fields,
+        columns=task.columns,
         lists=task.lists,
         nesting=task.format.nesting,
         comments=task.comments,

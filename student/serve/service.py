@@ -121,7 +121,7 @@ class Service:
             self.teacher.close()
 
     def _read(self, texts: list[Any]) -> list[Comment]:
-        rows = [text_row(i, text) for i, text in enumerate(texts)]
+        rows = [text_row(i, self.task.text_of(text)) for i, text in enumerate(texts)]
         return filter_rows(rows, self.task.comments, self.compiled.tokenizer)
 
     def _decode(self, items: list[tuple[Comment, bool]]) -> list[Answer]:

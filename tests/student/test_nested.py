@@ -1,4 +1,4 @@
-"""Answers with objects inside them: a student gives them wherever it is asked."""
+"""Answers with objects and lists inside them, to texts of several columns: a student gives them wherever it is asked."""
 
 from __future__ import annotations
 
@@ -19,33 +19,49 @@ from tests.student.decode.test_decode import make_student
 from tests.student.serve.conftest import running
 from tests.tiny import tiny_task, tiny_tokenizer
 
-TEXTS = [f"text {i} is fine" for i in range(12)]
+ROWS = [{"title": f"text {i}", "body": "is fine" if i else None} for i in range(12)]
+TEXTS = [f"text {i}: {'is fine' if i else ''}" for i in range(12)]
 
 
 @pytest.fixture(scope="module")
 def nested() -> CompiledTask:
-    fields = {"who.tier": ["gold", "none"], "who.asks.often": [True, False], "urgent": [True, False]}
-    return compile_for(tiny_task(fields=fields, format={"nesting": "."}, context=None), TeacherTokenizer(tiny_tokenizer()))
+    fields = {
+        "who.tier": ["gold", "none"],
+        "who.tags": ["gold", "good", "bad"],
+        "who.asks.often": [True, False],
+        "urgent": [True, False],
+    }
+    about = {"format": {"nesting": "."}, "lists": {"who.tags": {"min": 1, "max": 2}}, "input": "{title}: {body}"}
+    return compile_for(tiny_task(fields=fields, context=None, **about), TeacherTokenizer(tiny_tokenizer()))
 
 
 def shape_of(answer: dict[str, object]) -> dict[str, object]:
     return {key: shape_of(part) if isinstance(part, dict) else None for key, part in answer.items()}
 
 
-SHAPE = {"who": {"tier": None, "asks": {"often": None}}, "urgent": None}
+SHAPE = {"who": {"tier": None, "tags": None, "asks": {"often": None}}, "urgent": None}
 
 
 def test_it_writes_objects_everywhere(nested: CompiledTask, tmp_path: Path) -> None:
     save_student(str(tmp_path / "student"), make_student(nested, 3, 6.0, sequence="choices"), nested)
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in TEXTS))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     config = load_config(None, ["predict.workers=0"], {"comments.paths": [str(tmp_path / "texts.jsonl")]})
     predict(config, str(tmp_path / "student"), str(tmp_path / "out"))
     (part,) = (tmp_path / "out/answers").iterdir()
-    predicted = [json.loads(line)["answer"] for line in part.read_text().splitlines()]
+    records = [json.loads(line) for line in part.read_text().splitlines()]
+    predicted = [record["answer"] for record in records]
+    assert [record["text"] for record in records] == [text.strip() for text in TEXTS]
     assert [shape_of(answer) for answer in predicted] == [SHAPE] * len(TEXTS)
+    assert all(1 <= len(answer["who"]["tags"]) <= 2 for answer in predicted)
     with running(Answerer.load(str(tmp_path / "student"))) as client:
-        results = client.post("/classify", json={"texts": TEXTS}).json()["results"]
-        assert [result["answer"] for result in results] == predicted
+        for texts in (TEXTS, ROWS):
+            results = client.post("/classify", json={"texts": texts}).json()["results"]
+            assert [result["answer"] for result in results] == predicted
+        shares = results[0]["probabilities"]["who.tags"]
+        assert [share["value"] for share in shares] == ["gold", "good", "bad"]
+        assert client.post("/classify", json={"text": {"subject": "fine"}}).json()["results"][0]["reason"] == (
+            "malformed: the text is dict"
+        )
         said = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": TEXTS[0]}]}).json()
     assert json.loads(said["choices"][0]["message"]["content"]) == predicted[0]
 
@@ -53,7 +69,9 @@ def test_it_writes_objects_everywhere(nested: CompiledTask, tmp_path: Path) -> N
 def test_the_page_reads_them(nested: CompiledTask, browser: Browser) -> None:
     student = Answerer(make_student(nested, 3, 6.0, sequence="choices"), nested)
     with running(student) as client, opened(browser, str(client.base_url), 1280) as page:
-        page.get_by_label("Comment").fill(TEXTS[0])
+        page.get_by_label("title").fill(ROWS[1]["title"])
+        page.get_by_label("body").fill(ROWS[1]["body"])
         page.get_by_role("button").click()
-        expect(page.locator("li.chosen")).to_have_count(3)
-        assert page.locator("h2").all_inner_texts() == ["who.tier", "who.asks.often", "urgent"]
+        given = client.post("/classify", json={"text": ROWS[1]}).json()["results"][0]["answer"]
+        expect(page.locator("li.chosen")).to_have_count(3 + len(given["who"]["tags"]))
+        assert page.locator("h2").all_inner_texts() == ["who.tier", "who.tags", "who.asks.often", "urgent"]

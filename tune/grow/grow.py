@@ -108,7 +108,7 @@ def _join_all(folders: list[str], out: str) -> None:
 def _tokenizer(config: TuneSettings, task: Task, folder: str) -> tuple[CompiledTask | None, TextTokenizer]:
     """The teacher's; where it brings none, one fitted to all texts of the pool, with the task compiled for it."""
     if config.comments.answer is not None or config.teacher.engine == "openai":
-        compiled = compile_fitted(config, task, find_comments(config.comments), folder)
+        compiled = compile_fitted(config, task, find_comments(config.comments, task), folder)
         return compiled, compiled.tokenizer
     model = config.teacher.model or task.teacher
     if not model:

@@ -80,11 +80,11 @@ def open_pool(config: CommentsConfig, task: Task, tokenizer: TextTokenizer, fold
     Raises:
         UserError: anything the user can mend.
     """
-    paths = find_comments(config)
+    paths = find_comments(config, task)
     source = describe_source(config, paths, task, tokenizer, ROWS_PER_UNIT)
     plan = find_plan(folder, source)
     if plan is None:
-        plan = make_plan(folder, source, config, comment_tables(paths, source.columns, task, tokenizer))
+        plan = make_plan(folder, source, config, comment_tables(paths, source.columns(task), task, tokenizer))
     log.info("pool: %s", plan.summary())
     return Pool(source, task, _records(folder, plan, task, tokenizer))
 

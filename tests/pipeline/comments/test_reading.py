@@ -27,6 +27,7 @@ from tests.pipeline.comments.comment_files import (
     table_bytes,
     write,
 )
+from tests.tiny import tiny_task
 
 
 def strings(values: list[bytes]) -> pa.Array:
@@ -238,6 +239,18 @@ def test_text_and_id_may_be_the_same_column(
 ) -> None:
     rows = rows_of(tmp_path, f"x{ending}", encode(GOOD[:2]), Columns("body", "body"))
     assert [(row.id, row.text) for row in rows] == [(body, body) for _, body in GOOD[:2]]
+
+
+@pytest.mark.parametrize(("ending", "encode"), [(".jsonl", jsonl), (".csv", as_csv), (".parquet", parquet)])
+def test_a_text_may_be_of_several_columns(
+    tmp_path: Path, ending: str, encode: Callable[[list[tuple[str, str]]], bytes]
+) -> None:
+    columns = Columns("text", "id", task=tiny_task(input="From {id}: {body}"))
+    rows = rows_of(tmp_path, f"x{ending}", encode(GOOD[:2]), columns)
+    assert [row.text for row in rows] == [f"From {id_}: {body}".strip() for id_, body in GOOD[:2]]
+    rows = rows_of(tmp_path, "x.jsonl", b'{"id": 1.5, "body": null}\n{"id": "a"}\n', columns)
+    assert rows[0].text == "From 1.5:"
+    assert rows[1].reason == "no key 'body'; it has id. Set the task's input"
 
 
 @pytest.mark.parametrize(("ending", "encode"), [(".csv", as_csv), (".parquet", parquet)])

@@ -294,6 +294,16 @@ def test_the_tasks_of_the_repository_load(path: Path) -> None:
     assert task.outputs > 1
 
 
+def test_an_input_names_columns() -> None:
+    task = make_task("input", "{title}\n{body}")
+    assert task.columns == ["title", "body"]
+    assert task.text_of({"title": "a {body}", "body": "b", "other": 1}) == "a {body}\nb"
+    assert task.text_of("joined") == "joined"
+    assert make_task().text_of({"title": "a"}) == {"title": "a"}
+    with pytest.raises(ValidationError, match="must name columns in braces"):
+        make_task("input", "no column")
+
+
 @pytest.mark.parametrize("path", ["name", "teacher"])
 def test_the_hash_leaves_names_out(path: str) -> None:
     assert make_task(path, "another").hash == make_task().hash

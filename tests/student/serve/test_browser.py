@@ -14,8 +14,8 @@ from tests.student.serve.test_teacher import FakeTeacher
 
 def asked(page: Page, text: str) -> str:
     """What the page says once it has an answer."""
-    page.get_by_label("Comment").fill(text)
-    page.get_by_label("Comment").press("Control+Enter")
+    page.get_by_label("Text").fill(text)
+    page.get_by_label("Text").press("Control+Enter")
     expect(page.locator("#submit")).to_be_enabled()
     expect(page.locator("#status")).not_to_have_text("…")
     return page.locator("#status").inner_text()
