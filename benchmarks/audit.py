@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.results import keep
 from pipeline.shards.manifest import open_shards
-from pipeline.task.task import Scalar
+from pipeline.task.values import Scalar
 from student.config import AnswerConfig, ServeConfig
 from student.data.answers import teacher_answers
 from student.data.examples import open_examples

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.comments.reading import Comment, filter_rows, text_row
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Values
+from pipeline.task.values import Values
 
 BATCH_SIZES = (32, 64, 128, 256)  # that `generate` is tried with
 

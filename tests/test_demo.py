@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.demo import build, teacher
 from pipeline.demo.comments import BAD_LINES, make_comments, write_comments
-from pipeline.task.task import Task, Values, load_task
+from pipeline.task.task import Task, load_task
 from pipeline.task.tokenization import TeacherTokenizer
+from pipeline.task.values import Values
 
 LIBRARYS = _muon._zeropower_via_newtonschulz  # before a fit puts another in its place
 TINY = teacher.Fit(vocabulary=600, width=64, layers=2, heads=1, mlp=64, epochs=1)

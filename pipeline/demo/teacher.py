@@ -20,8 +20,9 @@ from torch.optim import _muon
 from torch.optim.lr_scheduler import OneCycleLR
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
-from pipeline.task.task import Task, Values
+from pipeline.task.task import Task
 from pipeline.task.tokenization import TeacherTokenizer
+from pipeline.task.values import Values
 
 log = logging.getLogger(__name__)
 

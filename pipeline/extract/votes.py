@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.shards.shares import Votes
 from pipeline.task.automaton import Tokens
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Values
+from pipeline.task.values import Values
 
 SEEN = 1e-6  # a share of less says nothing
 
@@ -28,7 +28,7 @@ def weights(compiled: CompiledTask, values: Values, shares: Sequence[Sequence[fl
             other = (*values[:field], value, *values[field + 1 :])
             if type(value) is type(values[field]) and value == values[field]:
                 own = max(share, SEEN)
-            elif share > SEEN:
+            elif share > SEEN and compiled.task.fit(dict(zip(compiled.task.fields, other, strict=True))):
                 found[compiled.tokens(other)] += reached * share
         reached *= own
     found[compiled.tokens(values)] += reached

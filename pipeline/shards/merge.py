@@ -26,7 +26,7 @@ from pipeline.shards.shares import capture_votes, greedy
 from pipeline.task.automaton import Tokens
 from pipeline.task.compiled import compile_for, require_same
 from pipeline.task.fitted_tokenizer import fit_tokenizer
-from pipeline.task.task import Values
+from pipeline.task.values import Values
 
 log = logging.getLogger(__name__)
 
@@ -139,11 +139,7 @@ class _Reader:
             values = task.parse(tokenizer.decode(list(answer)))
             if values is None:
                 raise UserError(f"the shards hold an answer that is none of the task's: {tokenizer.decode(list(answer))!r}")
-            near = [
-                (*values[:i], value, *values[i + 1 :])
-                for i, name in enumerate(task.fields)
-                for value in task.near(name, values[i])
-            ]
+            near = task.near(values)
             parted = defaultdict[tuple[int, int], list[Values]](list)
             for other, ids in zip(near, tokenizer.encode([task.render(other) for other in near]), strict=True):
                 tokens = (*ids, tokenizer.end_id)

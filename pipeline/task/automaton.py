@@ -14,8 +14,9 @@ from safetensors.numpy import save as save_tensors
 
 from pipeline.base import storage
 from pipeline.base.errors import UserError
-from pipeline.task.task import Task, Values
+from pipeline.task.task import Task
 from pipeline.task.tokenization import TextTokenizer
+from pipeline.task.values import Values
 
 CHECKED_SAMPLE = 2_000  # of more answers than that
 CHECKED_LOADED = 300  # answers that are all walked when an automaton is loaded
@@ -213,7 +214,8 @@ def is_of_task(automaton: Automaton, task: Task, tokenizer: TextTokenizer) -> bo
     """
     if automaton.answers != task.outputs:
         return False
-    rng, most = random.Random(0), max(map(len, task.fields.values()))
+    rng = random.Random(0)
+    most = max(*map(len, task.fields.values()), *(len(one.values) for one in task.combinations), 1)
     answers = task.answers() if task.outputs <= CHECKED_LOADED else (task.draw(rng, place) for place in range(most))
     return not any(refused(automaton, task, tokenizer, list(itertools.islice(answers, CHECKED_SAMPLE))))
 

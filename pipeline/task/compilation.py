@@ -20,6 +20,7 @@ from pipeline.task.automaton import ADVICE, CHECKED_SAMPLE, Automaton, Piece, To
 from pipeline.task.lists import Begun, ListRule
 from pipeline.task.task import Task
 from pipeline.task.tokenization import TextTokenizer
+from pipeline.task.values import dumps
 
 ENUMERATED = 100_000
 COMPILED_CHARACTERS = 30_000_000  # of the answers that are tokenized to compile a task; a minute's work
@@ -92,7 +93,7 @@ def compose_answers(task: Task, tokenizer: TextTokenizer) -> list[Piece]:
             f"{ADVICE}"
         )
     pieces: list[Piece] = []
-    for field in range(len(task.fields)):
+    for field in range(len(composition.forms)):
         pieces += composition.pieces(field, len(pieces))
     return pieces
 
@@ -136,8 +137,8 @@ class _Composition:
 
     def __init__(self, task: Task, tokenizer: TextTokenizer) -> None:
         self._task, self._tokenizer = task, tokenizer
-        self._literals, self._values = task.literals(), task.value_texts()
-        self._names, self._last = list(task.fields), len(task.fields) - 1
+        self._literals, self._values, self._names = _slots(task)
+        self._last = len(self._names) - 1
 
     @cached_property
     def forms(self) -> list[list[str]]:
@@ -281,6 +282,20 @@ class _Composition:
             _Joint((a, b), {field: self._task.list_text(self._names[field], x + y)}, self._place(field, x + y, len(x), cut))
             for (a, x), (b, y) in itertools.product(left.items(), right.items())
         ]
+
+
+def _slots(task: Task) -> tuple[list[str], list[list[str]], list[str]]:
+    """A task's constant texts, the texts between them, and their names; a combination is one field, of all that it may be."""
+    literals, texts, names = task.literals(), dict(zip(task.fields, task.value_texts(), strict=True)), list(task.fields)
+    constant, values, called = literals[:1], list[list[str]](), list[str]()
+    for part in task.parts:
+        fields = [part] if isinstance(part, str) else part.fields
+        inner = literals[(first := names.index(fields[0]) + 1) : first + len(fields) - 1]
+        rows = [[text] for text in texts[part]] if isinstance(part, str) else [list(map(dumps, row)) for row in part.values]
+        values.append(["".join(itertools.chain(*itertools.zip_longest(row, inner, fillvalue=""))) for row in rows])
+        constant.append(literals[first + len(fields) - 1])
+        called.append(" and ".join(fields))
+    return constant, values, called
 
 
 def _starts(offsets: list[tuple[int, int]]) -> list[int]:

@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.task.task import Scalar, Task
+from pipeline.task.task import Task
+from pipeline.task.values import Scalar
 
 ROUNDED = 0.02  # that shares of a field may be above 1 together
 

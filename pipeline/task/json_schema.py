@@ -7,19 +7,20 @@ or let in by mistake. Answers are always whole: a member that may be left out is
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jsonschema import Draft202012Validator, SchemaError
 from pydantic import BaseModel
 
 from pipeline.base import storage
 from pipeline.base.errors import UserError, clip
-from pipeline.task.task import Scalar
+from pipeline.task.values import Scalar
 
 MARKS = "./:|"  # one of them parts the keys of a field's name where objects nest
 MOST_INTEGERS = 1000  # of one member
@@ -80,7 +81,7 @@ def model_schema(source: str) -> Schema:
 
 
 def content_of(schema: Schema) -> dict[str, Any]:
-    """What a task says of a schema's answers: `fields`, `lists`, and in `format` what parts the keys in their names.
+    """What a task says of a schema's answers: `fields`, `lists`, `combinations`, and in `format` what parts the keys in names.
 
     Raises:
         UserError: it allows answers without end, or uses what a task cannot say; naming the place.
@@ -90,7 +91,7 @@ def content_of(schema: Schema) -> dict[str, Any]:
     except SchemaError as error:
         _refuse("".join(f"/{key}" for key in error.absolute_path), f"is none: {clip(error.message)}")
     reader = _Reader(schema)
-    paths = dict(reader.leaves(schema, "", ()))
+    paths, together = reader.answers(schema)
     flat = all(len(path) == 1 for path in paths)
     mark = None if flat else next((mark for mark in MARKS if not any(mark in key for path in paths for key in path)), None)
     if mark is None and not flat:
@@ -98,12 +99,28 @@ def content_of(schema: Schema) -> dict[str, Any]:
     return {
         "fields": {(mark or "").join(path): values for path, values in paths.items()},
         "lists": {(mark or "").join(path): rule for path, rule in reader.lists.items()},
+        "combinations": [
+            {
+                "fields": [(mark or "").join(path) for path in list(paths)[together.start : together.stop]],
+                "values": together.values,
+            }
+        ]
+        if together
+        else [],
         "format": {"nesting": mark},
     }
 
 
 def _refuse(pointer: str, why: str) -> NoReturn:
     raise UserError(f"the schema at {pointer or 'its root'} {why}")
+
+
+class _Together(NamedTuple):
+    """Values of some fields that go together: from the `start`-th to before the `stop`-th."""
+
+    start: int
+    stop: int
+    values: list[list[Scalar]]
 
 
 class _Reader:
@@ -116,6 +133,33 @@ class _Reader:
     def __init__(self, root: Schema) -> None:
         self._root, self._open = root, list[str]()  # the places that are being read, one inside the other
         self.lists: dict[Path, dict[str, int]] = {}
+
+    def answers(self, schema: Any) -> tuple[dict[Path, list[Scalar]], _Together | None]:
+        """The members of all answers; where a schema is one of several, with what goes together of those that differ."""
+        schema, pointer = self._resolved(schema, "")
+        key = next((key for key in ("anyOf", "oneOf") if key in schema), None)
+        if key is None or "properties" in schema:
+            return dict(self.leaves(schema, pointer, ())), None
+        self._known(schema, pointer, {key, "type"})
+        each = [dict(self.leaves(part, f"{pointer}/{key}/{i}", ())) for i, part in enumerate(schema[key])]
+        if any(list(one) != list(each[0]) for one in each):
+            _refuse(f"{pointer}/{key}", "has members of other names or another order: let all have the same")
+        paths = {path: _unlike([value for one in each for value in one[path]]) for path in each[0]}
+        apart = [place for place, path in enumerate(paths) if any(one[path] != each[0][path] for one in each)]
+        if len(each) == 1 or (key == "anyOf" and not apart):
+            return paths, None
+        apart = apart or [0]
+        start = max(0, min(apart[0], len(paths) - 2))
+        stop = max(apart[-1] + 1, start + 2)
+        inside = list(paths)[start:stop]
+        if listed := [path for path in inside if path in self.lists]:
+            _refuse(f"{pointer}/{key}", f"has lists that differ, or stand between what does: {'.'.join(listed[0])}")
+        times = Counter(json.dumps(row) for one in each for row in itertools.product(*(one[path] for path in inside)))
+        rows = [json.loads(row) for row, count in times.items() if key == "anyOf" or count == 1]
+        if not rows:
+            _refuse(f"{pointer}/{key}", "allows nothing")
+        paths |= {path: _unlike([row[i] for row in rows]) for i, path in enumerate(inside)}
+        return paths, _Together(start, stop, rows) if len(inside) > 1 else None
 
     def leaves(self, schema: Any, pointer: str, path: Path) -> Iterator[tuple[Path, list[Scalar]]]:
         """The members of an object with their values, those of objects inside it too."""

@@ -9,8 +9,8 @@ import math
 import os
 import random
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import yaml
@@ -20,15 +20,13 @@ from pipeline.base import storage
 from pipeline.base.config import Strict, describe
 from pipeline.base.errors import UserError, clip
 from pipeline.base.yaml_files import read_marked_yaml
+from pipeline.task.combinations import Combination, check_combinations, read_combination
 from pipeline.task.lists import ListRule
+from pipeline.task.values import Scalar, Value, Values, check_values, dumps, finite_values, is_among, typed, written
 
 MAX_VALUES = 10_000  # of all fields together
 COLUMN = re.compile(r"\{([^{}]+)\}")
 MAX_CHARACTERS = 500_000  # of the whole task as JSON; with MAX_VALUES, what `dump_task` writes is within `yaml_files`' bounds
-
-Scalar = bool | int | float | str | None
-Value = Scalar | tuple[Scalar, ...]  # the latter of a list, in the task's order
-Values = tuple[Value, ...]
 
 
 class Format(Strict):
@@ -104,6 +102,7 @@ class Task(Strict):
     )
     fields: dict[str, list[Scalar]] = Field(..., min_length=1)
     lists: dict[str, ListRule] = Field({}, description="fields that are a list of some of their values, its labels")
+    combinations: list[Combination] = Field([], description="fields whose values go together in these ways alone")
     format: Format = Format()
     comments: CommentRules = CommentRules()
     separator: str = Field("\n\n", min_length=1, description="what the student reads between comment and answer")
@@ -116,7 +115,7 @@ class Task(Strict):
     def _finite(cls, fields: Any) -> Any:
         if not isinstance(fields, dict):
             raise ValueError("must map each field's name to its values")
-        listed = {name: _finite_values(clip(str(name)), values) for name, values in fields.items()}
+        listed = {name: finite_values(clip(str(name)), values) for name, values in fields.items()}
         if (count := sum(map(len, listed.values()))) > MAX_VALUES:
             raise ValueError(f"the fields list {count:,} values, more than {MAX_VALUES:,}: no automaton of theirs would fit")
         return listed
@@ -156,6 +155,11 @@ class Task(Strict):
         return self
 
     @model_validator(mode="after")
+    def _together(self) -> Task:
+        check_combinations(self.combinations, self.fields, self.lists)
+        return self
+
+    @model_validator(mode="after")
     def _shown(self) -> Task:
         for shot in self.examples:
             if self.fit(shot.answer) is None:
@@ -172,7 +176,7 @@ class Task(Strict):
     def hash(self) -> str:
         """Identity of all that shapes prompts, answers and filters. Teacher and student are recorded beside it."""
         content = self.model_dump(mode="json", exclude={"name", "teacher", "student"})
-        later = ("input", "lists", "system", "examples", "template")
+        later = ("input", "lists", "combinations", "system", "examples", "template")
         for place, name in ((content["format"], "nesting"), *((content, name) for name in later)):
             if not place[name]:  # tasks have the hashes from before there was any
                 del place[name]
@@ -182,8 +186,19 @@ class Task(Strict):
     def outputs(self) -> int:
         """Size of the output language."""
         return math.prod(
-            self.lists[name].count(len(values)) if name in self.lists else len(values) for name, values in self.fields.items()
+            len(part.values)
+            if isinstance(part, Combination)
+            else self.lists[part].count(len(self.fields[part]))
+            if part in self.lists
+            else len(self.fields[part])
+            for part in self.parts
         )
+
+    @property
+    def parts(self) -> list[str | Combination]:
+        """What an answer is made of, in order: fields, and combinations of some."""
+        within = {name: one for one in self.combinations for name in one.fields}
+        return [within.get(name, name) for name in self.fields if name not in within or within[name].fields[0] == name]
 
     @property
     def columns(self) -> list[str]:
@@ -197,7 +212,7 @@ class Task(Strict):
         """
         if self.input is None or not isinstance(given, Mapping) or not given.keys() & set(self.columns):
             return given
-        return COLUMN.sub(lambda found: _written(given.get(found[1])), self.input)
+        return COLUMN.sub(lambda found: written(given.get(found[1])), self.input)
 
     def user_turn(self, comment: str) -> str:
         """The text of the teacher's user turn."""
@@ -237,7 +252,7 @@ class Task(Strict):
         before, after = ("", "") if f.indent is None else ("\n" + " " * f.indent * level for level in (depth + 1, depth))
         comma = f.item_separator if f.indent is None else f.item_separator.rstrip()
         for i, (name, member) in enumerate(members.items()):
-            yield (comma if i else "{") + before + _dumps(name) + f.key_separator
+            yield (comma if i else "{") + before + dumps(name) + f.key_separator
             if member is None:
                 yield None
             else:
@@ -261,7 +276,7 @@ class Task(Strict):
 
     def value_texts(self) -> list[list[str]]:
         """The JSON text of every value, by field; of lists, of every label."""
-        return [[_dumps(value) for value in values] for values in self.fields.values()]
+        return [[dumps(value) for value in values] for values in self.fields.values()]
 
     def list_marks(self, name: str) -> tuple[str, str, str]:
         """What stands before, between and after the labels of a field that is a list, as json.dumps writes it."""
@@ -281,31 +296,45 @@ class Task(Strict):
         """The one way an answer is written."""
         first, *rest = self.literals()
         return first + "".join(
-            (self.list_text(name, list(map(_dumps, value))) if isinstance(value, tuple) else _dumps(value)) + text
+            (self.list_text(name, list(map(dumps, value))) if isinstance(value, tuple) else dumps(value)) + text
             for name, value, text in zip(self.fields, values, rest, strict=True)
         )
 
     def answers(self) -> Iterator[Values]:
         """Every answer of the output language, in field order."""
-        return itertools.product(*(self._every(name) for name in self.fields))
+        return map(tuple, map(itertools.chain.from_iterable, itertools.product(*map(self._every, self.parts))))
 
-    def _every(self, name: str) -> Iterable[Value]:
-        return self.lists[name].every(self.fields[name]) if name in self.lists else self.fields[name]
+    def _every(self, part: str | Combination) -> Iterable[Sequence[Value]]:
+        if isinstance(part, Combination):
+            return part.values
+        return ((value,) for value in (self.lists[part].every(self.fields[part]) if part in self.lists else self.fields[part]))
 
-    def near(self, name: str, value: Value) -> list[Value]:
-        """The other values of a field; of a list, those with one label more or less."""
-        if not isinstance(value, tuple):
-            return [other for other in self.fields[name] if not _is_among(other, [value])]
+    def near(self, values: Values) -> list[Values]:
+        """The answers that differ in one field alone; in a list, by one label more or less."""
+        given = [list(value) if isinstance(value, tuple) else value for value in values]
+        others = (
+            [*given[:i], value, *given[i + 1 :]]
+            for i, name in enumerate(self.fields)
+            for value in self._others(name, values[i])
+        )
+        return [checked for other in others if (checked := self._checked(other))]
+
+    def _others(self, name: str, value: Value) -> list[Any]:
         allowed = self.fields[name]
-        lists = ([other for other in allowed if _is_among(other, value) != _is_among(other, [label])] for label in allowed)
-        return [tuple(labels) for labels in lists if self._allows(name, labels)]
+        if not isinstance(value, tuple):
+            return [other for other in allowed if not is_among(other, [value])]
+        return [[other for other in allowed if is_among(other, value) != is_among(other, [label])] for label in allowed]
 
     def draw(self, rng: random.Random, place: int | None = None) -> Values:
-        """An answer at random; with each field's value or label of some place, counted round."""
+        """An answer at random; with each part's value, label or combination of some place, counted round."""
         drawn: list[Value] = []
-        for name, values in self.fields.items():
+        for part in self.parts:
+            values = part.values if isinstance(part, Combination) else [[value] for value in self.fields[part]]
             which = rng.randrange(len(values)) if place is None else place % len(values)
-            drawn.append(self.lists[name].draw(values, rng, which) if name in self.lists else values[which])
+            if isinstance(part, str) and part in self.lists:
+                drawn.append(self.lists[part].draw(self.fields[part], rng, which))
+            else:
+                drawn += values[which]
         return tuple(drawn)
 
     def parse(self, text: str) -> Values | None:
@@ -321,7 +350,7 @@ class Task(Strict):
         return self._checked([value for _, value in found])
 
     def _sorted(self, name: str, value: Value) -> Value:
-        return tuple(other for other in self.fields[name] if _is_among(other, value)) if isinstance(value, tuple) else value
+        return tuple(other for other in self.fields[name] if is_among(other, value)) if isinstance(value, tuple) else value
 
     def fit(self, answer: object) -> Values | None:
         """The values of an answer that people or programs gave; None where it does not fit the task.
@@ -340,7 +369,11 @@ class Task(Strict):
         given = self._mapping(answer)
         if given.keys() != self.fields.keys():
             return f"{answer!r:.80} is not an object with {' and '.join(self.fields)}"
-        wrong = next(name for name in self.fields if not self._allows(name, self._typed(name, given[name])))
+        wrong = next((name for name in self.fields if not self._allows(name, self._typed(name, given[name]))), None)
+        if wrong is None:
+            odd = next(one for one in self.combinations if not self._goes(one, [self._typed(n, given[n]) for n in self.fields]))
+            said = ", ".join(repr(given[name]) for name in odd.fields)
+            return f"{' and '.join(odd.fields)} are {said:.80}, which do not go together"
         if wrong not in self.lists:
             return f"{wrong} is {given[wrong]!r:.80}, which is none of its {len(self.fields[wrong])} values"
         rule, labels = self.lists[wrong], len(self.fields[wrong])
@@ -374,18 +407,27 @@ class Task(Strict):
                 yield (str(name),), value
 
     def _checked(self, values: list[Any]) -> Values | None:
-        if not all(map(self._allows, self.fields, values)):
+        if not all(map(self._allows, self.fields, values)) or not all(self._goes(one, values) for one in self.combinations):
             return None
         return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+    def _goes(self, one: Combination, values: Sequence[Any]) -> bool:
+        first = list(self.fields).index(one.fields[0])
+        return repr(list(values[first : first + len(one.fields)])) in self._combined[one.fields[0]]
+
+    @cached_property
+    def _combined(self) -> dict[str, set[str]]:
+        """By the first field of each combination, all that it may be; in text, as JSON tells true from 1."""
+        return {one.fields[0]: set(map(repr, one.values)) for one in self.combinations}
 
     def _allows(self, name: str, value: object) -> bool:
         allowed = self.fields[name]
         if name not in self.lists:
-            return _is_among(value, allowed)
-        if not isinstance(value, list) or not all(_is_among(label, allowed) for label in value):
+            return is_among(value, allowed)
+        if not isinstance(value, list) or not all(is_among(label, allowed) for label in value):
             return False
-        rule, places = self.lists[name], {_dumps(label): place for place, label in enumerate(allowed)}
-        labels = [places[_dumps(label)] for label in value]
+        rule, places = self.lists[name], {dumps(label): place for place, label in enumerate(allowed)}
+        labels = [places[dumps(label)] for label in value]
         in_order = rule.order == "any" or labels == sorted(labels)
         return in_order and len(set(labels)) == len(labels) and rule.min <= len(labels) <= rule.most(len(allowed))
 
@@ -393,7 +435,7 @@ class Task(Strict):
         """A value as the task has it, from what a file may hold: see `fit`."""
         allowed = self.fields[name]
         if name not in self.lists:
-            return _typed(given, allowed)
+            return typed(given, allowed)
         if isinstance(given, str):
             try:
                 given = json.loads(given)
@@ -401,70 +443,9 @@ class Task(Strict):
                 return given
         if not isinstance(given, list | tuple):
             return given
-        labels = [_typed(label, allowed) for label in given]
-        unknown = [label for label in labels if not _is_among(label, allowed)]
-        return [label for label in allowed if _is_among(label, labels)] + unknown
-
-
-def _written(value: Any) -> str:
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def labels_of(value: Value) -> tuple[Scalar, ...]:
-    """The labels of a list; of another field its value alone."""
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _dumps(value: Scalar) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _typed(value: object, allowed: list[Scalar]) -> object:
-    """A value that is no string, from its text in a CSV file: pandas writes True, JSON true."""
-    if not isinstance(value, str) or value in allowed:
-        return value
-    return next((other for other in allowed if not isinstance(other, str) and value.strip().lower() == _dumps(other)), value)
-
-
-def _is_among(value: object, allowed: Iterable[Any]) -> bool:
-    return any(type(value) is type(other) and value == other for other in allowed)
-
-
-def _finite_values(name: str, spec: Any) -> list[Any]:
-    """The values of one field: listed, or spelt out from `{type: boolean}` or a bounded `{type: integer}`."""
-    if isinstance(spec, dict):
-        spec = _typed_values(name, spec)
-    if not isinstance(spec, list) or not spec:
-        raise ValueError(f"field {name!r} must list its values, at least one")
-    for value in spec:
-        if not _is_scalar(value):
-            raise ValueError(f"field {name!r}: {clip(repr(value))} is not a string, number, true, false or null")
-    texts = [json.dumps(value) for value in spec]
-    twice = sorted(text for text, count in Counter(texts).items() if count > 1)
-    if twice:
-        raise ValueError(f"field {name!r} lists {clip(', '.join(twice))} twice")
-    return spec
-
-
-def _is_scalar(value: object) -> bool:
-    """Whether JSON can write it. YAML also knows dates, not-a-number and strings with half a character."""
-    if isinstance(value, str):
-        return not any("\ud800" <= character <= "\udfff" for character in value)
-    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _typed_values(name: str, spec: dict[str, Any]) -> list[Any]:
-    kind, bounds = spec.get("type"), {key: spec[key] for key in spec if key != "type"}
-    if kind == "boolean" and not bounds:
-        return [True, False]
-    if kind == "integer" and set(bounds) == {"minimum", "maximum"} and all(type(b) is int for b in bounds.values()):
-        if not 0 <= bounds["maximum"] - bounds["minimum"] < 1000:
-            raise ValueError(f"field {name!r} spans {bounds['minimum']} to {bounds['maximum']}: 1 to 1000 values at most")
-        return list(range(bounds["minimum"], bounds["maximum"] + 1))
-    raise ValueError(
-        f"field {name!r} is not finite: {clip(repr(spec))} allows answers without end, and only a finite set of answers "
-        "can be distilled. List the values, or write {type: boolean} or {type: integer, minimum: …, maximum: …}"
-    )
+        labels = [typed(label, allowed) for label in given]
+        unknown = [label for label in labels if not is_among(label, allowed)]
+        return [label for label in allowed if is_among(label, labels)] + unknown
 
 
 def load_task(path: str) -> Task:
@@ -478,7 +459,24 @@ def load_task(path: str) -> Task:
     for key, listed in _fields_of(root):
         if isinstance(listed, yaml.SequenceNode):
             check_values(path, key.value, listed.value, content["fields"][key.value])
+    if isinstance(content.get("combinations"), str):
+        content["combinations"] = [_combination(content, path)]
     return make_task(content, path)
+
+
+def _combination(content: dict[str, Any], path: str) -> dict[str, Any]:
+    """What the file that a task names says of its fields."""
+    fields = make_task(content | {"combinations": []}, path).fields
+    names, rows = read_combination(_beside(path, content["combinations"]), fields)
+    values = {
+        repr(row): row for row in ([typed(part, fields[name]) for name, part in zip(names, row, strict=True)] for row in rows)
+    }
+    return {"fields": names, "values": list(values.values())}
+
+
+def _beside(path: str, named: str) -> str:
+    """A file that another one names, beside which it lies."""
+    return named if storage.is_uri(named) else os.path.join(path.rpartition("/")[0], named)
 
 
 def make_task(content: dict[str, Any], source: str) -> Task:
@@ -501,9 +499,7 @@ def _with_schema(content: dict[str, Any], path: str) -> dict[str, Any]:
         raise UserError(f"{path} has `fields` and a `schema`: one of them says what an answer may be")
     from pipeline.task.json_schema import content_of, read_schema  # which knows values by this module
 
-    source = str(content.pop("schema"))
-    beside = source if storage.is_uri(source) else os.path.join(path.rpartition("/")[0], source)
-    said = content_of(read_schema(beside))
+    said = content_of(read_schema(_beside(path, str(content.pop("schema")))))
     return content | said | {key: said[key] | content.get(key, {}) for key in ("lists", "format")}
 
 
@@ -511,38 +507,6 @@ def _fields_of(root: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
     return [
         pair for key, node in root.value if key.value == "fields" and isinstance(node, yaml.MappingNode) for pair in node.value
     ]
-
-
-def check_values(path: str, name: str, nodes: list[yaml.Node], values: list[Scalar]) -> None:
-    """Refuses values that YAML and JSON read differently, and unquoted strings beside booleans or numbers.
-
-    Answers are JSON, so a value such as `yes`, which YAML takes for true, would fit no answer that says "yes".
-
-    Raises:
-        UserError: naming the line, the value, and what to write instead.
-    """
-    unquoted = [(node, value) for node, value in zip(nodes, values, strict=True) if getattr(node, "style", "") is None]
-    strings = [repr(clip(value, 20)) for _, value in unquoted if isinstance(value, str)]
-    beside = f" beside the strings {', '.join(strings[:3])}{', …' * (len(strings) > 3)}" if strings else ""
-    for node, value in unquoted:
-        meant = _json_value(node.value, value)
-        misread = (type(meant), meant) != (type(value), value)
-        if misread or (strings and isinstance(value, int | float)):
-            written = f"`{clip(node.value)}`" if node.value else "an empty value"
-            strange, other = ("", meant) if isinstance(value, str) else (beside, value)
-            instead = f", or {json.dumps(other)} for what JSON calls so" if misread else ", or the strings too"
-            raise UserError(
-                f"{path}, line {node.start_mark.line + 1}: field {clip(name)!r} lists {written}, which YAML reads as "
-                f'{json.dumps(value)}{strange}: write "{clip(node.value)}" in quotes for the string{instead}'
-            )
-
-
-def _json_value(text: str, value: Scalar) -> Scalar:
-    """What JSON reads where YAML reads `value`: the text itself where it is no JSON."""
-    try:
-        return json.loads(text.lower() if value is None or isinstance(value, bool) else text, parse_constant=str)
-    except ValueError:
-        return text
 
 
 class _QuotingDumper(yaml.SafeDumper):

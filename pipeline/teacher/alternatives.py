@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.task.task import Scalar, Task, Values
+from pipeline.task.task import Task
+from pipeline.task.values import Scalar, Values
 
 TINY = 1e-30  # in place of a probability of 0, which may be what an exponential gives
 

@@ -14,7 +14,8 @@ from openai.types.chat import ChatCompletion
 from pipeline.base import storage
 from pipeline.base.errors import UserError, clip
 from pipeline.config import TeacherConfig
-from pipeline.task.task import Scalar, Task, Values
+from pipeline.task.task import Task
+from pipeline.task.values import Scalar, Values
 from pipeline.teacher.alternatives import Step, value_shares
 from pipeline.teacher.usage import Usage
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.base.errors import UserError
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Values
+from pipeline.task.values import Values
 from student.data.examples import Examples
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.comments.reading import Comment
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Scalar, Value, Values
+from pipeline.task.values import Scalar, Value, Values
 from student.decode.decode import Decoder, Prefixes
 from student.decode.familiarity import Familiarity
 from student.model.checkpoint import load_student, load_temperatures

@@ -117,7 +117,8 @@ class Decoder:
                 cache = cache.select(going)
             chunks = choices.chunks(columns, targets)
         calls += walk.calls if walk else 0
-        return Decoded([choices.spell(trail) for trail in trails], by_field, calls, walk.value_probabilities if walk else None)
+        answers = [choices.spell(trail) for trail in trails]
+        return Decoded(answers, by_field, calls, walk.settle(answers) if walk else None)
 
     def _probability(self, logits_BC: torch.Tensor, states: NDArray[np.int64] | None) -> torch.Tensor:
         """Of every watched token; with states, of the required ones that they allow: float32 [B, W or R]."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Values, labels_of
+from pipeline.task.values import Values, labels_of
 from student.decode.choices import Choices
 
 Path = tuple[tuple[int, int], ...]  # choices as (node, column)
@@ -51,6 +51,7 @@ class Fields:
     def __init__(self, compiled: CompiledTask, choices: Choices) -> None:
         self._compiled, self._choices = compiled, choices
         self._trees: dict[int, Tree] = {}
+        self._spelt: dict[tuple[int, ...], Values] = {}
         self._labels: dict[tuple[int, tuple[int, ...]], list[int]] = {}
 
     @cached_property
@@ -90,16 +91,23 @@ class Fields:
         while state != choices.end:
             columns = [*columns, int(choices.allowed_SW[state].argmax())]
             state = choices.step(state, columns[-1])
-        values = self._compiled.task.written(self._compiled.tokenizer.decode(choices.spell(np.array(columns, np.int32))))
-        if values is None:
-            raise AssertionError("the automaton spells an answer that does not fit the task")
-        return values
+        return self.spelt(choices.spell(np.array(columns, np.int32)))
 
     def tree(self, state: int) -> Tree:
         """The ways through a field whose first choice this state is."""
         if state not in self._trees:
             self._trees[state] = self._grow(state)
         return self._trees[state]
+
+    def spelt(self, tokens: list[int]) -> Values:
+        """The values of a whole answer, lists as they are spelt."""
+        key = tuple(tokens)
+        if key not in self._spelt:  # comments are many, answers few
+            values = self._compiled.task.written(self._compiled.tokenizer.decode(tokens))
+            if values is None:
+                raise AssertionError("the automaton spells an answer that does not fit the task")
+            self._spelt[key] = values
+        return self._spelt[key]
 
     def labels(self, root: int, path: tuple[int, ...]) -> list[int]:
         """The numbers of the labels in a list, by the columns that spell it from its first choice on."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.task.task import Task
+from pipeline.task.values import labels_of
 from student.decode.choices import Choices, Chunks, padded
 from student.decode.fields import Fields, Tree
 from student.model.cache import KeyValueCache
@@ -53,13 +54,11 @@ class ValueProbabilityWalk:
     def __init__(self, task: Task, fields: Fields, choices: Choices, rows: int, ask: Ask) -> None:
         self._fields, self._choices, self._ask = fields, choices, ask
         self._names, self._lists = list(task.fields), task.lists
+        self._places = {name: {repr(value): i for i, value in enumerate(values)} for name, values in task.fields.items()}
         self.calls = 0
         self.value_probabilities: ValueProbabilities = {
             name: np.zeros((rows, len(values))) for name, values in task.fields.items()
         }
-        for name, values in self.value_probabilities.items():
-            if values.shape[1] == 1 and name not in task.lists:
-                values[:] = 1.0
         self._field_N = np.full(rows, -1)
 
     def note(
@@ -82,6 +81,18 @@ class ValueProbabilityWalk:
             else:
                 found = self._measure(self._fields.tree(state), here, probability_BW, cache)
             self.value_probabilities[name][rows[here]] = found
+
+    def settle(self, answers: list[list[int]]) -> ValueProbabilities:
+        """The shares, once all is answered; of a field that left no choice, the answer has all.
+
+        Args:
+            answers: their tokens.
+        """
+        for field, (name, shares_NV) in enumerate(self.value_probabilities.items()):
+            for row in np.flatnonzero(~shares_NV.any(1)):
+                for label in labels_of(self._fields.spelt(answers[row])[field]):
+                    shares_NV[row, self._places[name][repr(label)]] = 1.0
+        return self.value_probabilities
 
     def _measure(
         self, tree: Tree, here: NDArray[np.int64], probability_BW: NDArray[np.float64], cache: KeyValueCache

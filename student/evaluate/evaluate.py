@@ -22,7 +22,8 @@ from pipeline.base.tracking import Tracking, field_metric
 from pipeline.comments.reading import KEPT, filter_rows, text_key, text_row
 from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.compiled import require_same
-from pipeline.task.task import Task, Values
+from pipeline.task.task import Task
+from pipeline.task.values import Values
 from student.config import AnswerConfig, FloorsConfig
 from student.data.answers import gold_answers, parse_all, teacher_answers
 from student.data.examples import Batch, Examples, open_examples, student_examples

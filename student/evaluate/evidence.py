@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 from pipeline.base import storage
 from pipeline.base.config import Strict
 from pipeline.base.errors import UserError
-from pipeline.task.task import Task, Values, labels_of
+from pipeline.task.task import Task
+from pipeline.task.values import Values, labels_of
 from student.config import AnswerConfig
 from student.data.answers import REFERENCES
 from student.decode.answerer import FAMILIARITY, TOLERANCE, UP_TO, WHOLE, confidences

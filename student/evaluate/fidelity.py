@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Task, Values, labels_of
+from pipeline.task.task import Task
+from pipeline.task.values import Values, labels_of
 from student.data.examples import Batch
 from student.model.model import Student
 from student.train.losses import forward_kl

@@ -27,7 +27,8 @@ from sklearn.svm import LinearSVC
 from pipeline.base import storage
 from pipeline.shards.manifest import Shards
 from pipeline.task.lists import ListRule
-from pipeline.task.task import Task, Values
+from pipeline.task.task import Task
+from pipeline.task.values import Values
 from student.config import FloorsConfig
 from student.data.answers import teacher_answers
 from student.data.examples import Examples

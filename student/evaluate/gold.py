@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, f1_score
 
-from pipeline.task.task import Task, Values
+from pipeline.task.task import Task
+from pipeline.task.values import Values
 from student.evaluate.fidelity import agreement, label_f1, label_matrices
 
 

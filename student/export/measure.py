@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.comments.reading import Comment
-from pipeline.task.task import Task, Values
+from pipeline.task.task import Task
+from pipeline.task.values import Values
 from student.data.answers import parse_all
 from student.decode.answerer import Answerer
 from student.export.folder import ExportedStudent, numbered_answers

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.comments.plan import CommentSource
-from pipeline.task.task import Task, Value
+from pipeline.task.task import Task
+from pipeline.task.values import Value
 from student.decode.answerer import Answer
 
 

@@ -13,7 +13,7 @@ from pipeline.config import TeacherConfig
 from pipeline.extract.votes import answer_and_votes
 from pipeline.shards.shares import capture_votes
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Value
+from pipeline.task.values import Value
 from pipeline.teacher.asker import Asker, may_try_again
 from pipeline.teacher.endpoint import Endpoint
 from pipeline.teacher.spending import Spending

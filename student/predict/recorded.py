@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Value
+from pipeline.task.values import Value
 from pipeline.teacher.capture import Captured
 from student.data.answers import parse_all
 

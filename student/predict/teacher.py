@@ -16,8 +16,8 @@ from pipeline.base.capacity import ray_options
 from pipeline.base.version import VARIABLE, code_version
 from pipeline.config import TeacherConfig
 from pipeline.task.compiled import CompiledTask, require_same
-from pipeline.task.task import Value
 from pipeline.task.tokenization import TeacherTokenizer, load_teacher_tokenizer
+from pipeline.task.values import Value
 from pipeline.teacher.capture import nothing
 from pipeline.teacher.engines import Job, Request
 from pipeline.teacher.model_files import absolute_model

@@ -17,7 +17,7 @@ from typing import Any
 
 from scipy.special import bdtr, betaincinv
 
-from pipeline.task.task import Value
+from pipeline.task.values import Value
 from student.decode.answerer import WHOLE
 from student.evaluate.evidence import Certificate
 from student.serve.metrics import Metrics

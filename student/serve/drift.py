@@ -8,7 +8,8 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.task.task import Task, Value, labels_of
+from pipeline.task.task import Task
+from pipeline.task.values import Value, labels_of
 from student.evaluate.evidence import LENGTH, Held
 
 LATEST = 1000  # texts that are compared

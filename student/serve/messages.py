@@ -8,7 +8,8 @@ from pydantic import BaseModel, Field, StrictBool, WithJsonSchema, model_validat
 
 from pipeline.base.config import Strict
 from pipeline.task.lists import ListRule
-from pipeline.task.task import CommentRules, Scalar, Task
+from pipeline.task.task import CommentRules, Task
+from pipeline.task.values import Scalar
 from student.predict.teacher import State
 from student.serve.service import Result, Service
 

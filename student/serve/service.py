@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.comments.reading import KEPT, Comment, filter_rows, text_row
-from pipeline.task.task import Value
+from pipeline.task.values import Value
 from student.config import ServeConfig
 from student.decode.answerer import Answer, Answerer
 from student.evaluate.evidence import Certificate

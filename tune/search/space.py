@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, RootModel, ValidationError, model_valida
 from pipeline.base.config import Strict, describe
 from pipeline.base.errors import UserError
 from pipeline.base.yaml_files import read_yaml
-from pipeline.task.task import Scalar
+from pipeline.task.values import Scalar
 from student.config import RUNTIME_ONLY_KEYS, StudentConfig, TrainConfig
 from tune.config import TuneSettings
 

@@ -14,8 +14,9 @@ from pipeline.shards.shares import NEVER, capture_votes, greedy
 from pipeline.task.automaton import Tokens
 from pipeline.task.compilation import compile_automaton
 from pipeline.task.fitted_tokenizer import CONTROL, fit_tokenizer
-from pipeline.task.task import Task, Values
+from pipeline.task.task import Task
 from pipeline.task.tokenization import TextTokenizer
+from pipeline.task.values import Values
 from pipeline.teacher.capture import TEMPERATURES
 
 TASK = Task(name="t", instruction="Judge.", fields={"mood": ["good", "goods", "bad"], "size": [1, 12, 2]})

@@ -208,6 +208,35 @@ def test_schemas_of_public_documentation(schema: dict[str, Any], found: int | st
         assert found in str(refused.value)
 
 
+@settings(max_examples=30)
+@given(each=st.lists(st.tuples(leaf, leaf), min_size=2, max_size=3), third=leaf, key=st.sampled_from(["anyOf", "oneOf"]))
+def test_objects_of_which_an_answer_is_one(each: list[tuple[dict[str, Any], ...]], third: dict[str, Any], key: str) -> None:
+    """What they allow together; members that all have alike are none of the combination."""
+    schema = {key: [an_object({"z": third, "a": a, "b": b}) for a, b in each]}
+    either = jsonschema.Draft202012Validator(schema)
+    try:
+        task = task_of(schema)
+    except UserError as refused:
+        assert "allows nothing" in str(refused)  # noqa: PT017
+        return
+    assert all(either.is_valid(json.loads(task.render(values))) for values in task.answers())
+    for answer in candidates(schema[key][0]):
+        assert (task.fit(answer) is not None) == either.is_valid(answer), answer
+    assert not task.combinations or task.combinations[0].fields == ["a", "b"]
+
+
+def test_an_object_of_one_member_is_one_of_several() -> None:
+    assert task_of({"oneOf": [an_object({"a": {"enum": [1, 2]}}), an_object({"a": {"enum": [2, 3]}})]}).fields == {"a": [1, 3]}
+
+
+def test_objects_of_which_an_answer_is_one_are_refused_where_they_differ_in_more_than_values() -> None:
+    one, tags = an_object({"a": ONE, "b": ONE}), {"type": "array", "items": ONE}
+    with pytest.raises(UserError, match="at /oneOf has members of other names"):
+        content_of({"oneOf": [one, an_object({"a": ONE})]})
+    with pytest.raises(UserError, match="at /oneOf has lists that differ, or stand between what does: b"):
+        content_of({"oneOf": [an_object({"a": ONE, "b": tags}), an_object({"a": {"const": 2}, "b": tags})]})
+
+
 def test_an_object_that_holds_itself_is_refused() -> None:
     node = an_object({"leaf": ONE, "next": {"$ref": "#/$defs/node"}})
     with pytest.raises(UserError, match="without end"):

@@ -120,9 +120,9 @@ def test_a_task_without_lists_has_the_hash_from_before_there_were_any() -> None:
 
 def test_near_lists_have_a_label_more_or_less() -> None:
     task = list_task({"min": 1, "max": 2})
-    assert task.near("tags", ("joy",)) == [("joy", "love"), ("joy", "anger"), ("joy", True), ("joy", 1)]
-    assert task.near("tags", ("joy", 1)) == [(1,), ("joy",)]
-    assert task.near("urgent", True) == [False]
+    near = [("joy", "love"), ("joy", "anger"), ("joy", True), ("joy", 1)]
+    assert task.near((("joy",), True)) == [*((labels, True) for labels in near), (("joy",), False)]
+    assert task.near((("joy", 1), True))[:2] == [((1,), True), (("joy",), True)]
 
 
 def test_a_fitted_tokenizer_has_a_choice_for_each_label_and_for_the_end() -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.task.task import Task, Values
+from pipeline.task.task import Task
+from pipeline.task.values import Values
 from pipeline.teacher.alternatives import Step, value_shares
 
 TASK = Task(

@@ -73,3 +73,19 @@ def test_a_list_costs_a_call_for_each_of_its_labels_at_most(compiled: CompiledTa
     plain, asked = (Decoder(model, task).constrained(given_, value_probabilities=shares).calls for shares in (False, True))
     assert plain < asked <= plain + 8
     assert np.isfinite(asked)
+
+
+def test_a_value_that_another_one_implies_has_all_of_its_share(compiled: CompiledTask) -> None:
+    pairs = [["good", 1], ["bad", None], ["bad", True]]
+    fields = {"a": ["good", "bad"], "b": [1, None, True]}
+    task = recompiled(compiled, tiny_task(fields=fields, combinations=[{"fields": ["a", "b"], "values": pairs}], context=None))
+    decoded = Decoder(make_student(task, 5, 20.0, sequence="choices"), task).constrained(prefixes(task, 12), True)
+    assert decoded.value_probabilities is not None
+    seen = set()
+    for row, tokens in enumerate(decoded.tokens):
+        values = task.task.parse(task.tokenizer.decode(tokens))
+        assert values is not None
+        seen.add(values[0])
+        shares = decoded.value_probabilities["b"][row]
+        assert shares.tolist() == [1, 0, 0] if values[0] == "good" else (shares[0] == 0 and shares.sum() == pytest.approx(1))
+    assert seen == {"good", "bad"}

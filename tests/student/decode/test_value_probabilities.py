@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Values
+from pipeline.task.values import Values
 from student.decode.choices import NONE, Choices
 from student.decode.decode import Decoder
 from student.decode.fields import Fields

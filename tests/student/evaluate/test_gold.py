@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.task.task import Task, Values
+from pipeline.task.task import Task
+from pipeline.task.values import Values
 from student.evaluate.gold import against_gold, suspects
 
 TASK = Task(name="t", instruction="Judge.", fields={"mood": ["good", "bad"], "stars": [1, 2]})

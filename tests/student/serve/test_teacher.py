@@ -12,7 +12,7 @@ import pytest
 from pipeline.base.errors import UserError
 from pipeline.config import TeacherConfig
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Scalar
+from pipeline.task.values import Scalar
 from pipeline.teacher.process import EngineError
 from student.predict.teacher import FallbackTeacher
 from tests.student.serve.conftest import FakeAnswerer, Serve
