@@ -261,6 +261,11 @@ def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> s
         "test/comments": figures["examples"]["test"],
         "test/whole": student["whole"],
         **{field_metric(name): share for name, share in student["fields"].items()},
+        **{
+            field_metric(f"{name} {kind} F1"): f1
+            for name, both in student.get("labels", {}).items()
+            for kind, f1 in both.items()
+        },
         "test/valid_unconstrained": figures["unconstrained"]["valid"],
         "test/choice_accuracy": figures["steps"]["choice_accuracy"],
         "test/choice_kl": figures["steps"]["choice_kl"],

@@ -18,7 +18,20 @@ def named(floors: dict[str, Any]) -> dict[str, Any]:
 
 def verdict(figures: dict[str, Any]) -> list[str]:
     """Whether the student is above its floors, what to try where it is not, and what the number of answers allows to say."""
-    return [_against_floors(figures), *sample_size_notes(figures)]
+    return [_against_floors(figures), *_of_labels(figures), *sample_size_notes(figures)]
+
+
+def _of_labels(figures: dict[str, Any]) -> list[str]:
+    """How well the labels of lists are found, by themselves: a list is right as a whole or not at all."""
+    who = {"the student": figures["student"]}
+    if floor := figures["floors"].get(SVM):
+        who[f"a {LABELS[SVM]} for each label"] = floor
+    return [
+        f"F1 of {name}, micro and macro: "
+        + ", ".join(f"{label} {{micro:.3f}} and {{macro:.3f}}".format(**row["labels"][name]) for label, row in who.items())
+        + "."
+        for name in figures["student"].get("labels", {})
+    ]
 
 
 def floor_wins(figures: dict[str, Any]) -> bool:

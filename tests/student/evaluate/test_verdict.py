@@ -80,3 +80,12 @@ def test_answers_that_were_given_have_no_teacher_to_prune() -> None:
     assert "--reader MODEL" in told
     assert "retort prune" not in told
     assert "retort extract" not in told
+
+
+def test_lists_are_judged_by_their_labels_too() -> None:
+    found = report(0.5, 0.4)
+    found["student"]["labels"] = {"tags": {"micro": 0.612345, "macro": 0.5}}
+    found["floors"]["linear_svm"]["labels"] = {"tags": {"micro": 0.6, "macro": 0.25}}
+    assert verdict(found)[1] == (
+        "F1 of tags, micro and macro: the student 0.612 and 0.500, a linear SVM for each label 0.600 and 0.250."
+    )
