@@ -38,12 +38,12 @@ Scores = NDArray[np.float64]
 
 
 def cuts(sure_NL: Scores, told_NL: Flags) -> Scores:
-    """For each label the score from which on it is to be in a list, by the best F1."""
+    """For each label the score from which on it is to be in a list, by the best F1; not the least of all: that is always."""
     found = []
     for sure_N, told_N in zip(sure_NL.T, told_NL.T, strict=True):
         precision, recall, thresholds = precision_recall_curve(told_N, sure_N)
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
-        found.append(thresholds[np.argmax(f1[:-1])])
+        found.append(thresholds[1:][np.argmax(f1[1:-1])])
     return np.array(found)
 
 
