@@ -34,7 +34,7 @@ from student.data.answers import teacher_answers
 from student.data.examples import Examples
 from student.data.unpack import TEST, TRAIN, VALIDATION, cache_of
 from student.evaluate.embeddings import embed, encoder_identity
-from student.evaluate.fidelity import agreement
+from student.evaluate.fidelity import agreement, matches
 from student.evaluate.verdict import EMBEDDINGS, HALF, MAJORITY, SVM
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class Labelled:
 def fit_floors(config: FloorsConfig, shards: Shards, splits: dict[str, Examples]) -> dict[str, Any]:
     """How far each floor agrees with the answers of the test examples; fitted once and kept with the unpacked shards.
 
+    `validation` is its share of whole answers on the split that it was chosen by, for what is chosen by that split too.
     They learn from the first `config.examples` of training alone, which bounds their time and memory; 0 fits none.
 
     Raises:
@@ -83,15 +84,21 @@ def fit_floors(config: FloorsConfig, shards: Shards, splits: dict[str, Examples]
     if not config.examples:
         return {}
     encoder = encoder_identity(config.embedder) if config.embedder else None
-    identity = json.dumps([{name: len(examples) for name, examples in splits.items()}, config.examples, encoder])
+    identity = json.dumps([{name: len(examples) for name, examples in splits.items()}, config.examples, encoder, VALIDATION])
     path = str(cache_of(shards) / f"floors-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json")
     if not storage.exists(path):
         texts = {name: Labelled.of(examples.first(config.examples)) for name, examples in splits.items()}
-        found = _fit(config, texts[TRAIN], texts[VALIDATION], texts[TEST].rows)
-        task, truth = splits[TEST].compiled.task, texts[TEST].answers
-        storage.write_json(path, {name: agreement(task, truth, list(answers)) for name, answers in found.items()})
-    floors: dict[str, Any] = storage.read_json(path)
-    return floors
+        test, held = texts[TEST], texts[VALIDATION]
+        found = _fit(config, texts[TRAIN], held, [*test.rows, *held.rows])
+        task, count = splits[TEST].compiled.task, len(test.answers)
+        floors = {
+            name: agreement(task, test.answers, list(answers[:count]))
+            | {VALIDATION: float(matches(held.answers, list(answers[count:])).mean())}
+            for name, answers in found.items()
+        }
+        storage.write_json(path, floors)
+    kept: dict[str, Any] = storage.read_json(path)
+    return kept
 
 
 def _fit(config: FloorsConfig, train: Labelled, held: Labelled, unseen: list[str]) -> dict[str, list[Values]]:

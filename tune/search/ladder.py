@@ -23,6 +23,7 @@ from student.decode.familiarity import FILE as FAMILIARITY
 from student.evaluate.evaluate import REPORT, evaluate
 from student.evaluate.evidence import EVIDENCE
 from student.evaluate.speed import latency_ms
+from student.evaluate.verdict import named
 from student.model.checkpoint import Trained, load_student
 from student.model.pretrained import NGRAMS, OWN, pretrained_folder, reader_shape
 from student.prune.prune import prune
@@ -53,6 +54,7 @@ class Rung:
         epochs: it was given.
         seconds: its training took.
         test: share of test comments answered as the teacher does; nothing is picked by it.
+        floor: the best floor's share of validation comments.
     """
 
     name: str
@@ -62,6 +64,12 @@ class Rung:
     epochs: int
     seconds: float
     test: float
+    floor: float = 0.0
+
+    @property
+    def clears(self) -> bool:
+        """Whether it is above every floor; a student that is not has nothing to offer but its speed."""
+        return self.agreement > self.floor
 
     def score(self, fastest_ms: float, points: float) -> float:
         """Percent of agreement, less some points for each doubling of the time that the fastest takes."""
@@ -69,7 +77,8 @@ class Rung:
 
     def __str__(self) -> str:
         """For people."""
-        return f"{self.name} ({100 * self.agreement:.1f} % of validation answers, {self.latency_ms:.1f} ms)"
+        floor = "" if self.clears else f", a floor {100 * self.floor:.1f} %"
+        return f"{self.name} ({100 * self.agreement:.1f} % of validation answers, {self.latency_ms:.1f} ms{floor})"
 
 
 def climb(config: TuneSettings, shards_folder: str, out: str) -> tuple[Trained, str]:
@@ -102,9 +111,9 @@ def climb(config: TuneSettings, shards_folder: str, out: str) -> tuple[Trained, 
 
 
 def rank(rungs: list[Rung], points: float) -> list[Rung]:
-    """By score, the best first."""
+    """By score, the best first; those that are above every floor before the others."""
     fastest = min(rung.latency_ms for rung in rungs)
-    return sorted(rungs, key=lambda rung: -rung.score(fastest, points))
+    return sorted(rungs, key=lambda rung: (not rung.clears, -rung.score(fastest, points)))
 
 
 def rungs_of(config: TuneSettings, shards: Shards) -> dict[str, TuneSettings]:
@@ -194,6 +203,7 @@ def _train(name: str, config: TuneSettings, shards_folder: str, folder: str, run
         epochs,
         trained.epochs[-1]["seconds"],
         figures["student"]["whole"],
+        max((floor[VALIDATION] for floor in named(figures["floors"]).values()), default=0.0),
     )
     storage.write_json(done, asdict(rung))
     return rung

@@ -95,9 +95,14 @@ def test_they_are_fitted_on_training_and_measured_on_test(
         return {"majority": majority(train.answers, len(unseen))}
 
     monkeypatch.setattr(floors, "_fit", spy)
-    assert fit_floors(FloorsConfig(examples=7), shards, splits).keys() == {"majority"}
+    found = fit_floors(FloorsConfig(examples=7), shards, splits)
+    assert found.keys() == {"majority"}
+    answers = {name: Labelled.of(splits[name]).answers[:7] for name in splits}
+    (often,) = majority(answers[TRAIN], 1)
+    for name, share in (("whole", TEST), ("validation", VALIDATION)):
+        assert found["majority"][name] == pytest.approx(np.mean([answer == often for answer in answers[share]]))
     texts = {name: [examples.text(i) for i in range(len(examples))] for name, examples in splits.items()}
-    assert seen == {"train": texts[TRAIN][:7], "held": texts[VALIDATION][:7], "unseen": texts[TEST][:7]}
+    assert seen == {"train": texts[TRAIN][:7], "held": texts[VALIDATION][:7], "unseen": texts[TEST][:7] + texts[VALIDATION][:7]}
     monkeypatch.setattr(floors, "_fit", None)  # what is known is not fitted again
     assert fit_floors(FloorsConfig(examples=7), shards, splits).keys() == {"majority"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ def test_twice_the_time_must_be_worth_its_points(points: float, best: str) -> No
     ranked = rank(rungs, points)
     assert ranked[0].name == best
     assert {one.name for one in ranked} == {"fast", "worse", "slow"}
+
+
+def test_a_student_that_a_floor_equals_comes_behind_one_that_is_above_it() -> None:
+    fast, slow = replace(rung("fast", 0.960, 1.9), floor=0.961), replace(rung("slow", 0.974, 17.2), floor=0.961)
+    assert [one.name for one in rank([fast, slow], 0.5)] == ["slow", "fast"]
+    assert str(fast) == "fast (96.0 % of validation answers, 1.9 ms, a floor 96.1 %)"
+    assert [one.name for one in rank([fast, replace(slow, floor=0.98)], 0.5)] == ["fast", "slow"]
 
 
 def rungs(shards: Shards, **about: Any) -> dict[str, Any]:
