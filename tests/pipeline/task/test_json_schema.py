@@ -78,7 +78,7 @@ def candidates(schema: dict[str, Any]) -> list[Any]:
     return [dict(zip(schema["properties"], values, strict=True)) for values in itertools.islice(itertools.product(*each), 3000)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(schema=schemas)
 def test_a_task_has_the_answers_that_its_schema_allows(schema: dict[str, Any]) -> None:
     validator = jsonschema.Draft202012Validator(schema)
@@ -208,7 +208,7 @@ def test_schemas_of_public_documentation(schema: dict[str, Any], found: int | st
         assert found in str(refused.value)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(each=st.lists(st.tuples(leaf, leaf), min_size=2, max_size=3), third=leaf, key=st.sampled_from(["anyOf", "oneOf"]))
 def test_objects_of_which_an_answer_is_one(each: list[tuple[dict[str, Any], ...]], third: dict[str, Any], key: str) -> None:
     """What they allow together; members that all have alike are none of the combination."""
@@ -220,7 +220,7 @@ def test_objects_of_which_an_answer_is_one(each: list[tuple[dict[str, Any], ...]
         assert "allows nothing" in str(refused)  # noqa: PT017
         return
     assert all(either.is_valid(json.loads(task.render(values))) for values in task.answers())
-    for answer in candidates(schema[key][0]):
+    for answer in candidates(schema[key][0])[::7]:
         assert (task.fit(answer) is not None) == either.is_valid(answer), answer
     assert not task.combinations or task.combinations[0].fields == ["a", "b"]
 
