@@ -119,9 +119,9 @@ def certificates() -> Rows:
     return [["of", "asked", "draws with a certificate", "of these missed", "answered alone"], *rows]
 
 
-def handover(name: str = "handover") -> Rows:
+def handover() -> Rows:
     """Of `benchmarks.handover`."""
-    rows = load(name)["rows"]
+    rows = load("handover")["rows"]
     cells = [
         [row["who"], percent(row["target"], 0), percent(row["coverage"]), *_kept(row["agreement"], row["target"])]
         for row in rows
@@ -185,7 +185,6 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "pruning_converged": ("pruning_converged", pruning),
     "certificates": ("certificates", certificates),
     "handover": ("handover", handover),
-    "handover_clinc": ("handover_clinc", lambda: handover("handover_clinc")),
     "lists": ("lists", lists),
     **{name: (name, partial(unfamiliar, name)) for name in ("unfamiliar", "unfamiliar_minilm", "unfamiliar_emotions")},
     "grow": ("grow", grow),
