@@ -2,8 +2,9 @@
 
 Each start is trained without Ray, by the product's own loop and defaults; floors are those of a report. `fine-tuned` is what
 people would do by themselves: the reader with a classifier of whole answers on it, fine-tuned on the plain answers by the
-Trainer of `transformers`, as many epochs of as large batches, the best of several learning rates. A student's epoch and the
-peer's rate are picked by the validation split; the figures are of the test split.
+Trainer of `transformers`, as many epochs of as large batches, the best of several learning rates, which is searched at small
+sizes and with the first seed. Epochs are as many as `retort run`'s ladder gives a rung. A student's epoch and the peer's rate
+are picked by the validation split, an eighth as large as what is learnt from; the figures are of the test split.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +33,13 @@ from student.data.answers import teacher_answers
 from student.data.examples import Examples, open_examples, student_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION
 from student.evaluate.floors import fit_floors
-from student.evaluate.speed import TIMED, WARM_UP, latency_ms
+from student.evaluate.speed import latency_ms, median_ms
+from student.model.model import Student
 from student.train import loop as module
 from student.train.loop import Loop, Training
+from student.train.strategy import fast_bf16
+from tune.config import LadderConfig
+from tune.search.ladder import PROBE
 
 BATCH = 128
 STARTS = {
@@ -45,6 +50,7 @@ STARTS = {
     "fine-tuned": "MiniLM, fine-tuned on the plain answers",
 }
 PEER_RATES = (5e-5, 1e-4, 3e-4)  # that the fine-tuned peer is tried with, the best by validation
+SEARCHED = 4000  # examples up to which all rates are tried
 
 
 @dataclass(frozen=True)
@@ -55,41 +61,52 @@ class Study:
     examples: int
     tested: int
     seed: int
+    epochs: int
+    minutes: float
 
     def split(self, name: str) -> Examples:
         """One split of the shards, cut to the study's size."""
-        return open_examples(self.shards, name, "choices").first({TRAIN: self.examples, TEST: self.tested}.get(name))
+        return open_examples(self.shards, name, "choices").first(self.sizes[name])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Examples of each split."""
+        return {TRAIN: self.examples, VALIDATION: self.examples // 8, TEST: self.tested}
 
 
-def student(study: Study, reader: str, config: TrainConfig) -> dict[str, float]:
+def student(study: Study, reader: str) -> dict[str, float]:
     """A student of the task's shape with some reader."""
-    whole = module.student_examples
-    module.student_examples = lambda shards, split, model: _first(whole(shards, split, model), study, split)
-    try:
-        shape: StudentConfig = task_shape(study.shards.compiled.task).model_copy(update={"reader": reader})
-        loop = Loop(Training.of(shape, config.model_copy(update={"seed": study.seed}), study.shards), study.shards)
-    finally:
-        module.student_examples = whole
-    model = loop._strategy._student
+    probe, _ = _loop(study, reader, study.epochs)
+    fit = int(60 * study.minutes / probe.seconds_an_epoch(PROBE))
+    epochs = min(study.epochs, max(1, fit))
+    loop, model = _loop(study, reader, epochs)
     test = student_examples(study.shards, TEST, model).first(study.tested)
-    order = np.argsort(test.lengths, kind="stable")
-    found = []
+    parts = np.array_split(np.argsort(test.lengths, kind="stable"), max(1, len(test) // BATCH))
+    best = {"validation": -1.0}
     for report in loop.run():
-        if report.epoch_ended:
-            parts = np.array_split(order, max(1, len(order) // BATCH))
+        if report.epoch_ended and report.row["validation_answer_accuracy"] > best["validation"]:
             with loop.averaged():
                 reached = loop._trainer.measure(test.batch(part) for part in parts)["answer_accuracy"]
-            found.append((report.row["validation_answer_accuracy"], reached))
-    return {"validation": max(found)[0], "test": max(found)[1], "ms": latency_ms(model.eval(), study.shards.compiled, test)}
+            best = {"validation": report.row["validation_answer_accuracy"], "test": reached}
+    return best | {"ms": latency_ms(model.eval(), study.shards.compiled, test), "epochs": epochs}
 
 
-def _first(examples: Examples, study: Study, split: str) -> Examples:
-    return examples.first(study.examples) if split == TRAIN else examples
+def _loop(study: Study, reader: str, epochs: int) -> tuple[Loop, Student]:
+    """A training of the first examples, and its student."""
+    whole = module.student_examples
+    module.student_examples = lambda shards, split, model: whole(shards, split, model).first(study.sizes[split])
+    try:
+        shape: StudentConfig = task_shape(study.shards.compiled.task).model_copy(update={"reader": reader})
+        config = TrainConfig(log_every=10**6, epochs=epochs, seed=study.seed)
+        loop = Loop(Training.of(shape, config, study.shards), study.shards)
+    finally:
+        module.student_examples = whole
+    return loop, loop._strategy._student
 
 
-def fine_tuned(study: Study, folder: str, epochs: int) -> dict[str, float]:
+def fine_tuned(study: Study, folder: str, epochs: int, rates: Iterable[float]) -> dict[str, float]:
     """The peer: plain answers as classes."""
-    runs = [_fine_tuned(study, folder, epochs, rate) for rate in PEER_RATES]
+    runs = [_fine_tuned(study, folder, epochs, rate) | {"rate": rate, "epochs": epochs} for rate in rates]
     return max(runs, key=lambda run: run["validation"])
 
 
@@ -121,6 +138,7 @@ def _fine_tuned(study: Study, folder: str, epochs: int, rate: float) -> dict[str
         logging_strategy="no",
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
+        bf16=fast_bf16("cuda" if torch.cuda.is_available() else "cpu"),
         seed=study.seed,
     )
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(classes), dtype=torch.float32)
@@ -135,30 +153,27 @@ def _fine_tuned(study: Study, folder: str, epochs: int, rate: float) -> dict[str
     def alone(i: int) -> None:
         model(**tokenizer(splits[TEST].text(i), truncation=True, max_length=512, return_tensors="pt"))
 
-    return {"validation": agreement(VALIDATION), "test": agreement(TEST), "ms": _milliseconds(alone)}
+    return {"validation": agreement(VALIDATION), "test": agreement(TEST), "ms": median_ms(alone)}
 
 
-def _milliseconds(answer: Callable[[int], None]) -> float:
-    """Of one text alone, as `latency_ms` takes them."""
-    times = []
-    for i in range(WARM_UP + TIMED):
-        started = time.perf_counter()
-        answer(i)
-        times.append(time.perf_counter() - started)
-    return 1000 * float(np.median(times[WARM_UP:]))
+def run(study: Study, start: str, reader: str | None, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One start's agreement, and the seconds it took.
 
-
-def run(study: Study, start: str, reader: str | None, epochs: int) -> dict[str, Any]:
-    """One start's agreement, and the seconds it took."""
+    Args:
+        rows: of the starts before it: the peer has the epochs of the student with the same model.
+    """
     began = time.perf_counter()
+    before = {(row["start"], row["seed"]): row for row in rows if row["examples"] == study.examples}
     if start == "floors":
         splits = {name: study.split(name) for name in (TRAIN, VALIDATION, TEST)}
         found = {name: floor["whole"] for name, floor in fit_floors(FloorsConfig(), study.shards, splits).items()}
     elif start == "fine-tuned":
-        found = fine_tuned(study, str(reader), epochs)
+        epochs = before["pretrained", 0]["epochs"]
+        known = [row for row in rows if row["start"] == start]
+        rates = [known[-1]["rate"]] if study.seed or study.examples > SEARCHED else PEER_RATES
+        found = fine_tuned(study, str(reader), epochs, rates)
     else:
-        config = TrainConfig(log_every=10**6, epochs=epochs)
-        found = student(study, str(reader) if start == "pretrained" else start, config)
+        found = student(study, str(reader) if start == "pretrained" else start)
     row = {"start": start, "examples": study.examples, "seed": study.seed, "seconds": time.perf_counter() - began, **found}
     print(row, file=sys.stderr, flush=True)
     return row
@@ -169,7 +184,8 @@ def run(study: Study, start: str, reader: str | None, epochs: int) -> dict[str, 
 @click.option("--reader", metavar="MODEL", help="A pretrained model, for `pretrained` and `fine-tuned`.")
 @click.option("--examples", "counts", multiple=True, type=int, default=(1000, 4000), show_default=True)
 @click.option("--start", "starts", type=click.Choice(list(STARTS)), multiple=True, default=list(STARTS), show_default=True)
-@click.option("--epochs", default=TrainConfig().epochs, show_default=True, help="Of what is trained.")
+@click.option("--epochs", default=TrainConfig().epochs, show_default=True, help="Of what is trained, at most.")
+@click.option("--minutes", default=LadderConfig().minutes, show_default=True, help="Of a student's training, as a rung's.")
 @click.option("--tested", default=2000, show_default=True, help="Test comments.")
 @click.option("--seeds", default=1, show_default=True)
 @click.option("--keep", "name", default="starts", show_default=True, help="Name of the result.")
@@ -181,7 +197,7 @@ def main(
     starts: tuple[str, ...],
     name: str,
     picture: str | None,
-    **how: int,
+    **how: Any,
 ) -> None:
     """Trains every start at every size, prints the table, and draws all there is."""
     opened, tested = open_shards(shards), how["tested"]
@@ -189,7 +205,7 @@ def main(
     known = {(row["start"], row["examples"], row["seed"]) for row in rows}
     for count, start, seed in itertools.product(counts, starts, range(how["seeds"])):
         if (start, count, seed) not in known:
-            rows.append(run(Study(opened, count, tested, seed), start, reader, how["epochs"]))
+            rows.append(run(Study(opened, count, tested, seed, how["epochs"], how["minutes"]), start, reader, rows))
             keep(name, {"tested": tested, "rows": rows})
     table = Table("start", *(f"{count:,} answers" for count in counts), box=None)
     for start in starts:

@@ -158,7 +158,10 @@ class TrainConfig(Strict):
         2e-4, ge=0, description="peak for the weights of a pretrained reader; 0 leaves them as they are"
     )
     weight_decay: float = Field(0.01, ge=0)
-    precision: Literal["float32", "bf16"] = Field("float32", description="of the matrix products; weights stay float32")
+    precision: Literal["float32", "bf16"] | None = Field(
+        None,
+        description="of the matrix products; null takes bf16 for a pretrained reader where the machine has it, else float32",
+    )
     seed: Seed = 0
 
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = Field(

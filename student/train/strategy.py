@@ -195,9 +195,18 @@ def _add_up(bucket: Any) -> torch.futures.Future[torch.Tensor]:
     return work.get_future().then(lambda done: done.value()[0])
 
 
+def fast_bf16(device: str) -> bool:
+    """Whether a kind of device multiplies in bf16 by itself."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def make_strategy(student: Student, config: TrainConfig, device: torch.device) -> Strategy:
     """The configured strategy, holding a student."""
     student.bf16 = config.precision == "bf16"
+    if isinstance(student.reader, Pretrained):
+        student.bf16 |= config.precision is None and fast_bf16(device.type)
     if config.gradient_checkpointing and isinstance(student.reader, Pretrained):
         student.reader.model.gradient_checkpointing_enable({"use_reentrant": False})
     if device.type == "cuda":  # alone: torch.set_float32_matmul_precision would change CPUs' too

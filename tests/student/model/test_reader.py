@@ -74,7 +74,8 @@ def reader(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def trained(shards: Shards, reader: str, **changes: Any) -> Loop:
     """A training of a student with a reader, at its end."""
-    config = TrainConfig(**{"epochs": 3, "batch_size": 16, "reader_learning_rate": 3e-3, "seed": 1} | changes)
+    exact = {"precision": "float32"}  # on all machines
+    config = TrainConfig(**{"epochs": 3, "batch_size": 16, "reader_learning_rate": 3e-3, "seed": 1} | exact | changes)
     loop = Loop(Training.of(DEBUG.model_copy(update={"reader": reader}), config, shards), shards)
     list(loop.run())
     return loop
@@ -150,9 +151,24 @@ def test_a_pretrained_reader_learns_in_small_batches_unless_told_otherwise(tmp_p
     assert batch_size(folder, batch_size=8) == 8
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_pretrained_reader_multiplies_in_bf16_where_that_is_fast(
+    fast: bool, tmp_path: Path, shards: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("student.train.strategy.fast_bf16", lambda device: fast)
+
+    def bf16(reader: str, **given: Any) -> bool:
+        training = Training.of(DEBUG.model_copy(update={"reader": reader}), TrainConfig(batch_size=16, **given), shards)
+        return Loop(training, shards)._strategy._student.bf16
+
+    folder = save_pretrained(tmp_path, "bert")
+    assert [bf16(reader) for reader in ("own", "ngrams", folder)] == [False, False, fast]
+    assert [bf16(folder, precision=precision) for precision in ("float32", "bf16")] == [False, True]
+
+
 def test_layers_computed_again_give_the_same_gradients_and_keep_less(family: str, shards: Shards) -> None:
     def kept_numbers(checkpointing: bool) -> tuple[int, Tensors]:
-        config = TrainConfig(batch_size=16, gradient_checkpointing=checkpointing)
+        config = TrainConfig(batch_size=16, gradient_checkpointing=checkpointing, precision="float32")
         loop = Loop(Training.of(DEBUG.model_copy(update={"reader": family}), config, shards), shards)
         loop._strategy.module.train()
         kept = []
@@ -223,7 +239,7 @@ def test_two_workers_equal_one(family: str, strategy: str, shards: Shards, tmp_p
     reader = "ngrams"
     if family != "ngrams":  # without its own dropout, which each worker would draw for itself
         reader = save_pretrained(tmp_path / family, family, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    config = TrainConfig(epochs=1, batch_size=16, reader_learning_rate=1e-3, strategy=strategy)
+    config = TrainConfig(epochs=1, batch_size=16, reader_learning_rate=1e-3, strategy=strategy, precision="float32")
     training = Training.of(DEBUG.model_copy(update={"reader": reader}), config, shards)
     torch.multiprocessing.spawn(train, (2, str(tmp_path), shards.folder, training), nprocs=2)
     alone = Loop(
