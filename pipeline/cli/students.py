@@ -246,8 +246,8 @@ def serve(student: str | None, **options: Any) -> None:
       retort serve --out runs/first --teacher MODEL --agree 0.95 --unfamiliar 0.02 --audit 0.01
 
     Texts stranger than 98 % of held-out ones are then the teacher's too. It is also asked about a hundredth of what the
-    student answers alone; that is kept in OUT/serve/audited.jsonl, for `retort import --answers answer`, and the page and
-    /metrics raise an alarm when it agrees less often than certified.
+    student answers alone: both answers are in OUT/serve/audited.jsonl, and the page and /metrics raise an alarm when it
+    agrees less often than certified. All that the teacher answers is in OUT/serve/shards, for `retort train`.
 
     Before it listens elsewhere than on loopback, give it a key and a certificate, and the names under which it is asked:
 

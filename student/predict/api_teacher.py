@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.base import storage
 from pipeline.base.errors import UserError
@@ -31,7 +31,7 @@ class ApiTeacher:
         UserError: the API's address is none, or holds credentials.
     """
 
-    state = "ready"
+    state: Literal["ready"] = "ready"
 
     def __init__(self, model: str, config: TeacherConfig, compiled: CompiledTask, folder: str | None = None) -> None:
         self.name, self._requests, self._folder, self._compiled = model, config.requests, folder, compiled

@@ -36,7 +36,7 @@ class Audit:
 
     Args:
         share: of the answers that the student gives alone, to be asked about.
-        folder: where what was asked is kept, for `retort import --answers answer`; None keeps nothing.
+        folder: where both answers to each text are kept, for people to look at; None keeps nothing.
 
     Attributes:
         alarm: what is wrong, for people; None where nothing is known to be.

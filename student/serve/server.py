@@ -20,15 +20,18 @@ from pipeline.base import storage
 from pipeline.base.console import say
 from pipeline.base.errors import UserError
 from pipeline.base.signals import STOPPED
+from pipeline.task.compiled import CompiledTask
 from student.config import ServeConfig, StudentSettings
 from student.decode.answerer import Answerer
 from student.evaluate.evidence import EVIDENCE, load_evidence, thresholds_of
 from student.model.checkpoint import load_student
-from student.predict.teacher import make_teacher
+from student.predict.predict import taught_as
+from student.predict.teacher import Teacher, make_teacher
 from student.serve.app import create_app
 from student.serve.connection import Connection
 from student.serve.drift import Drift
 from student.serve.service import Service
+from student.serve.taught import SHARDS, KeptTeacher
 
 KEEP_ALIVE = 75  # seconds of an idle connection: more than clients keep theirs, or both would take the last moment for theirs
 LINGER = 0.5  # seconds in which a request already on its way over an idle connection may arrive
@@ -39,7 +42,7 @@ def serve(config: StudentSettings, student_folder: str, folder: str | None = Non
     """Serves a student until a signal ends it.
 
     Args:
-        folder: where what audits find is kept.
+        folder: where the teacher's answers are kept, and what audits find; None keeps nothing.
 
     Raises:
         UserError: no student, a teacher that does not fit it, a port that cannot be had, or requests that were left without an
@@ -61,7 +64,7 @@ def serve(config: StudentSettings, student_folder: str, folder: str | None = Non
     answerer = Answerer.load(student_folder, config.answer.weights, thresholds)
     evaluated = storage.exists(storage.join(student_folder, EVIDENCE))
     drift = Drift(load_evidence(student_folder, answerer.compiled.task), answerer.compiled.task) if evaluated else None
-    teacher = make_teacher(config.answer.teacher, config.teacher, answerer.compiled) if config.answer.teacher else None
+    teacher = _teacher(config, answerer.compiled, folder) if config.answer.teacher else None
     service = Service(answerer, settings, teacher, found, folder, drift)
     _announce(settings, listener.getsockname()[1], service)
     gc.freeze()  # what is loaded stays: to look through it for garbage takes a third of a second, now and then
@@ -73,6 +76,14 @@ def serve(config: StudentSettings, student_folder: str, folder: str | None = Non
             f"ended with {server.left} requests unanswered: serve.drain_seconds, {settings.drain_seconds:g} s, were over. "
             "Raise it with --set, and what stops the service must wait as long"
         )
+
+
+def _teacher(config: StudentSettings, compiled: CompiledTask, folder: str | None) -> Teacher | KeptTeacher:
+    teacher = make_teacher(str(config.answer.teacher), config.teacher, compiled)
+    if folder is None:
+        return teacher
+    kind = config.teacher
+    return KeptTeacher(teacher, kind.engine, taught_as(compiled, kind), storage.join(folder, SHARDS))
 
 
 def _listen(settings: ServeConfig) -> socket.socket:

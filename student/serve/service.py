@@ -18,6 +18,7 @@ from student.serve.audit import Audit
 from student.serve.batcher import Batcher
 from student.serve.drift import Drift
 from student.serve.metrics import Metrics
+from student.serve.taught import KeptTeacher
 from student.serve.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class Service:
         self,
         answerer: Answerer,
         config: ServeConfig,
-        teacher: Teacher | None = None,
+        teacher: Teacher | KeptTeacher | None = None,
         certificate: Certificate | None = None,
         folder: str | None = None,
         drift: Drift | None = None,

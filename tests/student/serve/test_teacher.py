@@ -7,14 +7,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.config import TeacherConfig
+from pipeline.shards.manifest import open_shards
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.values import Scalar
 from pipeline.teacher.process import EngineError
 from student.predict.teacher import FallbackTeacher
+from student.serve.taught import KeptTeacher
 from tests.student.serve.conftest import FakeAnswerer, Serve
 from tests.tiny import save_teacher, tiny_tokenizer
 
@@ -111,7 +114,9 @@ def real(compiled: CompiledTask, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.mark.slow
-def test_a_real_teacher_answers_and_comes_back_when_it_died(real: FallbackTeacher, compiled: CompiledTask):
+def test_a_real_teacher_answers_is_kept_and_comes_back_when_it_died(
+    real: FallbackTeacher, compiled: CompiledTask, tmp_path: Path
+):
     assert real.state == "starting"
     texts = ["fine", "not for me", "fine", "word " * 400]
     answers = real.answer(texts)
@@ -124,7 +129,11 @@ def test_a_real_teacher_answers_and_comes_back_when_it_died(real: FallbackTeache
     os.kill(real._engine.result().pid, signal.SIGKILL)
     with pytest.raises(EngineError):
         real.answer(["fine"])
-    assert real.answer(["fine"]) == answers[:1]
+    kept = KeptTeacher(real, "transformers", compiled, str(tmp_path))
+    assert kept.answer(["fine"]) == answers[:1]
+    kept.close()
+    (table,) = open_shards(str(tmp_path)).tables()
+    assert np.isfinite(table.logprobs).all()
 
 
 def test_what_is_no_teacher_of_this_student_is_refused(compiled: CompiledTask, tmp_path: Path):
