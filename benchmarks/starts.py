@@ -201,6 +201,8 @@ def main(
 ) -> None:
     """Trains every start at every size, prints the table, and draws all there is."""
     opened, tested = open_shards(shards), how["tested"]
+    learnt = len(open_examples(opened, TRAIN, "choices"))
+    counts = tuple(min(count, learnt) for count in counts)
     rows = load(name)["rows"] if has(name) else []  # what was found before stays: each row is minutes
     known = {(row["start"], row["examples"], row["seed"]) for row in rows}
     for count, start, seed in itertools.product(counts, starts, range(how["seeds"])):

@@ -24,9 +24,9 @@ def task(schema: str, instruction: str, teacher: str | None, out: str) -> None:
       retort task --schema answer.schema.json --instruction prompt.txt --out tasks/triage.yaml
       retort task --schema app.models:Triage --instruction "Sort this mail." --out tasks/triage.yaml
 
-    Objects, enum, const, booleans, null, bounded integers, anyOf of such, lists and $ref are taken as they are. What allows
-    answers without end, or is not known, is refused by its place in the schema. A task may also name a schema itself, as
-    `schema: answer.schema.json` in place of `fields`.
+    Objects, enum, const, booleans, null, bounded integers, anyOf of such, lists, optional members and $ref are taken as they
+    are. What allows answers without end, or is not known, is refused by its place in the schema. A task may also name a schema
+    itself, as `schema: answer.schema.json` in place of `fields`.
     """  # noqa: D301 (\b is click's mark, as a character)
     from pipeline.task.json_schema import content_of, model_schema, read_schema
     from pipeline.task.task import dump_task, make_task

@@ -184,6 +184,9 @@ class _Composition:
         for view in (*sides[0].values(), *sides[1].values()):
             common &= {start - view.after[field] for start in view.starts if start >= 0}
         for cut in sorted(common, key=lambda cut: abs(cut - length / 2)):
+            texts = sorted(form + self._literals[field + 1][:cut] for form in self.forms[field])
+            if any(text.startswith(begun) for begun, text in itertools.pairwise(texts)):
+                continue  # where a field may be left out: the cut is to stand where it shows
             before, behind = (
                 {view.around(view.after[field] + cut)[side]: text for text, view in views.items()}
                 for side, views in enumerate(sides)
@@ -292,7 +295,14 @@ def _slots(task: Task) -> tuple[list[str], list[list[str]], list[str]]:
         fields = [part] if isinstance(part, str) else part.fields
         inner = literals[(first := names.index(fields[0]) + 1) : first + len(fields) - 1]
         rows = [[text] for text in texts[part]] if isinstance(part, str) else [list(map(dumps, row)) for row in part.values]
-        values.append(["".join(itertools.chain(*itertools.zip_longest(row, inner, fillvalue=""))) for row in rows])
+        forms = ["".join(itertools.chain(*itertools.zip_longest(row, inner, fillvalue=""))) for row in rows]
+        if values and not constant[-1]:  # nothing stands between it and the field before: one of the two may be left out
+            if called[-1] in task.lists or (isinstance(part, str) and part in task.lists):
+                raise UserError(f"{called[-1]!r} is a list next to what may be left out: {ADVICE}")
+            values[-1] = [before + form for before in values[-1] for form in forms]
+            constant[-1], called[-1] = literals[first + len(fields) - 1], " and ".join([called[-1], *fields])
+            continue
+        values.append(forms)
         constant.append(literals[first + len(fields) - 1])
         called.append(" and ".join(fields))
     return constant, values, called

@@ -52,7 +52,7 @@ def _values(task: Task) -> Iterator[str]:
     for name, texts in zip(task.fields, task.value_texts(), strict=True):
         marks = task.list_marks(name)[:2] if name in task.lists else (task.format.key_separator,)
         yield from ["[]"] * (name in task.lists)
-        yield from (mark + text for mark in marks for text in texts)
+        yield from filter(None, texts) if name in task.optional else (mark + text for mark in marks for text in texts)
 
 
 def _with_bytes(tokenizer: Tokenizer) -> Tokenizer:

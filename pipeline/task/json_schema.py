@@ -1,7 +1,7 @@
 """JSON Schema, and Pydantic models, to a task's fields: whatever allows a finite set of answers.
 
 What is taken is written in docs/tasks.md; all else is refused by its JSON pointer (RFC 6901), so that no answer is left out
-or let in by mistake. Answers are always whole: a member that may be left out is written, as null or as what else it may be.
+or let in by mistake. A member that may be left out is always written where it may be null or has a default.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def model_schema(source: str) -> Schema:
 
 
 def content_of(schema: Schema) -> dict[str, Any]:
-    """What a task says of a schema's answers: `fields`, `lists`, `combinations`, and in `format` what parts the keys in names.
+    """What a task says of a schema's answers: `fields`, `lists`, `optional`, `combinations`, and in `format` what parts keys.
 
     Raises:
         UserError: it allows answers without end, or uses what a task cannot say; naming the place.
@@ -99,6 +99,7 @@ def content_of(schema: Schema) -> dict[str, Any]:
     return {
         "fields": {(mark or "").join(path): values for path, values in paths.items()},
         "lists": {(mark or "").join(path): rule for path, rule in reader.lists.items()},
+        "optional": [(mark or "").join(path) for path in paths if path in reader.optional],
         "combinations": [
             {
                 "fields": [(mark or "").join(path) for path in list(paths)[together.start : together.stop]],
@@ -128,11 +129,13 @@ class _Reader:
 
     Attributes:
         lists: the bounds of the members that are lists.
+        optional: the members that an answer may lack; null among their values says so.
     """
 
     def __init__(self, root: Schema) -> None:
         self._root, self._open = root, list[str]()  # the places that are being read, one inside the other
         self.lists: dict[Path, dict[str, int]] = {}
+        self.optional = set[Path]()
 
     def answers(self, schema: Any) -> tuple[dict[Path, list[Scalar]], _Together | None]:
         """The members of all answers; where a schema is one of several, with what goes together of those that differ."""
@@ -154,6 +157,8 @@ class _Reader:
         inside = list(paths)[start:stop]
         if listed := [path for path in inside if path in self.lists]:
             _refuse(f"{pointer}/{key}", f"has lists that differ, or stand between what does: {'.'.join(listed[0])}")
+        if left_out := [path for path in inside if path in self.optional]:
+            _refuse(f"{pointer}/{key}", f"differs in what may be left out: list {'.'.join(left_out[0])} in `required`")
         times = Counter(json.dumps(row) for one in each for row in itertools.product(*(one[path] for path in inside)))
         rows = [json.loads(row) for row, count in times.items() if key == "anyOf" or count == 1]
         if not rows:
@@ -182,8 +187,13 @@ class _Reader:
             if not values:
                 _refuse(target, "allows nothing")
             if name not in required and None not in values and "default" not in inner:
-                _refuse(place, "may be left out: list it in `required`, or let it be null and say null where there is none")
+                if (*path, name) in self.lists:
+                    _refuse(place, "is a list that may be left out: list it in `required`; it may be empty")
+                self.optional.add((*path, name))
+                values = [*values, None]
             yield (*path, name), values
+        if all((*path, name) in self.optional for name in schema["properties"]):
+            _refuse(pointer, "may be empty: list a member in `required`")
         self._open.pop()
 
     def _labels(self, schema: Schema, pointer: str, path: Path) -> list[Scalar]:

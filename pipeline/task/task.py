@@ -103,6 +103,7 @@ class Task(Strict):
     fields: dict[str, list[Scalar]] = Field(..., min_length=1)
     lists: dict[str, ListRule] = Field({}, description="fields that are a list of some of their values, its labels")
     combinations: list[Combination] = Field([], description="fields whose values go together in these ways alone")
+    optional: list[str] = Field([], description="fields that an answer leaves out where they are null")
     format: Format = Format()
     comments: CommentRules = CommentRules()
     separator: str = Field("\n\n", min_length=1, description="what the student reads between comment and answer")
@@ -141,7 +142,7 @@ class Task(Strict):
         for name, path in paths.items():
             if any(path[:depth] in paths.values() for depth in range(1, len(path))):
                 raise ValueError(f"field {clip(name)!r} is in no object that can be written: see format.nesting")
-        if [path for path, _ in self._flat(self.nested(dict.fromkeys(self.fields)).items())] != list(paths.values()):
+        if [path for path, _ in self._flat(self.nested(dict.fromkeys(self.fields, True)).items())] != list(paths.values()):
             raise ValueError("the fields of one object must follow each other: see format.nesting")
         return self
 
@@ -160,6 +161,28 @@ class Task(Strict):
         return self
 
     @model_validator(mode="after")
+    def _left_out(self) -> Task:
+        together = {name for one in self.combinations for name in one.fields}
+        for name in self.optional:
+            told = f"optional: {clip(repr(name))}"
+            if name not in self.fields:
+                raise ValueError(f"{told} is no field: the fields are {clip(', '.join(self.fields))}")
+            if name in self.lists or name in together:
+                raise ValueError(f"{told} is a list, or in a combination, which is always written")
+            if not is_among(None, self.fields[name]):
+                raise ValueError(f"{told} does not list null, which says that it is left out: add it to the field's values")
+            *outer, _ = self.path(name)
+            if not any(
+                self.path(other)[: len(outer)] == tuple(outer) for other in self.fields if not self._alone(other, outer)
+            ):
+                raise ValueError(f"{told} is in an object that may be empty: let one of its members always be written")
+        return self
+
+    def _alone(self, name: str, outer: list[str]) -> bool:
+        """Whether a field is a member of this object that may be left out."""
+        return name in self.optional and list(self.path(name)[:-1]) == outer
+
+    @model_validator(mode="after")
     def _shown(self) -> Task:
         for shot in self.examples:
             if self.fit(shot.answer) is None:
@@ -176,7 +199,7 @@ class Task(Strict):
     def hash(self) -> str:
         """Identity of all that shapes prompts, answers and filters. Teacher and student are recorded beside it."""
         content = self.model_dump(mode="json", exclude={"name", "teacher", "student"})
-        later = ("input", "lists", "combinations", "system", "examples", "template")
+        later = ("input", "lists", "combinations", "optional", "system", "examples", "template")
         for place, name in ((content["format"], "nesting"), *((content, name) for name in later)):
             if not place[name]:  # tasks have the hashes from before there was any
                 del place[name]
@@ -237,26 +260,41 @@ class Task(Strict):
         return len(self.list_text(name, longest)) if longest else max(map(len, texts))
 
     def literals(self) -> list[str]:
-        """The constant text before, between and after the values: one more than there are fields."""
-        texts = [self.format.prefix]
-        for piece in self._pieces(self.nested(dict.fromkeys(self.fields)), 0):
-            if piece is None:
+        """The constant text before, between and after the fields: one more than there are fields."""
+        return self._constant[0]
+
+    @cached_property
+    def _constant(self) -> tuple[list[str], dict[str, tuple[str, str]]]:
+        """The constant texts; and of each field what stands around its value, where that is left out together with it."""
+        texts, around = [self.format.prefix], list[tuple[str, str]]()
+        for piece in self._pieces(self.nested(dict.fromkeys(self.fields, True)), ()):
+            if isinstance(piece, tuple):
                 texts.append("")
+                around.append(piece)
             else:
                 texts[-1] += piece
-        return [*texts[:-1], texts[-1] + self.format.suffix]
+        return [*texts[:-1], texts[-1] + self.format.suffix], dict(zip(self.fields, around, strict=True))
 
-    def _pieces(self, members: dict[str, Any], depth: int) -> Iterator[str | None]:
-        """An object's text as json.dumps writes it, with None where values stand."""
-        f = self.format
-        before, after = ("", "") if f.indent is None else ("\n" + " " * f.indent * level for level in (depth + 1, depth))
+    def _pieces(self, members: dict[str, Any], path: tuple[str, ...]) -> Iterator[str | tuple[str, str]]:
+        """An object's text as json.dumps writes it, with a pair where a field stands: what belongs to it on both sides."""
+        f, left_out = self.format, set(map(self.path, self.optional))
+        before, after = ("", "") if f.indent is None else ("\n" + " " * f.indent * (len(path) + level) for level in (1, 0))
         comma = f.item_separator if f.indent is None else f.item_separator.rstrip()
+        written = [(*path, name) not in left_out for name in members]
+        yield "{"
         for i, (name, member) in enumerate(members.items()):
-            yield (comma if i else "{") + before + dumps(name) + f.key_separator
-            if member is None:
-                yield None
+            key, led = (
+                before + dumps(name) + f.key_separator,
+                any(written[:i]),
+            )  # a comma parts it from one that is always there
+            if not written[i]:
+                yield (comma + key, "") if led else (key, comma)
+                continue
+            yield comma + key if led else key
+            if isinstance(member, dict):
+                yield from self._pieces(member, (*path, name))
             else:
-                yield from self._pieces(member, depth + 1)
+                yield "", ""
         yield after + "}"
 
     def path(self, name: str) -> tuple[str, ...]:
@@ -267,6 +305,8 @@ class Task(Strict):
         """An answer as the teacher writes it, from its values by field: with objects in it where the task has some."""
         answer: dict[str, Any] = {}
         for name, value in values.items():
+            if value is None and name in self.optional:
+                continue
             *outer, last = self.path(name)
             place = answer
             for key in outer:
@@ -275,8 +315,13 @@ class Task(Strict):
         return answer
 
     def value_texts(self) -> list[list[str]]:
-        """The JSON text of every value, by field; of lists, of every label."""
-        return [[dumps(value) for value in values] for values in self.fields.values()]
+        """The text of every value, by field; of lists, of every label."""
+        return [[self._value_text(name, value) for value in values] for name, values in self.fields.items()]
+
+    def _value_text(self, name: str, value: Scalar) -> str:
+        """JSON, with what is left out together with it."""
+        before, after = self._constant[1][name]
+        return "" if value is None and name in self.optional else before + dumps(value) + after
 
     def list_marks(self, name: str) -> tuple[str, str, str]:
         """What stands before, between and after the labels of a field that is a list, as json.dumps writes it."""
@@ -296,7 +341,8 @@ class Task(Strict):
         """The one way an answer is written."""
         first, *rest = self.literals()
         return first + "".join(
-            (self.list_text(name, list(map(dumps, value))) if isinstance(value, tuple) else dumps(value)) + text
+            (self.list_text(name, list(map(dumps, value))) if isinstance(value, tuple) else self._value_text(name, value))
+            + text
             for name, value, text in zip(self.fields, values, rest, strict=True)
         )
 
@@ -345,9 +391,12 @@ class Task(Strict):
     def written(self, text: str) -> Values | None:
         """The same with each list in the order that it is written in."""
         found = self._pairs(text)
-        if found is None or [path for path, _ in found] != list(map(self.path, self.fields)):
+        there = {path for path, _ in found or ()}
+        paths = [self.path(name) for name in self.fields if name not in self.optional or self.path(name) in there]
+        if found is None or [path for path, _ in found] != paths:
             return None
-        return self._checked([value for _, value in found])
+        given = dict(found)
+        return self._checked([given.get(self.path(name)) for name in self.fields])
 
     def _sorted(self, name: str, value: Value) -> Value:
         return tuple(other for other in self.fields[name] if is_among(other, value)) if isinstance(value, tuple) else value
@@ -385,7 +434,7 @@ class Task(Strict):
             pairs = tuple(self._flat(answer.items()))
         if pairs is not None:
             named = {(self.format.nesting or "").join(path): value for path, value in pairs}
-            return named if len(named) == len(pairs) else {}
+            return dict.fromkeys(self.optional) | named if len(named) == len(pairs) else {}
         return dict.fromkeys(self.fields, answer) if len(self.fields) == 1 else {}
 
     def _pairs(self, text: str) -> tuple[tuple[tuple[str, ...], Any], ...] | None:

@@ -57,10 +57,14 @@ class Fields:
     @cached_property
     def by_state(self) -> NDArray[np.int64]:
         """The index of the field that each choice's state decides: the first in which its ways on differ; elsewhere -1."""
-        fields = np.full(self._choices.end + 1, -1, np.int64)
-        for state, way in self._ways.items():
-            one, other = (self._values([*way, int(column)]) for column in np.flatnonzero(self._choices.allowed_SW[state])[:2])
-            fields[state] = next(i for i in range(len(one)) if not _same(one[i], other[i]))
+        fields, choices = np.full(self._choices.end + 1, -1, np.int64), self._choices
+        looked_at = None if self._compiled.task.optional else 2  # else any two ways on differ in the same field
+        for state in sorted(self._ways, reverse=True):  # steps lead to higher states
+            columns = list(map(int, np.flatnonzero(choices.allowed_SW[state])[:looked_at]))
+            values = [list(map(repr, self._values([*self._ways[state], column]))) for column in columns]
+            differ = next((i for i, found in enumerate(zip(*values, strict=True)) if len(set(found)) > 1), len(values[0]))
+            later = [int(fields[following]) for column in columns if (following := choices.step(state, column)) != choices.end]
+            fields[state] = min([differ, *later]) if looked_at is None else differ
         return fields
 
     def temperatures(self, by_field: dict[str, float] | None) -> NDArray[np.float32]:
@@ -82,6 +86,10 @@ class Fields:
                     if following != choices.end:
                         ways.setdefault(following, [*ways[state], int(column)])
         return ways
+
+    def values_after(self, root: int, path: tuple[int, ...]) -> Values:
+        """The values of one answer that goes on by these columns from a choice on."""
+        return self._values([*self._ways[root], *path])
 
     def _values(self, columns: list[int]) -> Values:
         """The values of one answer that begins with these choices, lists as they are spelt."""
@@ -115,7 +123,7 @@ class Fields:
         if key not in self._labels:
             field = int(self.by_state[root])
             allowed = list(self._compiled.task.fields.values())[field]
-            labels = labels_of(self._values([*self._ways[root], *path])[field])
+            labels = labels_of(self.values_after(root, path)[field])
             self._labels[key] = [i for i, other in enumerate(allowed) if any(_same(label, other) for label in labels)]
         return self._labels[key]
 
@@ -131,7 +139,7 @@ class Fields:
                     chunk = np.concatenate([node.chunk, choices.chunk(node.state, column)])
                     grown.append((Node(following, further[0][1], chunk), further))
                 else:
-                    value = self._values([*self._ways[root], *(c for _, c in further)])[field]
+                    value = self.values_after(root, tuple(c for _, c in further))[field]
                     leaves.append((next(i for i, other in enumerate(allowed) if _same(value, other)), further))
         return Tree(name, [node for node, _ in grown], leaves)
 

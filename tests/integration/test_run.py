@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -16,6 +17,7 @@ from pipeline.cli.main import main
 from pipeline.shards.manifest import open_shards
 from student.data.examples import columns_of
 from tests.integration.conftest import Retort
+from tests.pipeline.task.test_json_schema import TAKEN
 
 SMALL = [f"--set={setting}" for setting in ("student.layers=2", "student.width=64", "student.heads=2", "student.mlp=256")]
 FAST = ["--set=train.epochs=10", "--set=train.batch_size=32", "--set=train.workers=2"]  # the rest as the defaults leave it
@@ -132,6 +134,27 @@ def test_stages_run_alone_on_files_and_predict_answers_every_row(retort: Retort,
     assert sorted(row["line"] for row in answers + others) == list(range(1, 8))
     assert {row["line"] for row in answers} == {1, 6}
     assert all(set(row["answer"]) == {"sentiment", "topic", "urgency"} and 0 < row["confidence"] <= 1 for row in answers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("schema", "answers"), TAKEN)
+def test_a_public_schema_goes_the_whole_way(
+    retort: Retort, demo: Path, tmp_path: Path, schema: dict[str, Any], answers: int
+) -> None:
+    """The teacher knows another task, so its answers say nothing; but they are answers, and so are the student's."""
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    task = tmp_path / "task.yaml"
+    assert f"{answers} answers" in retort(
+        "task", f"--schema={tmp_path / 'schema.json'}", "--instruction=Sort.", f"--out={task}"
+    )
+    given = [f"--task={task}", f"--comments={demo / 'comments.jsonl.gz'}", f"--out={tmp_path / 'out'}", "--limit=300"]
+    loose = ["--set=extract.calibration_floor=0", "--set=train.epochs=2"]
+    assert "the student" in retort("run", *given, f"--teacher={demo / 'teacher'}", *SMALL, *UNITS[:1], *loose, *LADDER)
+    retort("predict", f"--task={task}", *given[1:])
+    lines = (tmp_path / "out/predict/answers/part-000000.jsonl").read_text().splitlines()
+    assert len(lines) > 250
+    for line in lines:
+        jsonschema.validate(json.loads(line)["answer"], schema)
 
 
 @pytest.mark.slow  # of one rung, as a job: tests/integration/test_cluster.py

@@ -1,4 +1,4 @@
-"""Answers with objects and lists inside them, to texts of several columns: a student gives them wherever it is asked."""
+"""Answers with objects and lists in them, and members left out, to texts of several columns, wherever a student is asked."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ def nested() -> CompiledTask:
         "who.tier": ["gold", "none"],
         "who.tags": ["gold", "good", "bad"],
         "who.asks.often": [True, False],
+        "who.since": ["good", None],
         "urgent": [True, False],
     }
     about = {"format": {"nesting": "."}, "lists": {"who.tags": {"min": 1, "max": 2}}, "input": "{title}: {body}"}
+    about |= {"optional": ["who.since"]}
     return compile_for(tiny_task(fields=fields, context=None, **about), TeacherTokenizer(tiny_tokenizer()))
 
 
 def shape_of(answer: dict[str, object]) -> dict[str, object]:
-    return {key: shape_of(part) if isinstance(part, dict) else None for key, part in answer.items()}
+    return {key: shape_of(part) if isinstance(part, dict) else None for key, part in answer.items() if key != "since"}
 
 
 SHAPE = {"who": {"tier": None, "tags": None, "asks": {"often": None}}, "urgent": None}
@@ -53,6 +55,8 @@ def test_it_writes_objects_everywhere(nested: CompiledTask, tmp_path: Path) -> N
     assert [record["text"] for record in records] == [text.strip() for text in TEXTS]
     assert [shape_of(answer) for answer in predicted] == [SHAPE] * len(TEXTS)
     assert all(1 <= len(answer["who"]["tags"]) <= 2 for answer in predicted)
+    assert {answer["who"].get("since") for answer in predicted} == {"good", None}
+    assert not any(answer["who"].get("since", "") is None for answer in predicted)
     with running(Answerer.load(str(tmp_path / "student"))) as client:
         for texts in (TEXTS, ROWS):
             results = client.post("/classify", json={"texts": texts}).json()["results"]
@@ -73,5 +77,5 @@ def test_the_page_reads_them(nested: CompiledTask, browser: Browser) -> None:
         page.get_by_label("body").fill(ROWS[1]["body"])
         page.get_by_role("button").click()
         given = client.post("/classify", json={"text": ROWS[1]}).json()["results"][0]["answer"]
-        expect(page.locator("li.chosen")).to_have_count(3 + len(given["who"]["tags"]))
-        assert page.locator("h2").all_inner_texts() == ["who.tier", "who.tags", "who.asks.often", "urgent"]
+        expect(page.locator("li.chosen")).to_have_count(4 + len(given["who"]["tags"]))
+        assert page.locator("h2").all_inner_texts() == ["who.tier", "who.tags", "who.asks.often", "who.since", "urgent"]

@@ -31,8 +31,11 @@ ALPHABET = 'aab12 ",:\\{}é日😀\n▁'
 property_test = settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 
 
-def make_task(fields: dict[str, Any], lists: dict[str, Any] | None = None, **format_: Any) -> Task:
-    content = {"name": "t", "instruction": "Judge.", "fields": fields, "lists": lists or {}, "format": format_}
+def make_task(
+    fields: dict[str, Any], lists: dict[str, Any] | None = None, optional: list[str] | None = None, **format_: Any
+) -> Task:
+    content = {"name": "t", "instruction": "Judge.", "fields": fields, "lists": lists or {}, "optional": optional or []}
+    content |= {"format": format_}
     return Task.model_validate(content | {"comments": {"min_tokens": 1, "max_tokens": 25}})
 
 
@@ -76,7 +79,10 @@ rules = st.fixed_dictionaries(
 def composed_tasks(draw: st.DrawFn) -> Task:
     fields = draw(st.dictionaries(field_names, value_lists, min_size=1, max_size=3))
     listed = [name for name in fields if draw(st.integers(0, 3)) == 0]
-    return make_task(fields, {name: draw(rules) for name in listed}, **draw(formats))
+    optional = [name for name in fields if name not in listed and draw(st.integers(0, 3)) == 0]
+    optional = optional[: len(fields) - 1]  # an object always has a member
+    fields |= {name: [*fields[name], *[None] * (None not in fields[name])] for name in optional}
+    return make_task(fields, {name: draw(rules) for name in listed}, optional, **draw(formats))
 
 
 tasks = composed_tasks().filter(lambda task: task.outputs <= 300)
@@ -154,7 +160,7 @@ def test_composing_gives_the_identical_automaton_or_advice(tokenizers: dict[str,
         event(f"{kind} refused")
         assert "list fewer values" in str(error)  # noqa: PT017
         return
-    event(f"{kind} composed {len(task.fields)} fields, {len(task.lists)} of them lists")
+    event(f"{kind} composed {len(task.fields)} fields, {len(task.lists)} of them lists, {len(task.optional)} optional")
     whole = build([enumerate_answers(task, tokenizer)])
     assert language_from(composed, 0) == language_from(whole, 0)
     assert composed.states == whole.states  # so it is minimal too

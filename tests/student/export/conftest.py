@@ -35,10 +35,10 @@ def source_of(kind: str, compiled: CompiledTask) -> ExportedStudent:
     if kind == "gemma":
         return ExportedStudent(make(compiled, "gemma3", layers=2, kinds=KINDS), compiled, None)
     if kind == "spelt":
-        fields = {"mood": SPELT, "one": [1], "tags": SPELT[:3], "loud": [True, False]}
-        spelt = recompiled(compiled, tiny_task(fields=fields, lists={"tags": {"max": 2}}, context=None))
+        fields = {"mood": SPELT, "one": [1], "tags": SPELT[:3], "loud": [True, False], "late": [True, None]}
+        spelt = recompiled(compiled, tiny_task(fields=fields, lists={"tags": {"max": 2}}, optional=["late"], context=None))
         model = make_student(spelt, 3, 8.0, tail=True, sequence="choices", layers=1)
-        return ExportedStudent(model, spelt, TEMPERATURES | {"one": 1.0, "tags": 1.0})
+        return ExportedStudent(model, spelt, TEMPERATURES | {"one": 1.0, "tags": 1.0, "late": 1.0})
     layers = {"full": 2, "choices": 1}[kind]
     return ExportedStudent(make_student(compiled, 2, 8.0, sequence=kind, layers=layers), compiled, TEMPERATURES)
 
