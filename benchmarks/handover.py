@@ -1,8 +1,9 @@
 """What a student may answer alone, against what tracer-llm lets its linear models answer: coverage at a certified agreement.
 
 Both know the same texts and the same teacher's answers to one field. A student was trained on the training split and chooses
-by the validation split; half of the test split certifies it. tracer-llm takes all of that as traces, with the embeddings of a
-frozen encoder, in its own settings and without its cap on examples. The other half of the test split judges both.
+by the validation split; half of the test split certifies it, or of other texts (`--certify-on`). tracer-llm takes all of that
+as traces, with the embeddings of a frozen encoder, in its own settings and without its cap on examples. The other half judges
+both.
 
 tracer-llm 0.3.3 asks for an older numpy than Retort has; `pip install --no-deps tracer-llm==0.3.3` runs with the newer one.
 """
@@ -24,11 +25,12 @@ from rich.table import Table
 
 from benchmarks.certificates import part
 from benchmarks.results import keep
+from pipeline.comments.reading import text_key
 from pipeline.shards.manifest import open_shards
 from pipeline.task.task import Task
 from student.data.answers import teacher_answers
 from student.data.examples import open_examples
-from student.data.unpack import TEST, TRAIN, VALIDATION
+from student.data.unpack import TEST, TRAIN, VALIDATION, unpack
 from student.evaluate.certificate import certify, count
 from student.evaluate.embeddings import embed
 from student.evaluate.evidence import load_evidence
@@ -85,6 +87,18 @@ def theirs(name: str, known: tuple[list[str], list[str], Any], unseen: tuple[lis
     return rows
 
 
+def answers_to(shards: str, field: str, splits: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Texts and one field's answers, in the order in which an evaluation reads them."""
+    opened, found = open_shards(shards), list[tuple[str, str]]()
+    place = list(opened.compiled.task.fields).index(field)
+    for split, columns in unpack(opened).items():
+        if split in splits and len(columns.get("choice_starts", ())) > 1:
+            examples = open_examples(opened, split, "choices")
+            answers = [str(values[place]) for values in teacher_answers(examples)]
+            found += zip(map(examples.text, range(len(examples))), answers, strict=True)
+    return found
+
+
 def _row(who: str, target: float, coverage: float, agreement: float | None) -> Row:
     return {"who": who, "target": target, "coverage": coverage, "agreement": agreement}
 
@@ -94,25 +108,26 @@ def _row(who: str, target: float, coverage: float, agreement: float | None) -> R
 @click.option("--student", required=True, metavar="DIR", help="Trained on these shards, and evaluated.")
 @click.option("--field", required=True, help="Of the answers, which tracer-llm has one of.")
 @click.option("--encoder", required=True, metavar="DIR", help="Whose embeddings tracer-llm gets.")
+@click.option("--certify-on", "others", metavar="DIR", help="Shards that the student was evaluated with `--certify-on`.")
 @click.option("--keep", "name", default="handover", show_default=True, help="Name of the result.")
-def main(shards: str, student: str, field: str, encoder: str, name: str) -> None:
+def main(shards: str, student: str, field: str, encoder: str, others: str | None, name: str) -> None:
     """Prints and keeps the table."""
-    opened = open_shards(shards)
-    place = list(opened.compiled.task.fields).index(field)
-    texts: dict[str, list[str]] = {}
-    answers: dict[str, list[str]] = {}
-    for split in (TRAIN, VALIDATION, TEST):
-        examples = open_examples(opened, split, "choices")
-        texts[split] = [examples.text(i) for i in range(len(examples))]
-        answers[split] = [str(values[place]) for values in teacher_answers(examples)]
-    order = np.random.default_rng(0).permutation(len(texts[TEST]))
+    task = open_shards(shards).compiled.task
+    trained = answers_to(shards, field, (TRAIN,))
+    first, later = [*trained, *answers_to(shards, field, (VALIDATION,))], answers_to(shards, field, (TEST,))
+    if others:  # as `retort evaluate` takes them
+        seen = {text_key(text) for text, _ in trained}
+        given = dict(answers_to(others, field, (TRAIN, VALIDATION, TEST)))
+        later = [(text, answer) for text, answer in given.items() if text_key(text) not in seen]
+    order = np.random.default_rng(0).permutation(len(later))
     certifies, judges = np.split(order, [len(order) // 2])
-    known = [*texts[TRAIN], *texts[VALIDATION], *(texts[TEST][i] for i in certifies)]
-    labels = [*answers[TRAIN], *answers[VALIDATION], *(answers[TEST][i] for i in certifies)]
-    embeddings, unseen = embed(encoder, known), embed(encoder, [texts[TEST][i] for i in judges])
-    rows = ours(student, opened.compiled.task, field, certifies, judges)
+    known, unseen = [*first, *(later[i] for i in certifies)], [later[i] for i in judges]
+    texts, labels = map(list, zip(*known, strict=True))
+    new_texts, new_labels = map(list, zip(*unseen, strict=True))
+    embeddings, new_embeddings = embed(encoder, texts), embed(encoder, new_texts)
+    rows = ours(student, task, field, certifies, judges)
     for settings in SETTINGS:
-        rows += theirs(settings, (known, labels, embeddings), ([answers[TEST][i] for i in judges], unseen))
+        rows += theirs(settings, (texts, labels, embeddings), (new_labels, new_embeddings))
         keep(name, {"field": field, "known": len(known), "judged": len(judges), "rows": rows})  # each takes minutes
     table = Table("who", "certified", "coverage", "agreement of these", box=None)
     for row in rows:
