@@ -127,7 +127,7 @@ def engine_environment(config: TeacherConfig) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned engines on one host slow each other
         "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the actor's own process, and so does the capture
-        "VLLM_USE_V2_MODEL_RUNNER": "0",  # the second model runner has another logits-processor interface
+        "VLLM_USE_V2_MODEL_RUNNER": "0",  # docs/extraction.md says what the second model runner lacks
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "true",

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
 
 from pipeline.config import TeacherConfig
-from pipeline.teacher.engines import weights_type
+from pipeline.teacher.engines import engine_environment, weights_type
+
+
+def test_vllm_has_its_first_model_runner() -> None:
+    """Ours stands on it; docs/extraction.md says what the second one lacks."""
+    found = find_spec("vllm")  # to import it takes ten seconds
+    assert found is not None
+    folder = Path(str(found.origin)).parent
+    assert "def _model_forward(" in (folder / "v1/worker/gpu_model_runner.py").read_text()
+    assert "class CPUModelRunner(GPUModelRunner)" in (folder / "v1/worker/cpu_model_runner.py").read_text()
+    (asked,) = [name for name in engine_environment(TeacherConfig()) if "RUNNER" in name]
+    assert asked in (folder / "envs.py").read_text()
 
 
 @pytest.mark.parametrize(
