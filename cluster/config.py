@@ -11,7 +11,7 @@ from tune.config import TuneSettings
 class PlanConfig(Strict):
     """The size of the job, the machines, and what is assumed where nothing was measured."""
 
-    comments: int = Field(500_000, ge=1, description="comments that pass the filters")
+    comments: int = Field(500_000, ge=1, description="texts that pass the filters")
     examples: int | None = Field(
         None, ge=1, description="examples an epoch trains on, and nothing else counted; null takes 80 / 10 / 10 of the answers"
     )

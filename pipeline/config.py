@@ -62,10 +62,10 @@ class TeacherConfig(Strict):
 
 
 class CommentsConfig(Strict):
-    """Where the comments are."""
+    """Where the texts are."""
 
     paths: list[str] = Field([], description="files, folders, globs or URIs: .jsonl, .parquet, .csv, also .gz and .zst")
-    text: str = Field("body", description="column with the comment")
+    text: str = Field("body", description="column with the text")
     id: str = Field("id", description="column with its id; it may be missing")
     answer: str | None = Field(
         None, description="column with answers for the teacher to score instead of giving its own; or one for each field: a,b"
@@ -74,20 +74,20 @@ class CommentsConfig(Strict):
     gold: str | None = Field(
         None, description="column with people's labels for the report, or one for each field: a,b; nothing is trained on them"
     )
-    limit: int | None = Field(None, ge=1, description="stop after this many comments that pass the filters")
+    limit: int | None = Field(None, ge=1, description="stop after this many texts that pass the filters")
     max_malformed: int | None = Field(None, ge=0, description="stop the run when more rows than this are malformed")
 
 
 class ExtractConfig(Strict):
-    """How the comments become logit shards."""
+    """How the texts become logit shards."""
 
-    rows_per_unit: int = Field(512, ge=1, le=20_000, description="comments of one unit of work and of one shard")
+    rows_per_unit: int = Field(512, ge=1, le=20_000, description="texts of one unit of work and of one shard")
     capture: Literal["all", "choices"] = Field("all", description="steps whose logits are kept; choices alone are faster")
-    samples_per_comment: int = Field(1, ge=1, description="answers sampled for each comment; more than one needs a temperature")
+    samples_per_comment: int = Field(1, ge=1, description="answers sampled for each text; more than one needs a temperature")
     codec: Literal["float16", "compact"] = Field(
         "float16", description="compact takes a thirteenth of the space at a measured error of less than 0.001 nats of KL"
     )
-    calibration_rows: int = Field(256, ge=1, description="comments that choose the auxiliary tokens")
+    calibration_rows: int = Field(256, ge=1, description="texts that choose the auxiliary tokens")
     calibration_floor: float = Field(
         0.9, ge=0, le=1, description="least mean raw mass on allowed tokens, at any state visited often enough to tell"
     )

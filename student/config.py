@@ -315,14 +315,14 @@ class FloorsConfig(Strict):
 
 
 class PredictConfig(Strict):
-    """The answers of a student to comments."""
+    """The answers of a student to texts."""
 
     format: Literal["jsonl", "parquet"] = Field("jsonl", description="of the files of answers")
     probabilities: bool = Field(False, description="write the share of every value of every field too")
     workers: int | None = Field(
         None,
         ge=0,
-        description="under Ray Data; 0 answers in this process, null does so where the comments are less than 64 MiB",
+        description="under Ray Data; 0 answers in this process, null does so where the texts are less than 64 MiB",
     )
     cpus_per_worker: float = Field(1, gt=0, description="CPUs Ray reserves for a worker, which are its threads")
     gpus_per_worker: float = Field(0, ge=0)
@@ -342,7 +342,7 @@ class ServeConfig(Strict):
         (), description="names under which clients ask for it, beside localhost, the machine's own and `host`; without ports"
     )
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
-    max_texts: int = Field(1024, ge=1, le=4096, description="comments of one request; the queue holds 4,096")
+    max_texts: int = Field(1024, ge=1, le=4096, description="texts of one request; the queue holds 4,096")
     max_bytes: int = Field(4 << 20, ge=1, description="of a request's body")
     timeout_seconds: float = Field(30, gt=0, description="after which a request is given up")
     drain_seconds: float = Field(30, gt=0, description="that the requests in flight have when the service is asked to stop")
@@ -390,7 +390,7 @@ class PruneConfig(Strict):
     source: str | None = Field(None, description="a student's folder, or a Gemma 3 model by Hugging Face name or path")
     revision: str | None = Field(None, description="commit, branch or tag of such a model on the Hub")
     prompt: Literal["teacher", "bare"] = Field(
-        "teacher", description="what a student cut from such a model reads: the teacher's prompt, or comment and separator"
+        "teacher", description="what a student cut from such a model reads: the teacher's prompt, or text and separator"
     )
 
     width: int | None = Field(None, ge=1, description="embedding channels to keep; null keeps all, as below")

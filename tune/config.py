@@ -22,7 +22,7 @@ class TuneConfig(Strict):
         0.5, ge=0, description="points of agreement that a student of half the parameters may lose and still count as good"
     )
     max_params: int | None = Field(None, ge=1, description="parameters a student may have, its embedding included")
-    max_latency_ms: float | None = Field(None, gt=0, description="milliseconds it may take for one comment where it trains")
+    max_latency_ms: float | None = Field(None, gt=0, description="milliseconds it may take for one text where it trains")
     warm_start: list[str] = Field([], description="folders of earlier searches to learn from")
 
 

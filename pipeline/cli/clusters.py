@@ -14,7 +14,7 @@ from pipeline.cli.options import configure, is_setting, read_settings, run_folde
 
 
 @click.command()
-@setting("plan.comments", "--comments-count", type=click.IntRange(1), metavar="N", help="Comments that pass the filters.")
+@setting("plan.comments", "--comments-count", type=click.IntRange(1), metavar="N", help="Texts that pass the filters.")
 @setting("plan.teacher_params", "--teacher-params", type=float, metavar="N", help="Parameters of the teacher, such as 3.88e9.")
 @setting(
     "plan.teacher_machine",
@@ -86,7 +86,7 @@ def submit(
     Packs the checkout in the current directory, sends it to the cluster, and shows the job's log to its end. Ctrl-C leaves
     the job running. The same command goes on where a job that died left off.
 
-    Files of settings travel with the job. Comments, shards and --out do not: they must lie in buckets, or at absolute
+    Files of settings travel with the job. Texts, shards and --out do not: they must lie in buckets, or at absolute
     paths that all machines share. Credentials do not travel either: machines have roles, or variables of their own.
     """  # noqa: D301 (\b is click's mark, as a character)
     from cluster.submit import STAGES, check_paths, prepare, run_job

@@ -1,4 +1,4 @@
-"""The commands of `pipeline`: from comments to logit shards."""
+"""The commands of `pipeline`: from texts to logit shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.cli.options import configure, planned_shape, setting, stage_option
 @click.command()
 @stage_options("max_cost", "max_calls", "task", "teacher", "comments", "limit")
 def extract(**options: Any) -> None:
-    """Comments through the teacher to logit shards, in OUT/shards.
+    """Texts through the teacher to logit shards, in OUT/shards.
 
     A teacher behind an OpenAI-compatible API is asked by chat completions, with the likeliest other tokens where it lists
     them. The key comes from $OPENAI_API_KEY. What was answered is kept: the same command goes on after a crash.
@@ -46,7 +46,7 @@ def extract(**options: Any) -> None:
 def score(**options: Any) -> None:
     """The teacher's logits along given answers, in OUT/shards.
 
-    The comments' files hold an answer beside each comment: labels of people, answers of another model, or a student's own.
+    The files hold an answer beside each text: labels of people, answers of another model, or a student's own.
     A column holds the whole answer, as a JSON object or as its text, or each field has a column of its name:
 
     \b

@@ -56,11 +56,11 @@ def main() -> None:
     \b
       retort run --task tasks/goemotions.yaml --teacher MODEL --comments FILES --out DIR
 
-    does all of it: it asks the teacher about the comments and keeps its logits (extract), trains a student on them
+    does all of it: it asks the teacher about the texts and keeps its logits (extract), trains a student on them
     (train), and reports how closely it follows (evaluate). Each stage also runs alone, on the files of the one before,
     and what is already done is not done again.
 
-    A task is one YAML file: the instruction, the output fields with their values, and which comments take part. Copy one
+    A task is one YAML file: the instruction, the output fields with their values, and which texts take part. Copy one
     under tasks/ to write your own, or have it made from a JSON Schema (task).
     """  # noqa: D301 (\b is click's mark, as a character)
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -56,10 +56,10 @@ def stage_options(*names: str) -> Callable[[Command], Command]:
             "--comments",
             multiple=True,
             metavar="PATH",
-            help="File, folder, glob or URI of comments; may be repeated.",
+            help="File, folder, glob or URI of texts; may be repeated.",
         ),
         "limit": setting(
-            "comments.limit", "--limit", type=click.IntRange(1), help="Stop after so many comments that pass the filters."
+            "comments.limit", "--limit", type=click.IntRange(1), help="Stop after so many texts that pass the filters."
         ),
         "max_cost": setting(
             "teacher.max_cost", "--max-cost", type=float, metavar="MONEY", help="To spend on an API at most, by its prices."

@@ -22,16 +22,14 @@ from pipeline.cli.output import show_comparison, show_report
     type=click.IntRange(1),
     help="The most parameters a student may have, embedding included.",
 )
-@setting(
-    "tune.max_latency_ms", "--max-latency-ms", type=float, help="The longest it may take for one comment, where it trains."
-)
+@setting("tune.max_latency_ms", "--max-latency-ms", type=float, help="The longest it may take for one text, where it trains.")
 @click.option("--resume", is_flag=True, help="Go on with the search in OUT, under the settings it was begun with.")
 @stage_options()
 def tune(shards: str | None, resume: bool, **options: Any) -> None:
     """A search for the smallest student that is faithful enough, in OUT/search.
 
     Trains many students on the same shards, each with another depth, width and schedule; stops early those that fall
-    behind; evaluates the others on test comments; and shows what there is to choose from: agreement with the teacher
+    behind; evaluates the others on test texts; and shows what there is to choose from: agreement with the teacher
     against size and speed. Every trial is a run in MLflow under the search's own, and the best one is registered there.
 
     \b
@@ -60,17 +58,17 @@ def tune(shards: str | None, resume: bool, **options: Any) -> None:
 @setting("comments.answer", "--answers", metavar="COLUMNS", help="Answers you have, in place of a teacher: to try it out.")
 @stage_options("max_cost", "max_calls", "task", "teacher", "comments", "limit")
 def grow(**options: Any) -> None:
-    """A student that chooses which of many comments its teacher is asked about, in OUT.
+    """A student that chooses which of many texts its teacher is asked about, in OUT.
 
     Asks about some at random, trains on the answers, then draws the next ones by how unsure the student is of them; until
-    validation comments say that it can answer the share --coverage of texts alone, with the share --agree of these answers as
+    validation texts say that it can answer the share --coverage of texts alone, with the share --agree of these answers as
     the teacher's, or --calls are used up. OUT/grow.html shows agreement and certified coverage against calls.
 
     \b
       retort grow --task triage.yaml --comments 'mails/*.jsonl.gz' --teacher MODEL --out runs/grown --calls 5000 --agree 0.95
       retort grow --task triage.yaml --comments log.csv --answers team,urgent --out runs/replay     what it would have saved
 
-    Test comments are random ones, so what is certified holds for texts like all of these. The same command goes on with a
+    Test texts are random ones, so what is certified holds for texts like all of these. The same command goes on with a
     loop that was killed, and with more --calls further; no answer that has come is asked for again.
     """  # noqa: D301 (\b is click's mark, as a character)
     from tune.grow.grow import PAGE
@@ -90,7 +88,7 @@ def grow(**options: Any) -> None:
 @click.option("--budget", type=click.IntRange(1), default=1000, show_default=True, help="How many texts to choose.")
 @stage_options("comments", "limit")
 def select(student: str | None, shards: tuple[str, ...], budget: int, **options: Any) -> None:
-    """The comments that a teacher should be asked about next, in OUT/select/texts.jsonl: one step of `retort grow` by hand.
+    """The texts that a teacher should be asked about next, in OUT/select/texts.jsonl: one step of `retort grow` by hand.
 
     Test and validation texts are drawn at random, the others by how unsure the student is of them:
 
@@ -105,7 +103,7 @@ def select(student: str | None, shards: tuple[str, ...], budget: int, **options:
     config, out = configure(**options)
     folder = storage.join(out, "select")
     chosen = stage(config, folder_of(student, out, "student"), budget, [storage.absolute(name) for name in shards], folder)
-    say(f"{chosen:,} comments in {storage.join(folder, TEXTS)}")
+    say(f"{chosen:,} texts in {storage.join(folder, TEXTS)}")
 
 
 @click.command()

@@ -34,7 +34,7 @@ def run(**options: Any) -> None:
     """Everything: extract, train, evaluate, and a summary.
 
     Trains a student for each rung of a ladder in OUT/ladder: one of hashed words where answers are few, one of random weights,
-    and half of the teacher where it is a Gemma 3 model. Takes the one with the best agreement on validation comments, less
+    and half of the teacher where it is a Gemma 3 model. Takes the one with the best agreement on validation texts, less
     half a point for each doubling of its time for an answer.
 
     \b
@@ -103,7 +103,7 @@ def train(shards: tuple[str, ...], **options: Any) -> None:
 @click.option("--certify-on", metavar="DIR", help="Shards of other texts to certify on, instead of the test split.")
 @stage_options()
 def evaluate(shards: str | None, student: str | None, certify_on: str | None, **options: Any) -> None:
-    """The student's fidelity on test comments, in OUT/report.
+    """The student's fidelity on test texts, in OUT/report.
 
     \b
       retort evaluate --out runs/first --agree 0.95
@@ -111,7 +111,7 @@ def evaluate(shards: str | None, student: str | None, certify_on: str | None, **
 
     With --agree it says to how many texts the student may answer alone, so that with 95 % confidence so large a share of its
     answers is the teacher's, and leaves that certificate beside the student. It holds for texts like those that it was
-    measured on. Nothing that has chosen anything certifies: neither training nor validation comments.
+    measured on. Nothing that has chosen anything certifies: neither training nor validation texts.
     """  # noqa: D301 (\b is click's mark, as a character)
     from student.evaluate.evaluate import evaluate as stage
 
@@ -143,7 +143,7 @@ def evaluate(shards: str | None, student: str | None, certify_on: str | None, **
 def prune(shards: str | None, **options: Any) -> None:
     """A smaller student cut from a trained model, in OUT/pruned, to train further.
 
-    Keeps the attention heads, neurons, channels and layers that matter most on training comments, and shows in a page how
+    Keeps the attention heads, neurons, channels and layers that matter most on training texts, and shows in a page how
     much each of them does. The model is a student, or a Gemma 3 model: the teacher itself, or a smaller sibling of it.
 
     \b
@@ -179,7 +179,7 @@ def prune(shards: str | None, **options: Any) -> None:
 @click.option("--student", metavar="DIR", help="Folder of the student; by default OUT/student.")
 @setting("predict.format", "--format", type=click.Choice(["jsonl", "parquet"]), help="Of the answers; by default jsonl.")
 @setting("predict.probabilities", "--probabilities", is_flag=True, help="Write the share of every value of every field too.")
-@setting("predict.workers", "--workers", type=click.IntRange(1), help="Under Ray Data; by default as the comments are many.")
+@setting("predict.workers", "--workers", type=click.IntRange(1), help="Under Ray Data; by default as the texts are many.")
 @setting("answer.teacher", "--teacher", metavar="MODEL", help="Whom to ask where the student is unsure.")
 @setting("answer.fallback", "--fallback", type=SHARE, help="Confidence below which the teacher's answer is taken.")
 @AGREE
@@ -187,13 +187,13 @@ def prune(shards: str | None, **options: Any) -> None:
 @UNFAMILIAR
 @stage_options("max_cost", "max_calls", "comments", "limit")
 def predict(student: str | None, **options: Any) -> None:
-    """Comments through the student to answers, in OUT/predict/answers.
+    """Texts through the student to answers, in OUT/predict/answers.
 
     \b
       retort predict --student runs/first/student --comments new.jsonl --out runs/new
       retort predict --student s3://models/first --comments 's3://data/*.parquet' --out s3://data/answers --format parquet
 
-    Every comment has one answer, or one line in OUT/predict/comments/set_aside.jsonl that says why not. `confidence` is how
+    Every text has one answer, or one line in OUT/predict/comments/set_aside.jsonl that says why not. `confidence` is how
     likely the student finds its answer, calibrated once `retort evaluate` has run. The same command goes on with a
     prediction that was killed; `retort score` reads the answers as they are.
 
@@ -277,7 +277,7 @@ def export(student: str | None, shards: str | None, **options: Any) -> None:
       python runs/first/export/answer.py "I love it"
 
     The folder holds answer.py, which needs PyTorch and nothing of Retort; student.onnx, the whole decoding as one graph for
-    ONNX Runtime in any language; student.int8.onnx, a third of its size; and a model card. Each is run on the test comments
+    ONNX Runtime in any language; student.int8.onnx, a third of its size; and a model card. Each is run on the test texts
     and held against the teacher and the student, in export.json; nothing is written if the graph answers otherwise than the
     student does. Run `retort evaluate` first: it calibrates the confidence, and the card tells what the report found.
     """  # noqa: D301 (\b is click's mark, as a character)
