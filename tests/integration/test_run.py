@@ -150,7 +150,7 @@ def test_a_public_schema_goes_the_whole_way(
     given = [f"--task={task}", f"--comments={demo / 'comments.jsonl.gz'}", f"--out={tmp_path / 'out'}", "--limit=300"]
     loose = ["--set=extract.calibration_floor=0", "--set=train.epochs=2"]
     assert "the student" in retort("run", *given, f"--teacher={demo / 'teacher'}", *SMALL, *UNITS[:1], *loose, *LADDER)
-    retort("predict", f"--task={task}", *given[1:])
+    retort("predict", *given[1:])
     lines = (tmp_path / "out/predict/answers/part-000000.jsonl").read_text().splitlines()
     assert len(lines) > 250
     for line in lines:
