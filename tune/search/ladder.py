@@ -39,7 +39,7 @@ LADDER, RUNG = "ladder.json", "rung.json"  # in the ladder's folder, and in each
 TEACHER = "teacher"  # the rung's name
 FEW = 20_000  # answers; from more, n-grams were 10 points below the others (docs/starts.md)
 TEACHER_SHARE = 0.5  # of the teacher's parameters that its rung keeps
-PROBE = 6  # steps that are timed before a rung trains, after one that is not
+PROBE = 6  # steps that are timed before a rung trains, the second time they are run
 
 
 @dataclass(frozen=True)
