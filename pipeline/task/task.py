@@ -483,6 +483,8 @@ class Task(Strict):
     def _typed(self, name: str, given: Any) -> Any:
         """A value as the task has it, from what a file may hold: see `fit`."""
         allowed = self.fields[name]
+        if given == "" and name in self.optional and "" not in allowed:
+            return None  # an empty cell
         if name not in self.lists:
             return typed(given, allowed)
         if isinstance(given, str):

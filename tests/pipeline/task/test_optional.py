@@ -44,6 +44,8 @@ def test_null_is_left_out_as_json_would_have_it(
     assert task.parse(written) == task.fit(answer) == task.fit(written) == values
     assert task.nested(dict(zip(task.fields, values, strict=True))) == answer
     assert task.fit({inside + name: value for name, value in named.items()}) == values  # a log says null
+    cells = {inside + name: "" if value is None and name in names else value for name, value in named.items()}
+    assert task.fit(cells) == values
 
 
 @pytest.mark.parametrize(
