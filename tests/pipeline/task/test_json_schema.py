@@ -75,6 +75,10 @@ def task_of(schema: dict[str, Any]) -> Task:
     return Task.model_validate(content_of(schema) | {"name": "t", "instruction": "Judge."})
 
 
+def is_valid(schema: dict[str, Any], value: Any) -> bool:
+    return jsonschema.Draft202012Validator(schema).is_valid(value)
+
+
 def candidates(schema: dict[str, Any]) -> list[Any]:
     """Answers to try: every object of many values, in the schema's order."""
     if schema.get("type") == "array":
@@ -85,16 +89,14 @@ def candidates(schema: dict[str, Any]) -> list[Any]:
     if schema.get("type") != "object":
         return [*"abc.", "aa", "", True, False, None, *range(-7, 13)]
     each = [candidates(part) for part in schema["properties"].values()]
-    left_out = {  # in place of a null that it may not have
-        name
-        for name, part in schema["properties"].items()
-        if name not in schema["required"] and not jsonschema.Draft202012Validator(part).is_valid(None)
+    left_out = {  # in place of a null, or an empty cell, that it may not have
+        name for name, part in schema["properties"].items() if name not in schema["required"] and not is_valid(part, None)
     }
     return [
         {
             name: value
             for name, value in zip(schema["properties"], values, strict=True)
-            if value is not None or name not in left_out
+            if name not in left_out or (value is not None and (value != "" or is_valid(schema["properties"][name], value)))
         }
         for values in itertools.islice(itertools.product(*each), 3000)
     ]
