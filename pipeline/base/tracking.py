@@ -130,6 +130,12 @@ class Tracking:
         for start in range(0, len(metrics), MOST_METRICS):
             self._client.log_batch(self.run_id, metrics=metrics[start : start + MOST_METRICS])
 
+    def log_missing(self, rows: list[MetricsRow]) -> None:
+        """Logs those rows that a killed driver did not: a row is there if its first metric is at its step."""
+        if rows:
+            there = {metric.step for metric in self._client.get_metric_history(self.run_id, next(iter(rows[0][1])))}
+            self.log([(step, row) for step, row in rows if step not in there])
+
     def end(self, status: RunStatus = RunStatus.FINISHED, state: str | None = None, reason: str | None = None) -> None:
         """Closes the run."""
         tags = [RunTag(STATE, state or ENDS[status])] + ([RunTag(REASON, reason)] if reason else [])

@@ -319,6 +319,9 @@ def _keep_best(
         best_epoch = len(storage.read_json(storage.join(path, POSITION))["history"])
     with result.checkpoint.as_directory() as path:
         history = storage.read_json(storage.join(path, POSITION))["history"]
+    steps = result.metrics["step"] // config.epochs
+    measures = [{name: value for name, value in row.items() if isinstance(value, float)} for row in history]
+    tracking.log_missing([(epoch * steps, row) for epoch, row in enumerate(measures, 1)])
     about = identity | {
         "best_epoch": best_epoch,
         "parameters": model.parameter_counts(),

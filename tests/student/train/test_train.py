@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray.train
 import torch
+from mlflow.tracking import MlflowClient
 from ray.train import Checkpoint
 from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _TrainingResult
@@ -18,13 +18,14 @@ import student.train.train as driver
 from cluster.config import ClusterSettings
 from pipeline.base import storage
 from pipeline.base.errors import UserError
+from pipeline.base.tracking import Tracking
 from pipeline.shards.manifest import Shards
 from student.config import TrainConfig
 from student.model.checkpoint import TRAINED, WEIGHTS, Tensors, load_tensors, save_student
 from student.train.channel import Sender
 from student.train.loop import Loop, Training
 from student.train.trainer import Trainer
-from student.train.worker import SCORE, _Worker
+from student.train.worker import SCORE, UNSCORED, _Worker
 from tests.student.conftest import DEBUG, made_up_shards
 from tests.student.decode.test_decode import make_student
 
@@ -63,10 +64,17 @@ def test_the_epoch_with_the_most_equal_held_out_answers_is_kept(
     monkeypatch.setattr(ray.train, "get_preemption_info", lambda: None)
     _Worker(Loop(training, shards), training, shards.compiled, Sender(None), rank=0).run()
     assert len(keeper.metrics) > 2 * len(scores)
-    run: Any = SimpleNamespace(uri="sqlite://", run_id="1")
+    run = Tracking.start(f"sqlite:///{tmp_path}/mlflow.db", "tests", "a run", {}, "student")
+    first, *others = (row["step"] for row in keeper.metrics if row[SCORE] != UNSCORED)
+    run.log([(first, {"epoch": 1.0, "validation_answer_accuracy": -1.0})])  # the others were lost with a killed driver
     trained = driver._keep_best(config, keeper.result(), str(tmp_path), driver._identity(training, shards), run)
     assert trained.best_epoch == 1 + scores.index(0.2)
     assert [1 - row["validation_answer_accuracy"] for row in trained.epochs] == pytest.approx(scores)
+    logged = MlflowClient(run.uri).get_metric_history(run.run_id, "validation_answer_accuracy")
+    assert [(one.step, one.value) for one in logged] == [
+        (first, -1.0),
+        *zip(others, (pytest.approx(1 - score) for score in scores[1:]), strict=True),
+    ]
     best = next(i for i, row in enumerate(keeper.metrics) if row[SCORE] == pytest.approx(0.2))
     kept = load_tensors(f"{tmp_path}/{WEIGHTS}")
     same = [all(torch.equal(tensor, one[name]) for name, tensor in kept.items()) for one in keeper.weights]
