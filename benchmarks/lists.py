@@ -43,7 +43,7 @@ def cuts(sure_NL: Scores, told_NL: Flags) -> Scores:
     for sure_N, told_N in zip(sure_NL.T, told_NL.T, strict=True):
         precision, recall, thresholds = precision_recall_curve(told_N, sure_N)
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
-        found.append(thresholds[1:][np.argmax(f1[1:-1])])
+        found.append(thresholds[1:][np.argmax(f1[1:-1])] if len(thresholds) > 1 else np.inf)  # as unlikely everywhere
     return np.array(found)
 
 
