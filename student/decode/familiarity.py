@@ -72,7 +72,7 @@ class Familiarity:
 
     def save(self, folder: str) -> None:
         """Beside a student, for `load`."""
-        parts = {"known": np.packbits(self.known), "confidence": self.confidence, "unknown": self.unknown}
+        parts = {"seen": np.packbits(self.known), "confidence": self.confidence, "unknown": self.unknown}
         save_tensors(storage.join(folder, FILE), {name: torch.from_numpy(part) for name, part in parts.items()})
 
     @staticmethod
@@ -89,12 +89,12 @@ class Familiarity:
         shapes = {name: (str(part.dtype), part.shape) for name, part in parts.items()}
         held_out = parts["confidence"].shape if "confidence" in parts else ()
         if len(held_out) != 1 or shapes != {
-            "known": ("uint8", (ROWS // 8,)),
+            "seen": ("uint8", (ROWS // 8,)),
             "confidence": ("float64", held_out),
             "unknown": ("float64", held_out),
         }:
             raise UserError(f"{path} is damaged: run `retort evaluate` again")
-        return Familiarity(np.unpackbits(parts.pop("known")).astype(np.bool_), **parts)
+        return Familiarity(np.unpackbits(parts.pop("seen")).astype(np.bool_), **parts)
 
 
 def _unknown(known: NDArray[np.bool_], texts: list[str]) -> Numbers:

@@ -85,7 +85,7 @@ def parameter_groups(model: Student, config: TrainConfig) -> list[dict[str, Any]
     peak = config.peak_rate(model.shape.width)
     kinds: dict[str, dict[str, Any]] = {
         "reader.model.": {"scale": config.reader_learning_rate / peak},
-        "reader.table.": {"scale": TABLE_RATE * TABLE_EPSILON / peak, "eps": TABLE_EPSILON, "betas": (0.0, BETAS[1])},
+        "reader.embedding.": {"scale": TABLE_RATE * TABLE_EPSILON / peak, "eps": TABLE_EPSILON, "betas": (0.0, BETAS[1])},
         "": {"scale": 1.0},
     }
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
@@ -93,7 +93,7 @@ def parameter_groups(model: Student, config: TrainConfig) -> list[dict[str, Any]
         kind = next(prefix for prefix in kinds if name.startswith(prefix))
         parameter.requires_grad_(kinds[kind]["scale"] > 0)
         if parameter.requires_grad:
-            decays = parameter.ndim == 2 and "embed" not in name and "table" not in name
+            decays = parameter.ndim == 2 and "embed" not in name
             groups.setdefault((kind, decays), []).append(parameter)
     return [
         {"params": members, "weight_decay": decays * config.weight_decay, **kinds[kind]}
@@ -113,7 +113,7 @@ class DataParallel:
         self._tables = [(table, g["scale"] / g["eps"]) for g in groups if "eps" in g for table in g["params"]]
         self._optimizer = torch.optim.AdamW([g for g in groups if "eps" not in g], lr=0.0, betas=BETAS, fused=True)
         if isinstance(student.reader, Ngrams):
-            student.reader.table.sparse = worker_count() == 1
+            student.reader.embedding.sparse = worker_count() == 1
         self.module: nn.Module = student
         if worker_count() > 1:
             # All workers have the same buffers, one of them as long as the vocabulary: sent once, not with every step.

@@ -69,7 +69,7 @@ def test_it_comes_back_from_disk_and_says_what_is_wrong(tmp_path: Path) -> None:
     assert (tmp_path / FILE).stat().st_size < ROWS / 4
     assert Familiarity.load(str(tmp_path)).of(STRANGE, confidence).tolist() == familiarity.of(STRANGE, confidence).tolist()
     tensors = load_tensors(str(tmp_path / FILE))
-    for change in ({"known": tensors["known"][:9]}, {"unknown": tensors["unknown"][1:]}, {"confidence": torch.ones(2, 2)}):
+    for change in ({"seen": tensors["seen"][:9]}, {"unknown": tensors["unknown"][1:]}, {"confidence": torch.ones(2, 2)}):
         save_tensors(str(tmp_path / FILE), tensors | change)
         with pytest.raises(UserError, match="damaged"):
             Familiarity.load(str(tmp_path))

@@ -25,7 +25,8 @@ from student.export.folder import ExportedStudent, write_folder
 from student.export.measure import by_folder, by_onnx, by_pytorch, verify
 from student.export.onnx import write_onnx
 from student.model.checkpoint import Tensors, load_student, save_student
-from student.model.reader import Pretrained, ngram_rows, side_by_side
+from student.model.reader import Ngrams, Pretrained, ngram_rows, side_by_side
+from student.model.shape import ReaderShape
 from student.prune.source import open_source
 from student.train.loop import Loop, Training
 from tests.numerics.workers import train
@@ -189,10 +190,10 @@ def test_layers_computed_again_give_the_same_gradients_and_keep_less(family: str
 def test_a_row_of_ngrams_moves_as_far_as_its_gradient_says(shards: Shards) -> None:
     """And not as far as all others, however rarely it is seen."""
     loop = Loop(Training.of(DEBUG.model_copy(update={"reader": "ngrams"}), TrainConfig(batch_size=16), shards), shards)
-    strategy, table = loop._strategy, loop._strategy._student.reader.table.weight
+    strategy, table = loop._strategy, loop._strategy._student.reader.embedding.weight
     before = table.detach().clone()
     strategy.backward(strategy.module(*loop._train.batch(np.arange(16)).inputs).square().mean() / 100)
-    gradient = strategy.gradients()["reader.table.weight"]
+    gradient = strategy.gradients()["reader.embedding.weight"]
     strategy.step(1e-3)
     seen = gradient.norm(dim=1) > 0
     ratio = (table - before)[seen].norm(dim=1) / gradient[seen].norm(dim=1)
@@ -278,8 +279,18 @@ def test_ngrams_of_a_text_do_not_depend_on_its_neighbours(texts: list[str]) -> N
 
 def test_ngrams_are_words_pairs_and_runs_of_characters() -> None:
     (rows,) = ngram_rows(["A  bc"], 1 << 30)
-    assert len(set(rows.tolist())) == 2 + 1 + (5 + 4 + 3 + 2)  # of " a bc ", six characters
+    words = rows < 1 << 29
+    assert len(set(rows[words].tolist())) == 2 + 1
+    assert len(set(rows[~words].tolist())) == (2 + 1) + (3 + 2 + 1)  # of " a " and " bc "
     assert set(rows) == set(ngram_rows(["a bc"], 1 << 30)[0])
+    assert set(rows[words]) == {row for row in ngram_rows(["(a) «bc»!"], 1 << 30)[0] if row < 1 << 29}
+
+
+def test_words_and_runs_of_characters_count_alike() -> None:
+    reader, (rows,) = Ngrams(ReaderShape("ngrams", 64, 8), 4), ngram_rows(["a bc"], 64)
+    (vector,) = reader(torch.from_numpy(rows)[None].long(), torch.tensor([len(rows)]))[0][0]
+    words, runs = (reader.embedding.weight[part].sum(0) / len(part) ** 0.5 for part in (rows[rows < 32], rows[rows >= 32]))
+    torch.testing.assert_close(vector, words + runs)
 
 
 def test_what_is_no_reader_is_refused_in_a_line(tmp_path: Path, shards: Shards) -> None:
