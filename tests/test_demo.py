@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.demo import build, teacher
 from pipeline.demo.comments import BAD_LINES, make_comments, write_comments
-from pipeline.task.task import Task, load_task
+from pipeline.task.task import Task
+from pipeline.task.task_file import load_task
 from pipeline.task.tokenization import TeacherTokenizer
 from pipeline.task.values import Values
 

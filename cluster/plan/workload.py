@@ -9,7 +9,8 @@ import torch
 from cluster.config import ClusterSettings
 from cluster.plan.measured import Measured
 from pipeline.base.errors import UserError
-from pipeline.task.task import Task, load_task
+from pipeline.task.task import Task
+from pipeline.task.task_file import load_task
 from student.config import THESIS, StudentConfig, TrainConfig, changed_shape, task_shape
 from student.data.unpack import SPLIT_TENTHS, TEST, TRAIN, VALIDATION
 from student.model.model import Student

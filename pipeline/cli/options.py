@@ -14,7 +14,7 @@ from pipeline.base import storage
 from pipeline.base.console import set_up_logging
 from pipeline.base.errors import UserError, clip
 from pipeline.cli.settings import PRESETS, load_config
-from pipeline.task.task import load_task
+from pipeline.task.task_file import load_task
 
 if TYPE_CHECKING:
     from cluster.config import ClusterSettings

@@ -29,7 +29,7 @@ def task(schema: str, instruction: str, teacher: str | None, out: str) -> None:
     itself, as `schema: answer.schema.json` in place of `fields`.
     """  # noqa: D301 (\b is click's mark, as a character)
     from pipeline.task.json_schema import content_of, model_schema, read_schema
-    from pipeline.task.task import dump_task, make_task
+    from pipeline.task.task_file import dump_task, make_task
 
     if storage.exists(out):
         raise UserError(f"{out} is there already: name another file with --out")

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.base import storage
 from pipeline.demo.comments import make_comments, write_comments
 from pipeline.demo.teacher import DEFAULT_FIT, Fit, fit_teacher
-from pipeline.task.task import load_task
+from pipeline.task.task_file import load_task
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from pipeline.extract.progress import Watch
 from pipeline.shards.files import committed_units
 from pipeline.shards.manifest import Manifest, write_manifest
 from pipeline.task.compiled import CompiledTask, cached_automaton, context_of, require_same
-from pipeline.task.task import load_task
+from pipeline.task.task_file import load_task
 from pipeline.task.tokenization import load_teacher_tokenizer
 from pipeline.teacher.model_files import absolute_model, fingerprint
 

@@ -14,7 +14,8 @@ from pipeline.comments.reading import KEPT, Columns, comment_tables, read_file
 from pipeline.config import PipelineSettings
 from pipeline.task.compiled import CompiledTask, compile_for
 from pipeline.task.fitted_tokenizer import fit_tokenizer
-from pipeline.task.task import Task, load_task
+from pipeline.task.task import Task
+from pipeline.task.task_file import load_task
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from pipeline.base.config import Strict
 from pipeline.base.errors import UserError, clip
 from pipeline.task.automaton import Automaton, Tokens, is_of_task
 from pipeline.task.compilation import compile_automaton
-from pipeline.task.task import Task, dump_task, load_task
+from pipeline.task.task import Task
+from pipeline.task.task_file import dump_task, load_task
 from pipeline.task.tokenization import TextTokenizer
 from pipeline.task.values import Values
 from pipeline.task.vocabulary import WatchedSet

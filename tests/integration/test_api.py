@@ -36,7 +36,7 @@ from pipeline.extract.endpoint import extract_from_endpoint
 from pipeline.shards.manifest import Manifest, open_shards
 from pipeline.task.compiled import CompiledTask, compile_for
 from pipeline.task.fitted_tokenizer import fit_tokenizer
-from pipeline.task.task import load_task
+from pipeline.task.task_file import load_task
 from pipeline.teacher.engines import engine_environment
 from student.decode.answerer import Answerer
 from student.model.checkpoint import save_student

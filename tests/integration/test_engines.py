@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.base.runtime import start_ray
 from pipeline.config import TeacherConfig
 from pipeline.task.compilation import compile_automaton
-from pipeline.task.task import load_task
+from pipeline.task.task_file import load_task
 from pipeline.task.tokenization import load_teacher_tokenizer
 from pipeline.teacher.capture import Captured
 from pipeline.teacher.engines import Job, Request, engine_environment, open_teacher

@@ -21,7 +21,8 @@ from pipeline.extract.stage import make_shards
 from pipeline.shards.join import join
 from pipeline.shards.manifest import open_shards
 from pipeline.task.compiled import CompiledTask
-from pipeline.task.task import Task, load_task
+from pipeline.task.task import Task
+from pipeline.task.task_file import load_task
 from pipeline.task.tokenization import TextTokenizer, load_teacher_tokenizer
 from pipeline.teacher.model_files import absolute_model
 from student.config import FloorsConfig

@@ -19,7 +19,7 @@ from pipeline.base.runtime import start_ray
 from pipeline.base.tracking import Tracking, tracking_uri
 from pipeline.config import TeacherConfig
 from pipeline.shards.manifest import Shards, open_shards
-from pipeline.task.task import load_task
+from pipeline.task.task_file import load_task
 from student.config import RUNTIME_ONLY_KEYS, student_shape
 from student.data.unpack import unpack
 from student.model.pretrained import NGRAMS, OWN

@@ -14,7 +14,7 @@ from pipeline.comments.reading import comment_tables
 from pipeline.config import PipelineSettings
 from pipeline.extract import extract as driver
 from pipeline.extract.extractor import Extraction
-from pipeline.task.task import dump_task
+from pipeline.task.task_file import dump_task
 from tests.tiny import save_teacher, tiny_task, tiny_tokenizer
 
 

@@ -13,7 +13,8 @@ from pipeline.base.errors import UserError
 from pipeline.config import PipelineSettings
 from pipeline.extract.given import import_answers
 from pipeline.shards.manifest import Manifest, Shards, open_shards
-from pipeline.task.task import Task, dump_task
+from pipeline.task.task import Task
+from pipeline.task.task_file import dump_task
 
 TASK = Task(name="mail", instruction="Sort it.", fields={"team": ["billing", "sales"], "urgent": [True, False]})
 ROWS: list[dict[str, Any]] = [

@@ -13,7 +13,8 @@ from pipeline.config import PipelineSettings
 from pipeline.extract.given import import_answers
 from pipeline.shards.manifest import open_shards
 from pipeline.shards.merge import merge
-from pipeline.task.task import Task, dump_task
+from pipeline.task.task import Task
+from pipeline.task.task_file import dump_task
 from pipeline.task.values import Values
 
 TASK = Task(name="mail", instruction="Sort it.", fields={"team": ["billing", "bills", "sales"], "urgent": [True, False]})

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from pipeline.base.errors import UserError
 from pipeline.task.automaton import build, is_of_task
 from pipeline.task.compilation import compile_automaton, compose_answers
-from pipeline.task.task import Task, load_task
+from pipeline.task.task import Task
+from pipeline.task.task_file import load_task
 from pipeline.task.tokenization import TextTokenizer
 from tests.pipeline.task.test_compilation import brute_force, language_from
 from tests.tiny import tiny_task

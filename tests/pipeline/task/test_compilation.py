@@ -22,7 +22,8 @@ from pipeline.task.compilation import (
     compose_answers,
     enumerate_answers,
 )
-from pipeline.task.task import Task, load_task
+from pipeline.task.task import Task
+from pipeline.task.task_file import load_task
 from pipeline.task.tokenization import TextTokenizer, load_teacher_tokenizer
 from tests.conftest import RealCase
 

@@ -18,7 +18,8 @@ from pydantic import BaseModel, Field
 from pipeline.base.errors import UserError
 from pipeline.cli.main import main
 from pipeline.task.json_schema import content_of, model_schema
-from pipeline.task.task import Task, load_task
+from pipeline.task.task import Task
+from pipeline.task.task_file import load_task
 
 scalars = st.one_of(st.text("abc.", max_size=2), st.integers(-2, 2), st.booleans(), st.none())
 integers = st.builds(
