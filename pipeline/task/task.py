@@ -402,7 +402,8 @@ class Task(Strict):
 
         It is a mapping in any order, its JSON text, or the bare value of a task's only field. A value that is no string may
         be given as its JSON text, as a CSV file has it; so may a list, whose labels stand in any order and may be there twice.
-        A field of an object inside stands there, or under its own name.
+        A field of an object inside stands there, or under its own name. What is missing, or an empty string, is null where
+        the field may be null.
         """
         given = self._mapping(answer)
         if given.keys() != self.fields.keys():
@@ -424,13 +425,20 @@ class Task(Strict):
         rule, labels = self.lists[wrong], len(self.fields[wrong])
         return f"{wrong} is {given[wrong]!r:.80}, not a list of {rule.min} to {rule.most(labels)} of its {labels} labels"
 
+    @cached_property
+    def _nullable(self) -> list[str]:
+        return [name for name, values in self.fields.items() if name not in self.lists and is_among(None, values)]
+
     def _mapping(self, answer: object) -> dict[str, Any]:
         pairs = self._pairs(answer.strip()) if isinstance(answer, str) else None
         if isinstance(answer, dict):
             pairs = tuple(self._flat(answer.items()))
         if pairs is not None:
             named = {(self.format.nesting or "").join(path): value for path, value in pairs}
-            return dict.fromkeys(self.optional) | named if len(named) == len(pairs) else {}
+            empty = [name for name in self._nullable if named.get(name) == "" and "" not in self.fields[name]]  # cells
+            if len(named) == len(pairs) and named.keys() > set(empty):  # all empty: nobody answered
+                return dict.fromkeys(self._nullable) | named | dict.fromkeys(empty)
+            return {}
         return dict.fromkeys(self.fields, answer) if len(self.fields) == 1 else {}
 
     def _pairs(self, text: str) -> tuple[tuple[tuple[str, ...], Any], ...] | None:
@@ -479,8 +487,6 @@ class Task(Strict):
     def _typed(self, name: str, given: Any) -> Any:
         """A value as the task has it, from what a file may hold: see `fit`."""
         allowed = self.fields[name]
-        if given == "" and name in self.optional and "" not in allowed:
-            return None  # an empty cell
         if name not in self.lists:
             return typed(given, allowed)
         if isinstance(given, str):

@@ -80,6 +80,19 @@ def is_valid(schema: dict[str, Any], value: Any) -> bool:
     return jsonschema.Draft202012Validator(schema).is_valid(value)
 
 
+MISSING = object()
+
+
+def meant(schema: dict[str, Any], name: str, value: Any) -> Any:
+    """A member's value; of a null or an empty cell that it may not have, what it is read as."""
+    part = schema["properties"][name]
+    if value not in (None, "") or is_valid(part, value):
+        return value
+    if value == "" and is_valid(part, None):
+        return None
+    return value if name in schema["required"] else MISSING
+
+
 def candidates(schema: dict[str, Any]) -> list[Any]:
     """Answers to try: every object of many values, in the schema's order."""
     if schema.get("type") == "array":
@@ -89,16 +102,9 @@ def candidates(schema: dict[str, Any]) -> list[Any]:
         ]
     if schema.get("type") != "object":
         return [*"abc.", "aa", "", True, False, None, *range(-7, 13)]
-    each = [candidates(part) for part in schema["properties"].values()]
-    left_out = {  # in place of a null, or an empty cell, that it may not have
-        name for name, part in schema["properties"].items() if name not in schema["required"] and not is_valid(part, None)
-    }
+    each = [[meant(schema, name, value) for value in candidates(part)] for name, part in schema["properties"].items()]
     return [
-        {
-            name: value
-            for name, value in zip(schema["properties"], values, strict=True)
-            if name not in left_out or (value is not None and (value != "" or is_valid(schema["properties"][name], value)))
-        }
+        {name: value for name, value in zip(schema["properties"], values, strict=True) if value is not MISSING}
         for values in itertools.islice(itertools.product(*each), 3000)
     ]
 

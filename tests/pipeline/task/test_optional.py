@@ -44,8 +44,9 @@ def test_null_is_left_out_as_json_would_have_it(
     assert task.parse(written) == task.fit(answer) == task.fit(written) == values
     assert task.nested(dict(zip(task.fields, values, strict=True))) == answer
     assert task.fit({inside + name: value for name, value in named.items()}) == values  # a log says null
-    cells = {inside + name: "" if value is None and name in names else value for name, value in named.items()}
-    assert task.fit(cells) == values
+    stated = {inside + name: value for name, value in named.items() if value is not None}
+    for given_so in (stated, dict.fromkeys(task.fields, "") | stated):  # what is missing, or an empty cell, is null
+        assert task.fit(given_so) == (values if stated else None)  # nothing at all is no answer
 
 
 @pytest.mark.parametrize(
