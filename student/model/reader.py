@@ -9,6 +9,7 @@ Shape suffixes: B batch, L ids, N vectors of a text, D width, E width of a pretr
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from functools import cached_property
 from typing import Any
 
@@ -66,8 +67,7 @@ class Ngrams(nn.Module):
 def ngram_rows(texts: list[str], rows: int) -> Ids:
     """Of each text, in lower case, the rows of its words and pairs of words, of the first half, and of runs of characters.
 
-    A word is letters, digits and underscores. A run begins or ends with a space, but has none inside: across words, runs are
-    worse by three points to a linear SVM on 1,000 answers (docs/log.md).
+    A run begins or ends with a space, but has none inside: across words, runs are worse (docs/log.md).
     """
     plain = [f" {' '.join(text.casefold().split())} " for text in texts]
     codes = np.frombuffer("".join(plain).encode("utf-32-le"), np.uint32).astype(np.uint64)
@@ -101,19 +101,25 @@ def _characters(codes: NDArray[np.uint64], owner: NDArray[np.int64]) -> list[tup
 
 
 def _words(codes: NDArray[np.uint64], owner: NDArray[np.int64]) -> list[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-    """The same of words, and of pairs of them.
+    """The same of words, and of pairs of them; what stands between two words, such as !!!, is a word of its own.
 
     A word's hash is Σ code · STEP^place, so differences of running sums give all of them at once.
     """
-    kinds, places = np.unique(codes, return_inverse=True)
-    word = np.array([(one := chr(code)).isalnum() or one == "_" for code in kinds.tolist()], np.bool_)[places]
-    starts, ends = np.flatnonzero(~word[:-1] & word[1:]) + 1, np.flatnonzero(word[:-1] & ~word[1:]) + 1
+    found, places = np.unique(codes, return_inverse=True)
+    sorts = np.array([0 if code == SPACE else 1 + _in_words(chr(code)) for code in found.tolist()])
+    edges = np.flatnonzero(np.diff(sorts[places])) + 1
+    inside = sorts[places[edges[:-1]]] > 0
+    starts, ends = edges[:-1][inside], edges[1:][inside]
     powers = np.cumprod(np.full(len(codes), STEP))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(codes * powers)])
     words = (sums[ends] - sums[starts]) * np.cumprod(np.full(len(codes), INVERSE))[starts] + np.uint64(1)
     pairs = owner[starts[:-1]] == owner[starts[1:]]
     both = words[:-1] * INVERSE + words[1:]
     return [(words, owner[starts]), (both[pairs], owner[starts[:-1]][pairs])]
+
+
+def _in_words(character: str) -> bool:
+    return character in "'’" or unicodedata.category(character)[0] in "LMN"  # letters, marks, numbers
 
 
 class Pretrained(nn.Module):

@@ -283,7 +283,15 @@ def test_ngrams_are_words_pairs_and_runs_of_characters() -> None:
     assert len(set(rows[words].tolist())) == 2 + 1
     assert len(set(rows[~words].tolist())) == (2 + 1) + (3 + 2 + 1)  # of " a " and " bc "
     assert set(rows) == set(ngram_rows(["a bc"], 1 << 30)[0])
-    assert set(rows[words]) == {row for row in ngram_rows(["(a) «bc»!"], 1 << 30)[0] if row < 1 << 29}
+
+
+def test_what_stands_beside_a_word_is_a_word_of_its_own() -> None:
+    def words(text: str) -> list[int]:
+        rows = [row for row in ngram_rows([text], 1 << 30)[0].tolist() if row < 1 << 29]
+        return rows[: (len(rows) + 1) // 2]  # behind them the pairs, one less
+
+    assert len({row for text in ("what's", "fun", "!", "!!", "हिन्दी") for row in words(text)}) == 5
+    assert words("What's fun!! (हिन्दी") == [row for part in ("what's", "fun", "!!", "(", "हिन्दी") for row in words(part)]
 
 
 def test_words_and_runs_of_characters_count_alike() -> None:
