@@ -191,6 +191,7 @@ def test_any_byte_may_change(places: dict[str, Path], tmp_path: Path) -> None:
     assert refused > FUZZED / 3
 
 
+@pytest.mark.slow
 def test_every_command_refuses_it_before_it_begins(places: dict[str, Path], tmp_path: Path) -> None:
     """As processes, all at the same time."""
     started = {}

@@ -166,6 +166,7 @@ def test_a_budget_ends_the_run_and_a_larger_one_goes_on(tmp_path: Path, serve: C
     assert set(server.paid.values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_between_two_attempts_makes_the_second_alone(tmp_path: Path, serve: Callable[..., Server]) -> None:
     server = serve(0.6)
     extraction = Extraction(tmp_path, server, TEXTS)

@@ -121,7 +121,11 @@ def tiny_reference(tiny: Case) -> Captured:
 
 @pytest.mark.parametrize(
     ("options", "preempts"),
-    [({}, True), ({"capture": "choices"}, False), pytest.param({"jump": False}, True, marks=pytest.mark.slow)],
+    [
+        ({}, True),
+        pytest.param({"capture": "choices"}, False, marks=pytest.mark.slow),
+        pytest.param({"jump": False}, True, marks=pytest.mark.slow),
+    ],
 )
 def test_vllm_equals_transformers_when_prefills_are_chunked_and_requests_preempted(
     tiny: Case, tiny_reference: Captured, options: dict[str, Any], preempts: bool

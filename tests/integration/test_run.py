@@ -100,6 +100,7 @@ def test_mlflow_has_the_steps(out: Path, output: str) -> None:
     assert "mlflow server" in output
 
 
+@pytest.mark.slow
 def test_what_the_defaults_trained_can_be_exported(out: Path) -> None:
     assert json.loads((out / "student/train.json").read_text())["train"]["learning_rate"] is None
     done = CliRunner().invoke(main, ["export", f"--out={out}"])
