@@ -403,7 +403,7 @@ class Task(Strict):
         It is a mapping in any order, its JSON text, or the bare value of a task's only field. A value that is no string may
         be given as its JSON text, as a CSV file has it; so may a list, whose labels stand in any order and may be there twice.
         A field of an object inside stands there, or under its own name. What is missing, or an empty string, is null where
-        the field may be null.
+        the field may be null, but where nothing at all is said.
         """
         given = self._mapping(answer)
         if given.keys() != self.fields.keys():

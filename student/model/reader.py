@@ -67,7 +67,7 @@ class Ngrams(nn.Module):
 def ngram_rows(texts: list[str], rows: int) -> Ids:
     """Of each text, in lower case, the rows of its words and pairs of words, of the first half, and of runs of characters.
 
-    A run begins or ends with a space, but has none inside: across words, runs are worse (docs/log.md).
+    A run may begin or end with a space, but has none inside: across words, runs are worse (docs/log.md).
     """
     plain = [f" {' '.join(text.casefold().split())} " for text in texts]
     codes = np.frombuffer("".join(plain).encode("utf-32-le"), np.uint32).astype(np.uint64)
