@@ -138,7 +138,7 @@ def held(port: int, bodies: list[bytes], seconds: float) -> dict[str, float]:
     A rate that fails is tried once more: a hiccup of the machine is enough for the slowest hundredth of some seconds.
     """
     best: dict[str, float] = {"rate": 0.0, "p50_ms": float("nan"), "p99_ms": float("nan")}
-    rate = 50.0
+    rate = 10.0
     asyncio.run(paced(port, bodies, rate, 2))  # warms up
     while True:
         for _ in range(2):
@@ -149,7 +149,7 @@ def held(port: int, bodies: list[bytes], seconds: float) -> dict[str, float]:
         else:
             return best
         best = {"rate": rate, "p50_ms": float(p50), "p99_ms": float(p99)}
-        rate *= 1.15
+        rate *= 1.15 if rate > 100 else 1.3
 
 
 def closed(port: int, body: bytes, count: int) -> dict[str, float]:
@@ -244,10 +244,10 @@ def _right(results: list[dict[str, Any]], chosen: list[str], expected: Expected)
 # How it ends
 
 
-def drained(student: str, expected: Expected) -> dict[str, int]:
+def drained(student: str, expected: Expected, settings: list[str]) -> dict[str, int]:
     """Sends SIGTERM in the middle of a load; counts what was sent before the port closed, and what of it was answered."""
     found = Counter[str]()
-    with service(student) as (process, port):
+    with service(student, *settings) as (process, port):
 
         async def one(rng: random.Random) -> None:
             connection = Connection(port)
@@ -289,19 +289,37 @@ def expectations(student: str, path: str, count: int) -> Expected:
 @click.option("--comments", required=True, help="A file of comments, their text under body.")
 @click.option("--requests", default=100_000, show_default=True, help="Of the soak.")
 @click.option("--seconds", default=8.0, show_default=True, help="At each rate.")
-def main(student: str, comments: str, requests: int, seconds: float) -> None:
-    """The service under load on loopback."""
+@click.option("--workers", type=int, multiple=True, default=[1], show_default=True, help="Processes that decode.")
+@click.option("--threads", type=int, default=None, help="CPU threads of each; the machine's, shared, by default.")
+@click.option("--weights", default="float32", show_default=True)
+@click.option("--keep", "name", default="service", show_default=True, help="Name of the result.")
+def main(
+    student: str,
+    comments: str,
+    requests: int,
+    seconds: float,
+    workers: tuple[int, ...],
+    threads: int | None,
+    weights: str,
+    name: str,
+) -> None:
+    """The service under load on loopback; requests may be cut, and it is ended in the middle, with the most workers."""
     expected = expectations(student, comments, 3000)
     bodies = [json.dumps({"text": text, "probabilities": False}).encode() for text in expected]
     rates, console = {}, Console(width=120)
-    with service(student) as (_, port):
-        alone = closed(port, bodies[0], 500)
-        rates["batched"] = held(port, bodies, seconds) | {f"alone_{key}": value for key, value in alone.items()}
-    with service(student) as (_, port):
+    settings = [f"--set=answer.weights={weights}", *([f"--set=serve.threads={threads}"] if threads else [])]
+    for count in workers:
+        with service(student, *settings, f"--set=serve.workers={count}") as (_, port):
+            alone = closed(port, bodies[0], 500)
+            rates[f"{count} that decode"] = held(port, bodies, seconds) | {
+                f"alone_{key}": value for key, value in alone.items()
+            }
+    settings += [f"--set=serve.workers={max(workers)}"]
+    with service(student, *settings) as (_, port):
         start = time.perf_counter()
         tally = soak(port, expected, requests)
         took = time.perf_counter() - start
-    ended = drained(student, expected)
+    ended = drained(student, expected, settings)
     table = Table("service", f"requests/s with p99 < {LIMIT_MS:g} ms", "p50 ms", "p99 ms", "alone: p50 ms", "p99 ms", box=None)
     for name, row in rates.items():
         table.add_row(name, *(f"{row[key]:,.1f}" for key in ("rate", "p50_ms", "p99_ms", "alone_p50_ms", "alone_p99_ms")))
@@ -315,7 +333,7 @@ def main(student: str, comments: str, requests: int, seconds: float) -> None:
         "soak": {"seconds": took, "texts": tally.texts, **tally.counts, "wrong": tally.wrong},
         "drain": ended,
     }
-    keep("service", result)
+    keep(name, result)
 
 
 if __name__ == "__main__":

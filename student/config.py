@@ -346,7 +346,8 @@ class ServeConfig(Strict):
     max_bytes: int = Field(4 << 20, ge=1, description="of a request's body")
     timeout_seconds: float = Field(30, gt=0, description="after which a request is given up")
     drain_seconds: float = Field(30, gt=0, description="that the requests in flight have when the service is asked to stop")
-    threads: Threads | None = Field(None, description="CPU threads of the student; null takes the machine's")
+    workers: int = Field(1, ge=1, description="processes that decode; the port, the teacher and audits stay in one")
+    threads: Threads | None = Field(None, description="CPU threads of each; null shares the machine's among them")
     key: str | None = Field(
         None, description="environment variable that holds the key which callers must send, as `Authorization: Bearer …`"
     )

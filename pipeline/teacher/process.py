@@ -11,7 +11,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import threading
 import traceback
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -19,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pipeline.base.errors import UserError
+from pipeline.base.signals import end_with_parent
 from pipeline.config import TeacherConfig
 from pipeline.teacher.capture import Captured, CensusResult
 from pipeline.teacher.engines import Job, Request, engine_environment, open_teacher
@@ -103,7 +103,7 @@ def _cause(code: int) -> str:
 
 def serve(pipe: Connection) -> None:
     """The child: starts the engine and answers calls until the pipe closes or one fails."""
-    threading.Thread(target=_die_with, args=[os.getppid()], daemon=True).start()
+    end_with_parent()
     model, config, job = pipe.recv()
     try:
         teacher = open_teacher(model, config, job)
@@ -116,13 +116,6 @@ def serve(pipe: Connection) -> None:
     except Exception as error:
         traceback.print_exc()  # the whole of it is for the worker's log
         pipe.send(_Failed(_reason(error)))
-
-
-def _die_with(parent: int, every: float = 0.5) -> None:
-    """Ends this process when its parent is gone, in the middle of a call too: its memory and its GPU are wanted back."""
-    while os.getppid() == parent:
-        threading.Event().wait(every)
-    os._exit(1)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,10 +1,9 @@
-"""Dynamic batching: one thread works on whatever waits, and each caller gets the answers to what it asked."""
+"""Dynamic batching: threads work on whatever waits, and each caller gets the answers to what it asked."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import math
 import threading
@@ -45,21 +44,21 @@ class Failed(RuntimeError):  # noqa: N818
 
 @dataclass(eq=False)
 class _Call(Generic[Item, Answer]):
-    """What one caller asked. It may be answered over several batches, one part after the other."""
+    """What one caller asked. It may be answered over several batches, whose answers come in any order."""
 
     items: list[Item]
     future: asyncio.Future[list[Answer]]
     taken: int = 0
-    answers: list[Answer] = field(default_factory=list)
+    answers: dict[int, Answer] = field(default_factory=dict)  # by the item's place
 
     @property
     def left(self) -> int:
         return len(self.items) - self.taken
 
-    def take(self, most: int) -> list[Item]:
-        part = self.items[self.taken : self.taken + most]
-        self.taken += len(part)
-        return part
+    def take(self, most: int) -> range:
+        places = range(self.taken, min(self.taken + most, len(self.items)))
+        self.taken = places.stop
+        return places
 
     def settle(self, error: Exception | None = None) -> None:
         """Wakes the caller, from the worker's thread."""
@@ -72,26 +71,33 @@ class _Call(Generic[Item, Answer]):
         if error:
             self.future.set_exception(error)
         else:
-            self.future.set_result(self.answers)
+            self.future.set_result([self.answers[place] for place in range(len(self.items))])
 
 
 class Batcher(Generic[Item, Answer]):
-    """Works on items of many callers in one thread of its own.
+    """Works on items of many callers in threads of its own.
 
     Args:
         batch: most items of one batch. Nothing is waited for: fewer make a smaller batch.
         observe: is told the size and the seconds of each batch.
+        threads: batches that are worked on at a time.
     """
 
     def __init__(
-        self, work: Callable[[list[Item]], list[Answer]], batch: int, queue: int, observe: Callable[[int, float], Any]
+        self,
+        work: Callable[[list[Item]], list[Answer]],
+        batch: int,
+        queue: int,
+        observe: Callable[[int, float], Any],
+        threads: int = 1,
     ) -> None:
         self._work, self._batch, self._queue, self._observe = work, batch, queue, observe
         self._condition = threading.Condition()
         self._calls: deque[_Call[Item, Answer]] = deque()
-        self._waiting, self._pace, self._closed = 0, 0.0, False
-        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
-        self._thread.start()
+        self._waiting, self._idle, self._pace, self._closed = 0, 0, 0.0, False
+        self._threads = [threading.Thread(target=self._run, name="batcher", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -120,15 +126,16 @@ class Batcher(Generic[Item, Answer]):
         """Takes on no more, and returns when all that waits is answered."""
         with self._condition:
             self._closed = True
-            self._condition.notify()
-        self._thread.join()
+            self._condition.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _enqueue(self, call: _Call[Item, Answer]) -> None:
         with self._condition:
             if self._closed:
                 raise Closed("the service is stopping")
             if self._waiting + call.left > self._queue:
-                raise Overloaded(min(max(1, math.ceil(self._waiting * self._pace)), LONGEST_RETRY))
+                raise Overloaded(min(max(1, math.ceil(self._waiting * self._pace / len(self._threads))), LONGEST_RETRY))
             self._calls.append(call)
             self._waiting += call.left
             self._condition.notify()
@@ -143,23 +150,28 @@ class Batcher(Generic[Item, Answer]):
         while parts := self._take():
             self._answer(parts)
 
-    def _take(self) -> list[tuple[_Call[Item, Answer], list[Item]]]:
-        """The next batch, by caller; empty when closed."""
-        parts, room = [], self._batch
+    def _take(self) -> list[tuple[_Call[Item, Answer], range]]:
+        """The next batch, by caller and places; empty when closed."""
+        parts = []
         with self._condition:
+            self._idle += 1
             self._condition.wait_for(lambda: self._calls or self._closed)
+            room = min(self._batch, math.ceil(self._waiting / self._idle))  # the other idle threads take their part
+            self._idle -= 1
             while room and self._calls:
                 call = self._calls.popleft()
-                part = call.take(room)
-                parts.append((call, part))
-                room -= len(part)
-                self._waiting -= len(part)
+                places = call.take(room)
+                parts.append((call, places))
+                room -= len(places)
+                self._waiting -= len(places)
                 if call.left:  # behind the others, so that a long request does not hold up the short ones
                     self._calls.append(call)
+            if self._calls:
+                self._condition.notify()
         return parts
 
-    def _answer(self, parts: list[tuple[_Call[Item, Answer], list[Item]]]) -> None:
-        items = [item for _, part in parts for item in part]
+    def _answer(self, parts: list[tuple[_Call[Item, Answer], range]]) -> None:
+        items = [call.items[place] for call, places in parts for place in places]
         start = time.perf_counter()
         try:
             answers = self._work(items)
@@ -171,8 +183,8 @@ class Batcher(Generic[Item, Answer]):
             return
         self._measure(len(items), time.perf_counter() - start)
         rest = iter(answers)
-        for call, part in parts:
-            call.answers += itertools.islice(rest, len(part))
+        for call, places in parts:
+            call.answers.update(zip(places, rest, strict=False))
             if len(call.answers) == len(call.items):
                 call.settle()
 

@@ -30,6 +30,7 @@ from student.predict.teacher import Teacher, make_teacher
 from student.serve.app import create_app
 from student.serve.connection import Connection
 from student.serve.drift import Drift
+from student.serve.pool import AnswererPool
 from student.serve.service import Service
 from student.serve.taught import SHARDS, KeptTeacher
 
@@ -58,13 +59,12 @@ def serve(config: StudentSettings, student_folder: str, folder: str | None = Non
     if settings.certificate:
         _require_certificate(settings)
     listener = _listen(settings)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    thresholds, found = thresholds_of(config.answer, student_folder, load_student(student_folder)[1].task)
-    answerer = Answerer.load(student_folder, config.answer.weights, thresholds)
+    compiled = load_student(student_folder)[1]
+    thresholds, found = thresholds_of(config.answer, student_folder, compiled.task)
     evaluated = storage.exists(storage.join(student_folder, EVIDENCE))
-    drift = Drift(load_evidence(student_folder, answerer.compiled.task), answerer.compiled.task) if evaluated else None
-    teacher = _teacher(config, answerer.compiled, folder) if config.answer.teacher else None
+    drift = Drift(load_evidence(student_folder, compiled.task), compiled.task) if evaluated else None
+    answerer = _answerer(config, student_folder, compiled, thresholds)
+    teacher = _teacher(config, compiled, folder) if config.answer.teacher else None
     service = Service(answerer, settings, teacher, found, folder, drift)
     _announce(settings, listener.getsockname()[1], service)
     gc.freeze()  # what is loaded stays: to look through it for garbage takes a third of a second, now and then
@@ -76,6 +76,18 @@ def serve(config: StudentSettings, student_folder: str, folder: str | None = Non
             f"ended with {server.left} requests unanswered: serve.drain_seconds, {settings.drain_seconds:g} s, were over. "
             "Raise it with --set, and what stops the service must wait as long"
         )
+
+
+def _answerer(
+    config: StudentSettings, folder: str, compiled: CompiledTask, thresholds: dict[str, float]
+) -> Answerer | AnswererPool:
+    workers, threads, weights = config.serve.workers, config.serve.threads, config.answer.weights
+    if workers > 1:
+        each = threads or max(1, (os.cpu_count() or 1) // workers)
+        return AnswererPool(folder, compiled, weights, thresholds, workers, each)
+    if threads:
+        torch.set_num_threads(threads)
+    return Answerer.load(folder, weights, thresholds)
 
 
 def _teacher(config: StudentSettings, compiled: CompiledTask, folder: str | None) -> Teacher | KeptTeacher:

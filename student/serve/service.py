@@ -18,6 +18,7 @@ from student.serve.audit import Audit
 from student.serve.batcher import Batcher
 from student.serve.drift import Drift
 from student.serve.metrics import Metrics
+from student.serve.pool import AnswererPool
 from student.serve.taught import KeptTeacher
 from student.serve.turns import Turns
 
@@ -71,7 +72,7 @@ class Service:
 
     def __init__(
         self,
-        answerer: Answerer,
+        answerer: Answerer | AnswererPool,
         config: ServeConfig,
         teacher: Teacher | KeptTeacher | None = None,
         certificate: Certificate | None = None,
@@ -88,7 +89,7 @@ class Service:
         self.thresholds, self.drift = answerer.thresholds, drift
         if drift:
             self.metrics.watch_drift(drift.names, drift.index)
-        self._student = Batcher(self._decode, BATCH, QUEUE, self.metrics.batch)
+        self._student = Batcher(self._decode, BATCH, QUEUE, self.metrics.batch, config.workers)
         self.metrics.watch_queue(lambda: self._student.waiting)
         self._teacher = Batcher(teacher.answer, BATCH, QUEUE, _unobserved) if teacher else None
 
@@ -118,6 +119,8 @@ class Service:
     def close(self) -> None:
         """Answers what waits, then ends the teacher."""
         self._student.close()
+        if isinstance(self._answerer, AnswererPool):
+            self._answerer.close()
         if self.teacher:
             self.teacher.close()
 

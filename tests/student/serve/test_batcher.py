@@ -24,8 +24,8 @@ class Work:
         return [2 * item for item in items if item != 14]
 
 
-def batcher(work: Work, batch: int = 16, queue: int = 10_000) -> Batcher[int, int]:
-    return Batcher(work, batch, queue, lambda size, seconds: None)
+def batcher(work: Work, batch: int = 16, queue: int = 10_000, threads: int = 1) -> Batcher[int, int]:
+    return Batcher(work, batch, queue, lambda size, seconds: None, threads)
 
 
 async def begun(work: Work, count: int = 1) -> None:
@@ -33,12 +33,13 @@ async def begun(work: Work, count: int = 1) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_callers_are_kept_apart_under_load():
+@pytest.mark.parametrize("threads", [1, 3])
+def test_callers_are_kept_apart_under_load(threads: int):
     work, rng = Work(), random.Random(0)
     asked = [[rng.randrange(100, 10_000) for _ in range(rng.randrange(40))] for _ in range(200)]
 
     async def ask() -> list[list[int]]:
-        batches = batcher(work)
+        batches = batcher(work, threads=threads)
         return await asyncio.gather(*(batches.answer(items) for items in asked))
 
     assert asyncio.run(ask()) == [[2 * item for item in items] for items in asked]
@@ -46,6 +47,21 @@ def test_callers_are_kept_apart_under_load():
     assert max(sizes) <= 16
     assert sum(sizes) == sum(map(len, asked))
     assert len(sizes) < 1.2 * sum(sizes) / 16 + 2  # what waits shares batches
+
+
+def test_several_threads_share_a_request_and_its_answers_are_in_order():
+    work = Work()
+    work.gate.clear()
+
+    async def ask() -> list[int]:
+        batches = batcher(work, batch=100, threads=2)
+        asked = asyncio.create_task(batches.answer(list(range(20, 60))))
+        await begun(work, 2)
+        work.gate.set()
+        return await asked
+
+    assert asyncio.run(ask()) == [2 * item for item in range(20, 60)]
+    assert sorted(map(len, work.batches)) == [20, 20]
 
 
 def test_more_than_may_wait_is_refused_and_the_rest_is_answered():

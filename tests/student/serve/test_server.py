@@ -108,8 +108,9 @@ class Connection:
         return response.status
 
 
-def test_no_request_is_dropped_when_it_is_asked_to_stop(start: Callable[[], Process]):
-    process = start()
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_request_is_dropped_when_it_is_asked_to_stop(start: Callable[..., Process], workers: int):
+    process = start("--set", f"serve.workers={workers}")
     port = process.port
     busy, idle, watching = ([Connection(port) for _ in range(count)] for count in (50, 20, 1))
     for connection in busy:
