@@ -16,6 +16,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = 130  # the exit code of a command that a signal has ended early, as shells know it
 
 
+def cause(code: int) -> str:
+    """What a process ended of, by its return code."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return name + (", as when memory runs out" if name == "SIGKILL" else "")
+
+
 def end_with_parent(every: float = 0.5) -> None:
     """Ends this process soon after its parent is gone, in the middle of a call too: its memory and its GPU are wanted back."""
     parent = os.getppid()

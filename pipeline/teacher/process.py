@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import traceback
@@ -18,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pipeline.base.errors import UserError
-from pipeline.base.signals import end_with_parent
+from pipeline.base.signals import cause, end_with_parent
 from pipeline.config import TeacherConfig
 from pipeline.teacher.capture import Captured, CensusResult
 from pipeline.teacher.engines import Job, Request, engine_environment, open_teacher
@@ -86,19 +85,11 @@ class EngineProcess:
             result = self._pipe.recv()
         except (EOFError, OSError, pickle.UnpicklingError):  # the last: it died while it sent
             self.close()
-            raise EngineError(f"the engine died ({_cause(self._process.returncode)})") from None
+            raise EngineError(f"the engine died ({cause(self._process.returncode)})") from None
         if isinstance(result, _Failed):
             self.close()
             raise EngineError(result.reason)
         return result
-
-
-def _cause(code: int) -> str:
-    """What a process ended of."""
-    if code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name
-    return name + (", as when memory runs out" if name == "SIGKILL" else "")
 
 
 def serve(pipe: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,23 @@ def test_sigterm_to_a_commands_group_leaves_its_ray_until_the_command_is_done() 
     assert "autoscaler" not in errors
     assert "SIGTERM received" not in errors
     assert "Traceback" not in errors
+    assert not psutil.wait_procs(rays, timeout=30)[1]
+
+
+def test_a_raylet_that_is_killed_ends_the_command_with_one_line() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "working\n"
+    rays = psutil.Process(process.pid).children(recursive=True)
+    next(each for each in rays if each.name() == "raylet").kill()
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert re.sub("\x1b[^m]*m", "", errors) == (
+        "error: Ray's own process on this machine ended (SIGKILL, as when memory runs out), and with it all that ran here. "
+        "What was committed is kept: run the same command again to go on\n"
+    )
     assert not psutil.wait_procs(rays, timeout=30)[1]
 
 
