@@ -115,10 +115,7 @@ def predict(config: StudentSettings, student_folder: str, folder: str) -> dict[s
     job = Prediction(student_folder, folder, source, config.predict, config.answer, thresholds, config.teacher)
     on_ray = config.predict.workers > 0 if config.predict.workers is not None else _is_large(paths)
     identity = job.identity()
-    if find_run(folder, ABOUT, identity, "prediction") is None:
-        storage.write_json(storage.join(folder, ABOUT), identity)
-    if found:
-        storage.write_json(storage.join(folder, CERTIFICATE), found.as_dict())
+    begun = find_run(folder, ABOUT, identity, "prediction")
     plan = find_plan(storage.join(folder, PLAN), source)
     if plan is None:
         if on_ray:
@@ -128,6 +125,10 @@ def predict(config: StudentSettings, student_folder: str, folder: str) -> dict[s
         read = comment_batches if on_ray else comment_tables
         tables = read(paths, source.columns(compiled.task), compiled.task, compiled.tokenizer)
         plan = make_plan(storage.join(folder, PLAN), source, config.comments, tables, every=True)
+    if begun is None:  # now that there is something to answer
+        storage.write_json(storage.join(folder, ABOUT), identity)
+    if found:
+        storage.write_json(storage.join(folder, CERTIFICATE), found.as_dict())
     log.info("comments: %s", plan.summary())
     _answer(job, plan, on_ray)
     storage.sweep(storage.join(folder, ANSWERS))  # what killed writes have left

@@ -141,6 +141,12 @@ def test_another_student_form_or_comments_are_refused(compiled: CompiledTask, st
         predict(configured(tmp_path), student, out)
 
 
+def test_a_command_that_found_no_texts_is_not_in_the_way_of_the_mended_one(student: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no key 'words'"):
+        predict(configured(tmp_path, "comments.text=words"), student, str(tmp_path / "out"))
+    assert predict(configured(tmp_path), student, str(tmp_path / "out"))["answers"] == len(KEPT)
+
+
 def test_another_way_to_answer_is_refused(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("student.predict.predict.make_teacher", Beside)
     predict(configured(tmp_path), student, str(tmp_path / "out"))
