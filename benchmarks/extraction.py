@@ -73,8 +73,8 @@ def ours(question: Question, jump: bool = True, capture: str = "all", record: bo
     calls = count_calls(teacher._llm)
     if record:
         return lambda prompts: teacher.record([Request(prompt) for prompt in prompts]), calls
-    Recorder.observe = lambda *_: None
-    return lambda prompts: teacher._answer([Request(prompt) for prompt in prompts], range(len(prompts))), calls
+    Recorder.observe, Recorder.missing = lambda *_: None, lambda *_: []
+    return lambda prompts: teacher._ask([Request(prompt) for prompt in prompts]).seen.result(), calls
 
 
 def vllm(question: Question, sampling: dict[str, Any] | None = None, **options: Any) -> tuple[Run, list[int]]:

@@ -298,7 +298,7 @@ def serve(
     slots = len(prompts)
     settings = SimpleNamespace(additional_config=vllm.Carried(job), scheduler_config=SimpleNamespace(max_num_seqs=slots))
     processor, runner = vllm.CapturingProcessor(settings, device, False), Runner(slots, vocabulary, device)
-    processor.attach(runner)
+    processor.attach(runner, observes=True)
     given = forced_runs(job.automaton, through_end=False).of(0) if job.jumps else []
     read, at, active = [prompt + given for prompt in prompts], [0] * slots, list(range(slots))
     asked = [(row, SimpleNamespace(extra_args={vllm.ROW: row, vllm.GIVEN: given}), None, []) for row in active]

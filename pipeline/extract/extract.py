@@ -22,7 +22,7 @@ from pipeline.base.version import code_version
 from pipeline.comments.plan import Plan, describe_source, dropped_too_many, find_comments, find_plan, make_plan
 from pipeline.comments.reading import comment_batches
 from pipeline.config import PipelineSettings
-from pipeline.extract.extractor import SKIPPED, Extraction, UnitExtractor
+from pipeline.extract.extractor import AT_A_TIME, SKIPPED, Extraction, UnitExtractor
 from pipeline.extract.monitor import Commit, open_monitor
 from pipeline.extract.prepare import prepare, resources
 from pipeline.extract.progress import Watch
@@ -182,7 +182,7 @@ def run_units(
         UnitExtractor,
         fn_constructor_args=(extraction, monitor),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        compute=ray.data.ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=AT_A_TIME),
         **resources(extraction.teacher),
     )
     total = plan.kept * extraction.samples

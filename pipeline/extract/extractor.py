@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from threading import Lock, Semaphore
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.version import check_code_version
 from pipeline.comments.plan import read_unit
 from pipeline.config import TeacherConfig
-from pipeline.extract.monitor import IDLE, UnitReport
+from pipeline.extract.monitor import UnitReport
 from pipeline.shards.files import shard_exists, write_shard
 from pipeline.shards.manifest import read_footer
 from pipeline.shards.payload import Compact
@@ -27,8 +31,9 @@ from pipeline.task.tokenization import Prompt
 from pipeline.teacher.capture import Captured, nothing
 from pipeline.teacher.engines import Capture, Job, Request
 from pipeline.teacher.isolation import isolate
-from pipeline.teacher.process import EngineProcess
+from pipeline.teacher.process import EngineError, EngineProcess
 
+AT_A_TIME = 2  # units of one engine
 SKIPPED = -1  # in place of a unit's rows: the run is stopping
 
 
@@ -59,7 +64,10 @@ class Extraction:
 
 
 class UnitExtractor:
-    """Extracts units. Its engine lives in a process of its own and is started for the first unit."""
+    """Extracts units, `AT_A_TIME` of them in threads of Ray's, so that the engine has one's texts while the other is written.
+
+    Its engine lives in a process of its own and is started for the first unit.
+    """
 
     def __init__(self, extraction: Extraction, monitor: Any) -> None:
         check_code_version()
@@ -67,6 +75,8 @@ class UnitExtractor:
         self._compiled = CompiledTask.load(extraction.shards)
         self._compact = Compact.load(extraction.shards, self._compiled.automaton)
         self._engine: EngineProcess | None = None
+        self._starting, self._alone, self._room = Lock(), Lock(), Semaphore(AT_A_TIME)
+        self._units: set[int] = set()  # under way
         self._name = f"{ray.get_runtime_context().get_node_id()[:6]}/{os.getpid()}"
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, list[int]]:
@@ -77,20 +87,24 @@ class UnitExtractor:
     def _unit(self, unit: int) -> int:
         if shard_exists(self._extraction.shards, unit):  # its result was lost with a node, or another run was quicker
             return read_footer(self._extraction.shards, unit).rows
-        if self._report(f"unit {unit}"):
-            return SKIPPED
+        self._units.add(unit)
         try:
+            if self._report():
+                return SKIPPED
             rows, aside = self._extract(unit)
         except UserError as error:  # Ray Data wraps it past recognition
             self._report("failed", failure=str(error))
             raise
-        self._report(IDLE, rows=rows, set_aside=aside)
+        finally:
+            self._units.remove(unit)
+        self._report(committed=True, rows=rows, set_aside=aside)
         return rows
 
-    def _report(self, state: str, rows: int = 0, set_aside: int = 0, failure: str = "") -> bool:
+    def _report(self, state: str = "", **about: Any) -> bool:
         """Tells the driver what this actor does; true where it shall do no more."""
+        state = state or ", ".join(f"unit {unit}" for unit in sorted(self._units)) or "idle"
         try:
-            return ray.get(self._monitor.report.remote(UnitReport(self._name, state, rows, set_aside, failure)))
+            return ray.get(self._monitor.report.remote(UnitReport(self._name, state, **about)))
         except ray.exceptions.RayError:  # the driver's side is gone: what is begun is still worth finishing
             return False
 
@@ -98,7 +112,7 @@ class UnitExtractor:
         """Commits one unit; returns its examples and the rows set aside."""
         rows, requests, aside = self._requests(read_unit(self._extraction.comments, unit))
         start = time.perf_counter()
-        found = isolate(self._record, requests)
+        found = isolate(self._asker(), requests)
         seconds = time.perf_counter() - start
         order = [index for indices, _ in found.parts for index in indices]
         captured = Captured.join([part for _, part in found.parts] or [nothing(self._compiled.watched.size)])
@@ -137,15 +151,35 @@ class UnitExtractor:
             return f"the prompt takes {len(ids)} tokens, at most {self._extraction.max_prompt} were expected"
         return ids
 
+    def _asker(self) -> Callable[[list[Request]], Captured]:
+        """What asks the engine, the first time beside another unit, then alone: an engine dies of one row for all of them."""
+        tries = itertools.count()
+
+        def ask(requests: list[Request]) -> Captured:
+            if next(tries) == 0:
+                with self._room:
+                    return self._record(requests)
+            with self._alone, ExitStack() as rooms:
+                for _ in range(AT_A_TIME):
+                    rooms.enter_context(self._room)
+                return self._record(requests)
+
+        return ask
+
     def _record(self, requests: list[Request]) -> Captured:
         """Asks the engine, which is started where there is none."""
-        if self._engine is None:
-            self._report("starting the engine")
-            self._engine = EngineProcess(self._extraction.model, self._extraction.teacher, self._extraction.job(self._compiled))
-        engine, self._engine = self._engine, None  # gone, unless the call comes back
-        captured = engine.record(requests)
-        self._engine = engine
-        return captured
+        with self._starting:
+            if self._engine is None:
+                self._report("starting the engine")
+                job = self._extraction.job(self._compiled)
+                self._engine = EngineProcess(self._extraction.model, self._extraction.teacher, job)
+            engine = self._engine
+        try:
+            return engine.record(requests)
+        except EngineError:
+            with self._starting:
+                self._engine = None if self._engine is engine else self._engine
+            raise
 
     def _commit(
         self, unit: int, rows: pa.Table, captured: Captured, about: dict[str, Any], aside: list[dict[str, Any]]

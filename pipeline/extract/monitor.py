@@ -9,8 +9,6 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-IDLE = "idle"  # the state of an actor that has committed a unit
-
 
 @dataclass(frozen=True)
 class UnitReport:
@@ -22,6 +20,7 @@ class UnitReport:
         rows: examples it has committed since its last report.
         set_aside: rows it has set aside since.
         failure: what the user has to mend before it can go on.
+        committed: whether a unit has its shard now.
     """
 
     actor: str
@@ -29,6 +28,7 @@ class UnitReport:
     rows: int = 0
     set_aside: int = 0
     failure: str = ""
+    committed: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class PlainMonitor:
         self._set_aside += report.set_aside
         self._actors[report.actor] = report.state, time.time()
         self._failure = self._failure or report.failure
-        if report.state == IDLE:
+        if report.committed:
             self._commits.append(Commit(report.actor, time.time()))
         return self._stopping
 

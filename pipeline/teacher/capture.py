@@ -6,6 +6,7 @@ T steps of an answer, K temperatures.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -100,6 +101,43 @@ def _widen(values: NDArray[Any], steps: int) -> NDArray[Any]:
     return np.pad(values, [(0, 0), (0, steps - values.shape[1]), *[(0, 0)] * (values.ndim - 2)])
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What was kept of some answers, in the order in which it was seen.
+
+    Attributes:
+        rows: int64 [n], of each observation the answer.
+        steps: int64 [n], and its step.
+        values: float32 [n, W + K], watched logits and log-sum-exp.
+    """
+
+    rows: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    def by_answer(self, answers: list[list[int]], wanted_NT: NDArray[np.bool_]) -> Captured:
+        """The wanted steps of each answer.
+
+        Raises:
+            RuntimeError: a wanted step's logits were not seen, or logits without a token were.
+        """
+        rows, steps, values = self.rows, self.steps, self.values
+        lengths = np.array([len(answer) for answer in answers], np.int32)
+        if (rows >= len(lengths)).any() or (steps >= lengths[rows]).any():
+            raise RuntimeError("logits were captured that no token of the answers has")
+        mine, seen_NT = wanted_NT[rows, steps], np.zeros_like(wanted_NT)
+        seen_NT[rows, steps] = True
+        if (wanted_NT & ~seen_NT).any():
+            raise RuntimeError("tokens of the answers have no captured logits")
+        values_NTX = np.zeros((*wanted_NT.shape, values.shape[1]), np.float32)
+        values_NTX[rows[mine], steps[mine]] = values[mine]  # the last of equal indices stays
+        tokens = np.zeros(wanted_NT.shape, np.int32)
+        for row, answer in enumerate(answers):
+            tokens[row, : len(answer)] = answer
+        W = values.shape[1] - len(TEMPERATURES)
+        return Captured(tokens, lengths, wanted_NT, values_NTX[..., :W], values_NTX[..., W:])
+
+
 class Recorder(Observer):
     """Keeps the watched logits and the log-sum-exp of every step, on the logits' device until drained."""
 
@@ -117,49 +155,37 @@ class Recorder(Observer):
         self._steps.append(steps_N)
         self._values.append(torch.cat([logits_NV.index_select(1, self._watched), log_sum_exp(logits_NV)], 1))
 
-    def missing(self, wanted_NT: NDArray[np.bool_]) -> list[int]:
-        """Answers of which a wanted step was not seen."""
+    def missing(self, wanted_NT: NDArray[np.bool_], first: int = 0) -> list[int]:
+        """Answers of which a wanted step was not seen, the first of them being row `first`."""
         seen_NT = np.zeros_like(wanted_NT)
         for rows, steps in zip(self._rows, self._steps, strict=True):
+            rows = rows - first
             inside = (rows >= 0) & (rows < len(seen_NT)) & (steps < seen_NT.shape[1])
             seen_NT[rows[inside], steps[inside]] = True
         return np.flatnonzero((wanted_NT & ~seen_NT).any(1)).tolist()
 
-    def forget(self, answers: list[int]) -> None:
-        """Drops what was seen of some answers."""
-        self._rows = [np.where(np.isin(rows, answers), -1, rows) for rows in self._rows]
+    def forget(self, rows: list[int]) -> None:
+        """Drops what was seen of some rows."""
+        self._rows = [np.where(np.isin(seen, rows), -1, seen) for seen in self._rows]
 
-    def drain(self, answers: list[list[int]], wanted_NT: NDArray[np.bool_]) -> Captured:
-        """All that was seen since the last drain, by answer.
-
-        Raises:
-            RuntimeError: a wanted step's logits were not seen, or logits without a token were.
-        """
-        lost = self.missing(wanted_NT)
-        rows, steps, values = self._take()
-        lengths = np.array([len(answer) for answer in answers], np.int32)
-        mine = rows >= 0
-        if lost or (rows >= len(lengths)).any() or (steps[mine] >= lengths[rows[mine]]).any():
-            raise RuntimeError("captured steps do not match the answers' tokens")
-        mine[mine] = wanted_NT[rows[mine], steps[mine]]
-        if not mine.all():  # the copy is worth avoiding
-            rows, steps, values = rows[mine], steps[mine], values[mine]
-        values_NTX = np.zeros((*wanted_NT.shape, values.shape[1]), np.float32)
-        values_NTX[rows, steps] = values  # the last of equal indices stays
-        tokens = np.zeros(wanted_NT.shape, np.int32)
-        for row, answer in enumerate(answers):
-            tokens[row, : len(answer)] = answer
-        W = len(self._watched)
-        return Captured(tokens, lengths, wanted_NT, values_NTX[..., :W], values_NTX[..., W:])
-
-    def _take(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """Rows, steps and values [n, W + K] of all that was seen, which is forgotten."""
+    def take(self, first: int, count: int) -> Seen:
+        """What was seen of so many rows, which is forgotten. It leaves the device here; the other rows' stays."""
         rows = np.concatenate([np.zeros(0, np.int64), *self._rows])
         steps = np.concatenate([np.zeros(0, np.int64), *self._steps])
         empty = torch.zeros(0, len(self._watched) + len(TEMPERATURES), device=self._watched.device)
-        values = torch.cat([empty, *self._values]).cpu().numpy()
-        self._rows, self._steps, self._values = [], [], []
-        return rows, steps, values
+        values = torch.cat([empty, *self._values])
+        mine = (rows >= first) & (rows < first + count)
+        others = (rows >= 0) & ~mine
+        self._rows, self._steps, self._values = [rows[others]], [steps[others]], [_chosen(values, others)]
+        return Seen(rows[mine] - first, steps[mine], _chosen(values, mine).cpu().numpy())
+
+    def drain(self, answers: list[list[int]], wanted_NT: NDArray[np.bool_]) -> Captured:
+        """All that was seen since the last drain, by answer; see `Seen.by_answer`."""
+        return self.take(0, sys.maxsize).by_answer(answers, wanted_NT)
+
+
+def _chosen(values: torch.Tensor, rows: NDArray[np.bool_]) -> torch.Tensor:
+    return values if rows.all() else values[torch.as_tensor(rows, device=values.device)]  # the copy is worth avoiding
 
 
 @dataclass(frozen=True)

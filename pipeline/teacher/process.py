@@ -1,16 +1,21 @@
 """A teacher in a process of its own: what kills the engine leaves its actor alive to say so and to start another.
 
-The parent keeps one end of a pipe, the child the other; each call is a method's name and arguments, each answer a result
-or the reason why there is none.
+The parent keeps one end of a pipe, the child the other; each call is a number, a method's name and arguments, each answer the
+number and a result or the reason why there is none.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import subprocess
 import sys
+import threading
 import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -47,8 +52,11 @@ class EngineProcess:
         environment = os.environ | engine_environment(config)
         self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])  # noqa: S603 - our own
         theirs.close()
+        self._lock, self._numbers, self._over = threading.Lock(), itertools.count(), ""
+        self._calls: dict[int, Future[Any]] = {}
+        threading.Thread(target=self._receive, daemon=True).start()
         try:
-            self._call((model, config, job))
+            self._call("start", model, config, job)
         except EngineError as failure:
             raise UserError(f"the teacher {model} cannot start: {failure}") from failure
 
@@ -58,12 +66,12 @@ class EngineProcess:
         return self._process.pid
 
     def record(self, requests: list[Request]) -> Captured:
-        """See `pipeline.teacher.engines.TeacherEngine`.
+        """See `pipeline.teacher.engines.TeacherEngine`. Several threads may call it at a time.
 
         Raises:
             EngineError: the engine is gone.
         """
-        return self._call(("record", requests))
+        return self._call("record", requests)
 
     def census(self, prompts: list[list[int]]) -> CensusResult:
         """See `pipeline.teacher.engines.TeacherEngine`.
@@ -71,42 +79,66 @@ class EngineProcess:
         Raises:
             EngineError: the engine is gone.
         """
-        return self._call(("census", prompts))
+        return self._call("census", prompts)
 
     def close(self) -> None:
         """Ends the child."""
-        self._pipe.close()
         self._process.kill()
         self._process.wait()
 
-    def _call(self, message: Any) -> Any:
+    def _call(self, method: str, *arguments: Any) -> Any:
+        call: Future[Any] = Future()
+        with self._lock:
+            if self._over:
+                raise EngineError(self._over)
+            number = next(self._numbers)
+            self._calls[number] = call
+            with suppress(OSError):  # it has died: `_receive` hears of it too
+                self._pipe.send((number, method, arguments))
+        return call.result()
+
+    def _receive(self) -> None:
+        """Hands out results until the child is gone."""
+        reasons = dict[int, str]()
         try:
-            self._pipe.send(message)
-            result = self._pipe.recv()
+            while True:
+                number, result = self._pipe.recv()
+                if isinstance(result, _Failed):
+                    reasons[number] = result.reason
+                    break
+                self._calls.pop(number).set_result(result)
         except (EOFError, OSError, pickle.UnpicklingError):  # the last: it died while it sent
-            self.close()
-            raise EngineError(f"the engine died ({cause(self._process.returncode)})") from None
-        if isinstance(result, _Failed):
-            self.close()
-            raise EngineError(result.reason)
-        return result
+            pass
+        self.close()
+        with self._lock:
+            self._over = f"the engine died ({cause(self._process.returncode)})"
+        for number, call in self._calls.items():
+            call.set_exception(EngineError(reasons.get(number, self._over)))
 
 
 def serve(pipe: Connection) -> None:
-    """The child: starts the engine and answers calls until the pipe closes or one fails."""
+    """The child: starts the engine and answers calls, each in a thread, until the pipe closes or one fails."""
     end_with_parent()
-    model, config, job = pipe.recv()
-    try:
-        teacher = open_teacher(model, config, job)
-        pipe.send(None)
+    sending = threading.Lock()
+
+    def reply(number: int, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            result = call(*arguments)
+        except Exception as error:
+            traceback.print_exc()  # the whole of it is for the worker's log
+            with sending:
+                pipe.send((number, _Failed(_reason(error))))
+                os._exit(1)
+        with sending:
+            pipe.send((number, None if call is open_teacher else result))
+        return result
+
+    with suppress(EOFError):
+        number, _, arguments = pipe.recv()
+        teacher = reply(number, open_teacher, *arguments)  # in the main thread, which some engines want
         while True:
-            method, argument = pipe.recv()
-            pipe.send(getattr(teacher, method)(argument))
-    except EOFError:
-        return
-    except Exception as error:
-        traceback.print_exc()  # the whole of it is for the worker's log
-        pipe.send(_Failed(_reason(error)))
+            number, method, arguments = pipe.recv()
+            threading.Thread(target=reply, args=[number, getattr(teacher, method), *arguments], daemon=True).start()
 
 
 def _reason(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,14 @@ class TransformersTeacher:
         self._job = job
         self._batch = config.max_num_seqs
         self._constraint = Constraint(job.automaton, self._device)
+        self._lock = threading.Lock()
         self._observer: Recorder | Census = job.observer(self._device)
 
     def record(self, requests: list[Request]) -> Captured:
         """See `TeacherEngine`."""
-        answers = self._answer(requests)
-        return self._drain(answers, self._job.wanted(answers))
+        with self._lock:
+            answers = self._answer(requests)
+            return self._drain(answers, self._job.wanted(answers))
 
     def census(self, prompts: list[list[int]]) -> CensusResult:
         """See `TeacherEngine`."""

@@ -11,8 +11,10 @@ and the logits at forced positions come from the hidden states of those pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import threading
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,13 +22,15 @@ import torch
 from numpy.typing import NDArray
 from vllm import LLM, SamplingParams
 from vllm.config import VllmConfig
+from vllm.inputs import tokens_input
 from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from pipeline.base.errors import UserError
 from pipeline.config import TeacherConfig
 from pipeline.task.forced import ForcedRuns, forced_runs
-from pipeline.teacher.capture import Captured, Census, CensusResult, Constraint, Recorder
+from pipeline.teacher.capture import Captured, Census, CensusResult, Constraint, Recorder, Seen
 from pipeline.teacher.engines import Job, Request, weights_type
 from pipeline.teacher.gemma3_text import CLASS_OVERRIDES, text_config
 
@@ -55,9 +59,14 @@ class CapturingProcessor(LogitsProcessor):
         self._states = torch.zeros(slots, dtype=torch.int64, device=device)
         self._live = np.zeros(0, bool)
 
-    def attach(self, runner: Any) -> None:
-        """Stands behind the runner's model, for the hidden states of every position, and behind its sampler."""
+    def attach(self, runner: Any, observes: bool) -> None:
+        """Stands behind the runner's model, for the hidden states of every position, and behind its sampler.
+
+        Args:
+            observes: whether to show logits: with tensor parallelism each worker has the same.
+        """
         self._runner = runner
+        self._observe = self.observer.observe if observes else _pass_over
         forward = runner._model_forward
 
         def keep(*args: Any, **kwargs: Any) -> Any:
@@ -106,7 +115,7 @@ class CapturingProcessor(LogitsProcessor):
         first, count = self._positions(n)
         live = ~self._runner.discard_request_mask.np[:n] & (rows >= 0)  # the others' prompts are not read to their ends
         self._observe_passed(first, count - live)
-        self.observer.observe(logits, states, np.where(live, rows, -1), first + count - 1)
+        self._observe(logits, states, np.where(live, rows, -1), first + count - 1)
         self._live = live
         self._constraint.apply(logits, states.where(self._on_device(live), -1))
         return logits
@@ -132,7 +141,7 @@ class CapturingProcessor(LogitsProcessor):
         for start in range(0, len(places), HIDDEN_ROWS):
             part = slice(start, start + HIDDEN_ROWS)
             logits = self._runner.model.compute_logits(self._hidden[places[part]]).float()
-            self.observer.observe(logits, self._states[slots[part]], self._rows[slots[part]], steps[part])
+            self._observe(logits, self._states[slots[part]], self._rows[slots[part]], steps[part])
 
     def _extend(self, _sampler: Any, _inputs: Any, output: Any) -> None:
         """Moves each slot's state along its sampled token and adds the forced run behind it: int32 [N, 1] to [N, 1 + X]."""
@@ -145,6 +154,10 @@ class CapturingProcessor(LogitsProcessor):
 
     def _on_device(self, values: NDArray[Any]) -> torch.Tensor:
         return torch.as_tensor(values, device=self._device)
+
+
+def _pass_over(*_: Any) -> None:
+    """Observes nothing."""
 
 
 class _DeviceRuns:
@@ -185,8 +198,36 @@ def _processor(worker: Any) -> CapturingProcessor:
     return next(p for p in worker.model_runner.input_batch.logitsprocs.all if isinstance(p, CapturingProcessor))
 
 
+@dataclass(eq=False)
+class _Unit:
+    """Requests that were asked together.
+
+    Attributes:
+        waiting: places of those that the engine does not have yet.
+        answers: by place, tokens with the end token.
+        first: the row of its first answer; rows are numbered over the engine's life.
+        cached: whether its prompts may be read from the prefix cache.
+        seen: what was recorded when the last answer has come; None for a census.
+    """
+
+    requests: list[Request]
+    waiting: deque[int]
+    answers: dict[int, list[int]] = field(default_factory=dict)
+    first: int = 0
+    cached: bool = True
+    seen: Future[Seen | None] = field(default_factory=Future)
+
+    def all_answers(self) -> list[list[int]]:
+        """In the order of the requests."""
+        return [self.answers[place] for place in range(len(self.requests))]
+
+
 class VllmTeacher:
-    """See `pipeline.teacher.engines.TeacherEngine`."""
+    """See `pipeline.teacher.engines.TeacherEngine`. Several threads may ask at a time.
+
+    What they ask goes through the engine together, so that it does not run empty while one answer of a unit is long or a unit
+    ends. The thread that has it lives as long as there is something to answer.
+    """
 
     def __init__(self, model: str, config: TeacherConfig, job: Job) -> None:
         _require_gpu()
@@ -210,37 +251,95 @@ class VllmTeacher:
             additional_config=Carried(job),
             **_platform_options(config),
         )
-        self._llm.collective_rpc(lambda worker: _processor(worker).attach(worker.model_runner))
+        self._llm.collective_rpc(lambda worker: _processor(worker).attach(worker.model_runner, worker.rank == 0))
+        self._most = 2 * config.max_num_seqs  # requests that the engine has, so that some always wait
+        self._lock, self._running = threading.Lock(), False
+        self._arrived, self._units, self._rows = list[_Unit](), list[_Unit](), 0
+        self._asked: dict[str, tuple[_Unit, int]] = {}  # by the engine's name for a request: its unit and place
 
     def record(self, requests: list[Request]) -> Captured:
         """See `TeacherEngine`."""
-        answers = self._answer(requests, range(len(requests)))
-        lost = self._observer("missing", self._job.wanted(answers))
-        if lost:  # read from the prefix cache, where an equal request had left them: ask again without it
-            self._observer("forget", lost)
-            again = self._answer(requests, lost, skip_reading_prefix_cache=True)
-            for row, answer in zip(lost, again, strict=True):
-                answers[row] = answer
-        return self._observer("drain", answers, self._job.wanted(answers))
+        unit = self._ask(requests)
+        seen, answers = unit.seen.result(), unit.all_answers()
+        assert seen is not None  # noqa: S101 - for the types
+        return seen.by_answer(answers, self._job.wanted(answers))
 
     def census(self, prompts: list[list[int]]) -> CensusResult:
         """See `TeacherEngine`."""
-        self._answer([Request(prompt) for prompt in prompts], range(len(prompts)))
+        self._ask([Request(prompt) for prompt in prompts]).seen.result()
         return self._observer("drain")
 
-    def _answer(self, requests: list[Request], rows: Iterable[int], **sampling: Any) -> list[list[int]]:
-        """The tokens of some requests' answers, end token included."""
-        given = {row: self._given(requests[row]) for row in rows}
-        inputs = [{"prompt_token_ids": requests[row].prompt + tokens} for row, tokens in given.items()]
-        params = [self._sampling(requests[row], row, tokens, sampling) for row, tokens in given.items()]
-        outputs = self._llm.generate(inputs, params, use_tqdm=False)
-        return [[*tokens, *output.outputs[0].token_ids] for tokens, output in zip(given.values(), outputs, strict=True)]
+    def _ask(self, requests: list[Request]) -> _Unit:
+        """Has requests answered, by the engine's thread."""
+        unit = _Unit(requests, deque(range(len(requests))))
+        with self._lock:
+            self._arrived.append(unit)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="engine", daemon=True).start()
+        return unit
+
+    def _run(self) -> None:
+        """The engine's thread: answers all that is asked, or fails all of it."""
+        try:
+            while self._more():
+                self._feed()
+                for output in self._llm.llm_engine.step():
+                    if output.finished:
+                        self._note(output)
+        except Exception as error:
+            with self._lock:
+                failed, self._running = self._units + self._arrived, False
+            for unit in failed:
+                unit.seen.set_exception(error)
+
+    def _more(self) -> bool:
+        """Takes on what has arrived; whether there is anything to do."""
+        with self._lock:
+            arrived, self._arrived = self._arrived, []
+            self._running = bool(self._units or arrived)
+        for unit in arrived:
+            unit.first, self._rows = self._rows, self._rows + len(unit.requests)
+            self._units.append(unit)
+            self._end_if_answered(unit)  # of no requests
+        return self._running
+
+    def _feed(self) -> None:
+        """Gives the engine as many requests as it may have, the first unit's first."""
+        for unit in self._units:
+            while unit.waiting and len(self._asked) < self._most:
+                place = unit.waiting.popleft()
+                request, name = unit.requests[place], str(unit.first + place)
+                given = self._given(request)
+                params = self._sampling(request, unit.first + place, given, not unit.cached)
+                self._asked[name] = unit, place
+                self._llm.llm_engine.add_request(name, tokens_input(request.prompt + given), params)
+
+    def _note(self, output: Any) -> None:
+        """Takes an answer."""
+        unit, place = self._asked.pop(output.request_id)
+        unit.answers[place] = [*self._given(unit.requests[place]), *output.outputs[0].token_ids]
+        self._end_if_answered(unit)
+
+    def _end_if_answered(self, unit: _Unit) -> None:
+        if len(unit.answers) < len(unit.requests):
+            return
+        answers, recorded = unit.all_answers(), self._job.watched is not None
+        lost = self._observer("missing", self._job.wanted(answers), unit.first) if recorded and unit.cached else []
+        if lost:  # read from the prefix cache, where an equal request had left them: ask again without it
+            self._observer("forget", [unit.first + place for place in lost])
+            unit.cached, unit.waiting = False, deque(lost)
+            for place in lost:
+                del unit.answers[place]
+        else:
+            self._units.remove(unit)
+            unit.seen.set_result(self._observer("take", unit.first, len(answers)) if recorded else None)
 
     def _given(self, request: Request) -> list[int]:
         """The part of the answer that is known beforehand: it is read with the prompt."""
         return self._opening if request.answer is None else request.answer[:-1]
 
-    def _sampling(self, request: Request, row: int, given: list[int], options: dict[str, Any]) -> SamplingParams:
+    def _sampling(self, request: Request, row: int, given: list[int], uncached: bool) -> SamplingParams:
         return SamplingParams(
             temperature=self._job.temperature,
             seed=request.seed,
@@ -250,11 +349,12 @@ class VllmTeacher:
             detokenize=False,
             extra_args={ROW: row, GIVEN: given},
             skip_clone=True,  # nobody else uses it
-            **options,
+            skip_reading_prefix_cache=uncached,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
     def _observer(self, method: str, *arguments: Any) -> Any:
-        """Calls the first worker's observer; with tensor parallelism each worker saw the same."""
+        """Calls the first worker's observer; with tensor parallelism the others' have seen nothing."""
         return self._llm.collective_rpc(lambda worker: getattr(_processor(worker).observer, method)(*arguments))[0]
 
 

@@ -14,7 +14,7 @@ from pipeline.base import storage
 from pipeline.base.errors import UserError
 from pipeline.base.tracking import Tracking
 from pipeline.extract.extract import finish, prepare_run, run_units
-from pipeline.extract.monitor import IDLE, Commit, PlainMonitor, UnitReport
+from pipeline.extract.monitor import Commit, PlainMonitor, UnitReport
 from pipeline.shards.files import shard_path
 from tune.config import TuneSettings
 from tune.scaling.rows import ExtractRow
@@ -38,7 +38,7 @@ class Gate(PlainMonitor):
         stopping = super().report(report)
         if len({commit.actor for commit in self._commits}) >= self._actors_awaited or stopping or report.failure:
             self._open.set()
-        if report.state == IDLE:
+        if report.committed:
             with suppress(TimeoutError):  # an actor that never comes must not hold the others for ever
                 await asyncio.wait_for(self._open.wait(), PATIENCE)
         return self._stopping

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +20,10 @@ from pipeline.task.compilation import compile_automaton
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.tokenization import TeacherTokenizer
 from pipeline.task.vocabulary import WatchedSet
+from pipeline.teacher.capture import Captured
+from pipeline.teacher.engines import Request
+from pipeline.teacher.isolation import isolate
+from pipeline.teacher.process import EngineError
 from tests.tiny import tiny_task, tiny_tokenizer
 
 
@@ -33,6 +40,48 @@ def extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> UnitExtractor:
     longest = prompt.longest(task, tokenizer)
     extraction = Extraction("model", {}, teacher, "all", 3, prompt, longest, str(tmp_path / "comments"), str(tmp_path))
     return UnitExtractor(extraction, None)
+
+
+class Engine:
+    """Dies of prompts that begin with 9, and of whatever it is asked beside them; says how many it was asked at a time."""
+
+    def __init__(self, *_: Any) -> None:
+        self._lock, self._under_way, self._dead = Lock(), 0, False
+        engines.append(self)
+        self.most = 0
+
+    def record(self, requests: list[Request]) -> Captured:
+        with self._lock:
+            self._under_way += 1
+            self.most = max(self.most, self._under_way)
+            self._dead |= any(request.prompt[0] == 9 for request in requests)
+        time.sleep(0.02)
+        with self._lock:
+            self._under_way -= 1
+            if self._dead:
+                raise EngineError("dead")
+        lengths = np.array([request.prompt[1] for request in requests], np.int32)
+        n = len(requests)
+        return Captured(lengths[:, None], lengths, np.ones((n, 1), np.bool_), np.zeros((n, 1, 1)), np.zeros((n, 1, 3)))
+
+
+engines: list[Engine] = []
+
+
+def test_two_units_are_asked_together_and_one_of_them_that_kills_the_engine_harms_no_row_of_the_other(
+    extractor: UnitExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.extract.extractor.EngineProcess", Engine)
+    monkeypatch.setattr(extractor, "_report", lambda *_, **__: False)
+    units = [[Request([5, i]) for i in range(40)], [Request([9 if i in (7, 30) else 5, i]) for i in range(40)]] * 2
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda requests: isolate(extractor._asker(), requests), units))
+    for one, poison in zip(found, ([], [7, 30]) * 2, strict=True):
+        assert sorted(one.poison) == poison
+        answered = [(i, length) for rows, captured in one.parts for i, length in zip(rows, captured.lengths, strict=True)]
+        assert answered == [(i, i) for i in range(40) if i not in poison]
+    assert max(engine.most for engine in engines) == 2
+    assert len(engines) < 60
 
 
 def comments(rows: list[int]) -> pa.Table:

@@ -118,7 +118,7 @@ def test_recorder_refuses_a_mismatch(seen: list[tuple[int, int]], answers: list[
     recorder = Recorder(WATCHED, CPU)
     for row, step in seen:
         recorder.observe(random_logits(1), states(0), ints(row), ints(step))
-    with pytest.raises(RuntimeError, match="do not match the answers' tokens"):
+    with pytest.raises(RuntimeError, match=r"no captured logits|no token of the answers has"):
         drain(recorder, answers)
     recorder.observe(random_logits(1), states(0), ints(0), ints(0))
     assert drain(recorder, [[7]]).lengths.tolist() == [1]  # what was refused is not seen again

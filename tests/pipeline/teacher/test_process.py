@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,22 @@ def test_it_answers_until_it_is_killed_and_says_so(engine: EngineProcess) -> Non
     os.kill(engine.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match=r"the engine died \(SIGKILL, as when memory runs out\)"):
         engine.record([Request([5])])
+
+
+def test_several_calls_at_a_time_get_their_own_answers_or_all_hear_of_the_end(engine: EngineProcess) -> None:
+    prompts = [[Request([5 + i] * (1 + j)) for j in range(3)] for i in range(6)]
+    alone = [engine.record(requests) for requests in prompts]
+    with ThreadPoolExecutor(6) as threads:
+        for one, other in zip(alone, threads.map(engine.record, prompts), strict=True):
+            np.testing.assert_allclose(one.logits, other.logits, atol=1e-4)
+        os.kill(engine.pid, signal.SIGSTOP)
+        calls = [threads.submit(engine.record, requests) for requests in prompts]
+        while len(engine._calls) < 6:
+            time.sleep(0.01)
+        os.kill(engine.pid, signal.SIGKILL)
+        for call in calls:
+            with pytest.raises(EngineError, match="SIGKILL"):
+                call.result(20)
 
 
 def test_an_exception_ends_it_with_its_reason(engine: EngineProcess) -> None:

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser
 from pipeline.base.errors import UserError
 from pipeline.cli.main import main
 from pipeline.cli.settings import load_config
-from pipeline.extract.monitor import IDLE, Commit, UnitReport
+from pipeline.extract.monitor import Commit, UnitReport
 from pipeline.task.compiled import CompiledTask
 from student.config import TrainConfig
 from tests.browser import shown
@@ -58,7 +58,7 @@ def test_only_units_after_the_last_start_count() -> None:
 
 def test_the_gate_opens_when_all_have_committed_once() -> None:
     async def report(gate: Gate, name: str) -> bool:
-        return await gate.report(UnitReport(name, IDLE, rows=5))
+        return await gate.report(UnitReport(name, "idle", rows=5, committed=True))
 
     async def play() -> None:
         gate = Gate(2)
