@@ -29,7 +29,6 @@ from student.decode.answerer import WHOLE
 from student.decode.decode import Decoder
 from student.evaluate.calibrate import fit_temperatures
 from student.evaluate.certificate import certify
-from student.evaluate.evaluate import _batches
 from student.evaluate.evidence import KnownAnswers
 from student.model.model import Student
 from student.train import loop as module
@@ -112,7 +111,8 @@ def replay(shards: Shards, reader: str, way: str, seed: int, agree: float, calls
         held = {split: take(splits[split], np.sort(order[split][: round(0.1 * count)])) for split in (VALIDATION, TEST)}
         began = time.perf_counter()
         model = trained(shards, {TRAIN: take(splits[TRAIN], np.sort(asked)), VALIDATION: held[VALIDATION]}, reader, seed)
-        decoder = Decoder(model, shards.compiled, fit_temperatures(model, shards.compiled, _batches(held[VALIDATION], 128)))
+        batches = held[VALIDATION].batches(np.arange(len(held[VALIDATION])), 128)
+        decoder = Decoder(model, shards.compiled, fit_temperatures(model, shards.compiled, batches))
         known = {}
         for name, part in {"chooses": held[VALIDATION], "tests": held[TEST], "all": splits[TEST]}.items():
             tokens, by_field = decode(decoder, part)

@@ -31,7 +31,7 @@ from student.data.answers import parse_all
 from student.data.examples import open_examples
 from student.data.unpack import TEST
 from student.decode.decode import Decoder
-from student.evaluate.fidelity import agreement, step_measures
+from student.evaluate.fidelity import agreement, step_measures, step_sums
 from student.model.checkpoint import assembled
 from student.model.model import Student
 from student.train.loop import Loop, Training
@@ -101,7 +101,7 @@ def fidelity(model: Any, folder: str) -> dict[str, Any]:
     answers = [answer for part in parts for answer in decoder.constrained([test.prefix(i) for i in part]).tokens]
     teacher = [answer for answer in parse_all(compiled, [test.answer(i).tolist() for i in rows]) if answer is not None]
     found = agreement(compiled.task, teacher, parse_all(compiled, answers))
-    steps = step_measures(model, (test.batch(part) for part in parts))
+    steps = step_measures(step_sums(model, (test.batch(part) for part in parts)))
     return {"whole": found["whole"], "fields": found["fields"], "steps": steps, "test": len(test)}
 
 

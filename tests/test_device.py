@@ -34,7 +34,7 @@ from student.config import PruneConfig, TrainConfig
 from student.decode.answerer import Answerer
 from student.decode.decode import Decoder
 from student.evaluate.calibrate import fit_temperatures
-from student.evaluate.fidelity import step_measures
+from student.evaluate.fidelity import step_measures, step_sums
 from student.evaluate.speed import latency_before_training, latency_ms
 from student.model.checkpoint import PRUNED, save_student
 from student.prune.importance import importance, measure
@@ -217,9 +217,9 @@ def test_an_evaluations_measures(compiled: CompiledTask, shards: Shards, gpu: to
     model = make_student(compiled, 3, 6.0)
     examples = examples_of(shards, model)
     batches = [examples.batch(np.arange(start, start + 20)) for start in (0, 20)]
-    wanted = step_measures(model, batches), fit_temperatures(model, compiled, batches)
+    wanted = step_measures(step_sums(model, batches)), fit_temperatures(model, compiled, batches)
     there = model.to(gpu)
-    found = step_measures(there, batches), fit_temperatures(there, compiled, batches)
+    found = step_measures(step_sums(there, batches)), fit_temperatures(there, compiled, batches)
     assert found[1] == pytest.approx(wanted[1], rel=1e-2)
     assert found[0]["choice_kl"] == pytest.approx(wanted[0]["choice_kl"], rel=SLACK * 1e-4)
     assert latency_ms(there, compiled, examples) > 0

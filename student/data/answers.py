@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.base.errors import UserError
@@ -35,7 +36,7 @@ def teacher_answers(examples: Examples) -> list[Values]:
     Raises:
         UserError: one does not fit the task.
     """
-    answers = parse_all(examples.compiled, [examples.answer(i).tolist() for i in range(len(examples))])
+    answers = parse_all(examples.compiled, (examples.answer(i).tolist() for i in range(len(examples))))
     if any(answer is None for answer in answers):
         raise UserError("the shards hold teacher answers that do not fit their own task")
     return [answer for answer in answers if answer is not None]
@@ -43,14 +44,17 @@ def teacher_answers(examples: Examples) -> list[Values]:
 
 def gold_answers(examples: Examples) -> list[Values | None]:
     """The values of people's labels; None where there is none."""
-    return parse_all(examples.compiled, [examples.gold(i).tolist() for i in range(len(examples))])
+    return parse_all(examples.compiled, (examples.gold(i).tolist() for i in range(len(examples))))
 
 
-def parse_all(compiled: CompiledTask, answers: list[list[int]]) -> list[Values | None]:
+def parse_all(compiled: CompiledTask, answers: Iterable[list[int]]) -> list[Values | None]:
     """The values of each answer's tokens; None where they are not a valid answer."""
     known: dict[tuple[int, ...], Values | None] = {}  # answers are many, different ones few
-    for answer in map(tuple, answers):
+
+    def values(answer: tuple[int, ...]) -> Values | None:
         if answer not in known:
             ended = answer[-1:] == (compiled.tokenizer.end_id,)
             known[answer] = compiled.task.parse(compiled.tokenizer.decode(list(answer))) if ended else None
-    return [known[tuple(answer)] for answer in answers]
+        return known[answer]
+
+    return [values(tuple(answer)) for answer in answers]

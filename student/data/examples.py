@@ -5,6 +5,7 @@ N examples, M answer steps of all of them together, C of these with their logits
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -151,6 +152,10 @@ class Examples:
             state=torch.from_numpy(states.astype(np.int64)),
             text=side_by_side([self.prefix(int(i)) for i in indices]) if self.reader else None,
         )
+
+    def batches(self, indices: NDArray[np.int64], size: int) -> Iterator[Batch]:
+        """These examples in batches of `size`."""
+        return (self.batch(indices[start : start + size]) for start in range(0, len(indices), size))
 
     def _steps(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which of the M steps have a target in these examples, and which of the C rows of logits are theirs."""

@@ -8,8 +8,10 @@ Shape suffixes: V held-out texts, N texts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from student.model.reader import ngram_rows
 
 ROWS = 1 << 20  # of hashed n-grams: 10,000 texts of a dozen words fill a fifth of them
 TRAINED_ON = 10_000  # training texts whose n-grams are known, at most
+PIECE = 4096  # texts whose n-grams are in memory at once
 FILE = "familiarity.safetensors"  # beside a student
 
 Numbers = NDArray[np.float64]
@@ -42,13 +45,13 @@ class Familiarity:
     unknown: Numbers
 
     @staticmethod
-    def fit(trained_on: list[str], held_out: list[str], confidence: Numbers) -> Familiarity:
+    def fit(trained_on: list[str], held_out: Iterable[str], confidence: Numbers) -> Familiarity:
         """By some of the training texts, and held-out ones with the confidence in their answers: float64 [V]."""
         known = np.zeros(ROWS, np.bool_)
         known[np.concatenate(ngram_rows(trained_on, ROWS))] = True
         return Familiarity(known, confidence, _unknown(known, held_out))
 
-    def of(self, texts: list[str], confidence: Numbers) -> Numbers:
+    def of(self, texts: Iterable[str], confidence: Numbers) -> Numbers:
         """The share of held-out texts that are no more familiar than each text: float64 [N], small for what is new.
 
         Of a text's confidence and of the share of its n-grams that are unknown, the product of the two p-values among the
@@ -97,9 +100,11 @@ class Familiarity:
         return Familiarity(np.unpackbits(parts.pop("seen")).astype(np.bool_), **parts)
 
 
-def _unknown(known: NDArray[np.bool_], texts: list[str]) -> Numbers:
+def _unknown(known: NDArray[np.bool_], texts: Iterable[str]) -> Numbers:
     """The share of each text's n-grams that no training text has."""
-    return np.array([1 - known[rows].mean() for rows in ngram_rows(texts, ROWS)])
+    stream = iter(texts)
+    pieces = iter(lambda: list(islice(stream, PIECE)), [])
+    return np.fromiter((1 - known[rows].mean() for piece in pieces for rows in ngram_rows(piece, ROWS)), np.float64)
 
 
 def _rank(of_held_out: Numbers, values: Numbers) -> Numbers:

@@ -3,50 +3,58 @@
 from __future__ import annotations
 
 import datetime
+import heapq
 import json
 import logging
-import platform
-import time
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 
 from pipeline.base import storage
-from pipeline.base.console import progress
 from pipeline.base.errors import UserError
 from pipeline.base.tracking import Tracking, field_metric
 from pipeline.comments.reading import KEPT, filter_rows, text_key, text_row
 from pipeline.shards.manifest import Shards, open_shards
-from pipeline.task.compiled import require_same
+from pipeline.task.compiled import CompiledTask, require_same
 from pipeline.task.task import Task
 from pipeline.task.values import Values
 from student.config import AnswerConfig, FloorsConfig
 from student.data.answers import gold_answers, parse_all, teacher_answers
-from student.data.examples import Batch, Examples, open_examples, student_examples
+from student.data.examples import Examples, open_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION, unpack
-from student.decode.answerer import WHOLE, confidences, prefixes_of
-from student.decode.decode import Decoded, Decoder, Prefixes
+from student.decode.answerer import WHOLE, confidences
+from student.decode.decode import Decoded
 from student.decode.familiarity import TRAINED_ON, Familiarity
-from student.evaluate.calibrate import fit_temperatures
 from student.evaluate.evidence import CERTIFICATE, EVIDENCE, Held, KnownAnswers, certificate, mix_of, targets_of
-from student.evaluate.fidelity import agreement, close_answers, matches, step_measures, trust
+from student.evaluate.fidelity import agreement, matches, step_measures, trust
 from student.evaluate.floors import fit_floors
 from student.evaluate.gold import against_gold, suspects
+from student.evaluate.parts import (
+    ANSWERS,
+    FREE,
+    OTHERS,
+    STEPS,
+    TEMPERATURES,
+    Part,
+    Work,
+    carry_out,
+    parts_of,
+    read_decoded,
+    read_measured,
+)
 from student.evaluate.report import render
-from student.evaluate.speed import latency_ms
-from student.model.checkpoint import Trained, load_student, load_training, require_student, save_temperatures
-from student.model.model import Student
+from student.model.checkpoint import Trained, load_shape, load_training, require_student, save_temperatures
 from student.registry.mlflow_model import log_report, log_student
 
 log = logging.getLogger(__name__)
 
 SUSPECTS, PAGE, FIGURES = REPORT = "suspects.jsonl", "fidelity.html", "fidelity.json"
 DOUBTED_TRAINING = 10_000  # training texts that are looked through for suspects, at most
-BATCH_SIZE = 128  # answers the student decodes together
+LARGE = 200_000  # comments to decode from which Ray's start pays
 USUAL = (0.9, 0.95, 0.99)  # shares of whole answers that every report tries to certify
 NOTHING_ASKED = AnswerConfig()
 
@@ -68,7 +76,7 @@ def evaluate(
     Raises:
         UserError: student and shards do not fit, or the test split is empty.
     """
-    figures = measure(floors, shards_folder, student_folder, report_folder, asked, others)
+    figures = measure(floors, shards_folder, student_folder, report_folder, asked, others, spreads=True)
     try:
         track(figures, student_folder, report_folder)
     except (MlflowException, UserError) as error:
@@ -84,29 +92,37 @@ def measure(
     report_folder: str,
     asked: AnswerConfig = NOTHING_ASKED,
     others: str | None = None,
+    spreads: bool = False,
 ) -> dict[str, Any]:
     """Measures a student against its teacher and writes the report; see `evaluate`.
+
+    Args:
+        spreads: whether workers of Ray may do it, where that pays; else it is this process, which may be one of them.
 
     Raises:
         UserError: student and shards do not fit, or the test split is empty.
     """
-    student = _Evaluated(shards_folder, student_folder)
-    save_temperatures(student_folder, student.temperatures)
-    held = student.held(others)
-    student.familiarity.save(student_folder)
+    shards, student, report = (storage.absolute(folder) for folder in (shards_folder, student_folder, report_folder))
+    work = Work(shards, student, report, None if others is None else storage.absolute(others))
+    evaluated = _Evaluated(work, spreads)
+    save_temperatures(student_folder, evaluated.temperatures)
+    held = evaluated.held()
+    evaluated.familiarity.save(student_folder)
     storage.write_json(storage.join(student_folder, EVIDENCE), held.model_dump(mode="json"))
-    figures = student.figures(floors)
+    figures = evaluated.figures(floors)
     figures["certified_on"] = held.measured_on
-    figures["certificates"] = _certificates(held, student.task, asked, student_folder)
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in student.suspects())
-    storage.write_text(storage.join(report_folder, SUSPECTS), "".join(lines))
+    figures["certificates"] = _certificates(held, evaluated.task, asked, student_folder)
+    with storage.writing(storage.join(report_folder, SUSPECTS)) as stream:
+        for row in evaluated.suspects():
+            stream.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
     storage.write_text(storage.join(report_folder, PAGE), render(figures))
     storage.write_json(storage.join(report_folder, FIGURES), figures)
+    work.forget()
     return figures
 
 
 class _Evaluated:
-    """A student, the examples it is measured on, and what it answers to the test split.
+    """What a student answered to the examples it is measured on, of which little more than a number each is in memory.
 
     Attributes:
         temperatures: by field, fitted on the validation split.
@@ -117,67 +133,85 @@ class _Evaluated:
         UserError: see `evaluate`.
     """
 
-    def __init__(self, shards_folder: str, folder: str) -> None:
-        require_student(folder)
-        self._folder, self._shards, self._training = folder, open_shards(shards_folder), load_training(folder)
-        self._model, self._compiled = load_student(folder, "cuda" if torch.cuda.is_available() else "cpu")
-        require_same(self._compiled.hashes, self._shards.compiled.hashes, folder, shards_folder)
-        self._splits = {split: student_examples(self._shards, split, self._model) for split in (TEST, VALIDATION, TRAIN)}
-        self._test, self.task = self._splits[TEST], self._compiled.task
+    def __init__(self, work: Work, spreads: bool) -> None:
+        require_student(work.student)
+        self._work, self._shards, self._training = work, open_shards(work.shards), load_training(work.student)
+        self._compiled, shape = CompiledTask.load(work.student), load_shape(work.student)
+        require_same(self._compiled.hashes, self._shards.compiled.hashes, work.student, work.shards)
+        self._splits = {
+            split: open_examples(self._shards, split, shape.sequence, shape.separator) for split in (TEST, VALIDATION, TRAIN)
+        }
+        self._test, self._validation, self.task = self._splits[TEST], self._splits[VALIDATION], self._compiled.task
         log.info("evaluating on %s test comments", f"{len(self._test):,}")
-        self.temperatures = fit_temperatures(self._model, self._compiled, _batches(self._splits[VALIDATION], BATCH_SIZE))
-        self._decode = Decoder(self._model, self._compiled, self.temperatures).constrained
-        self._decoded, self._seconds = _decode_all(self._decode, self._test, BATCH_SIZE, "decoding")
+        self._others, self._known_others = ([], []) if work.others is None else self._texts_of(work.others)
+        self._doubted = self._splits[TRAIN].first(DOUBTED_TRAINING)
+        self._parts = self._make_parts()
+        todo = [part for parts in self._parts.values() for part in parts]
+        self._on_ray = spreads and _spreading_pays(sum(part.stop - part.start for part in todo))
+        self._speed = carry_out(work, todo, self._on_ray)
+        self.temperatures: dict[str, float] = storage.read_json(storage.join(work.parts, TEMPERATURES))
+        self._decoded, self._seconds = self._read(ANSWERS, TEST)
         self.truth, self.answers = teacher_answers(self._test), parse_all(self._compiled, self._decoded.tokens)
-        self._validation = self._splits[VALIDATION]
-        self._chooses, _ = _decode_all(self._decode, self._validation, BATCH_SIZE, "decoding what certifies")
+        self._chooses, _ = self._read(ANSWERS, VALIDATION)
         trained_on = _texts(self._splits[TRAIN], TRAINED_ON)
-        self.familiarity = Familiarity.fit(trained_on, _texts(self._validation), self._confidence(self._chooses))
+        self.familiarity = Familiarity.fit(list(trained_on), _texts(self._validation), self._confidence(self._chooses))
 
-    def held(self, others: str | None) -> Held:
+    def _make_parts(self) -> dict[tuple[str, str], list[Part]]:
+        """All there is to do, by kind and split."""
+        test, held, doubted = map(len, (self._test, self._validation, self._doubted))
+        wanted = {(ANSWERS, TEST): test, (FREE, TEST): test, (STEPS, TEST): test}
+        wanted |= {(ANSWERS, VALIDATION): held, (ANSWERS, TRAIN): doubted, (ANSWERS, OTHERS): len(self._others)}
+        texts = {OTHERS: self._others}
+        return {(kind, split): parts_of(kind, split, count, texts.get(split, [])) for (kind, split), count in wanted.items()}
+
+    def _read(self, kind: str, split: str) -> tuple[Decoded, float]:
+        return read_decoded(self._work, self._parts[kind, split])
+
+    def held(self) -> Held:
         """What certifies: the test split's answers, or those in another folder of shards."""
-        texts = _texts(self._test)
-        mix, cuts = mix_of(self.task, self.answers, texts)
+        mix, cuts = mix_of(self.task, self.answers, _texts(self._test))
+        tests = self._known(_texts(self._test), self.truth, self._decoded)
+        if self._work.others is not None:
+            tests = self._known(self._others, self._known_others, self._read(ANSWERS, OTHERS)[0])
         return Held(
             answers=self._shards.manifest.answers,
-            measured_on="the test split" if others is None else "texts given for it",
+            measured_on="the test split" if self._work.others is None else "texts given for it",
             measured=datetime.date.today(),
             chooses=self._known(_texts(self._validation), teacher_answers(self._validation), self._chooses),
-            tests=self._known(texts, self.truth, self._decoded) if others is None else self._others(others),
+            tests=tests,
             mix=mix,
             cuts=cuts,
         )
 
-    def _known(self, texts: list[str], truth: list[Values], decoded: Decoded) -> KnownAnswers:
+    def _known(self, texts: Iterable[str], truth: list[Values], decoded: Decoded) -> KnownAnswers:
         familiarity = self.familiarity.of(texts, self._confidence(decoded))
         return KnownAnswers.of(truth, parse_all(self._compiled, decoded.tokens), decoded.by_field, familiarity)
 
     def _confidence(self, decoded: Decoded) -> NDArray[np.float64]:
         return confidences(decoded.by_field, list(self.task.fields))[WHOLE]
 
-    def _others(self, folder: str) -> KnownAnswers:
-        """What the student says to the texts of other shards of its task, whatever their tokenizer.
+    def _texts_of(self, folder: str) -> tuple[list[str], list[Values]]:
+        """The texts of other shards of its task, whatever their tokenizer, that the student takes, and their answers.
 
         Raises:
             UserError: the shards are of another task, or of nothing but texts that it was trained on, or does not take.
         """
-        train, shards = self._splits[TRAIN], open_shards(folder)
-        require_same({"task": self.task.hash}, {"task": shards.compiled.task.hash}, self._folder, folder)
-        seen = {text_key(train.text(i)) for i in range(len(train))}
-        known = {text: values for text, values in _texts_and_answers(shards) if text_key(text) not in seen}
-        rows = [text_row(i, text) for i, text in enumerate(known)]
-        rows = [row for row in filter_rows(rows, self.task.comments, self._compiled.tokenizer) if row.status == KEPT]
-        if not rows:
+        shards = open_shards(folder)
+        require_same({"task": self.task.hash}, {"task": shards.compiled.task.hash}, self._work.student, folder)
+        known = dict(_texts_and_answers(shards))
+        new = ~np.isin(_keys(known), _keys(_texts(self._splits[TRAIN])))
+        rows = [text_row(i, text) for i, (text, is_new) in enumerate(zip(known, new, strict=True)) if is_new]
+        rows = filter_rows(rows, self.task.comments, self._compiled.tokenizer)
+        texts = [row.text for row in rows if row.status == KEPT]
+        if not texts:
             raise UserError("every text that was to certify the student was trained on: name shards of others")
-        prefixes = prefixes_of(self._model, self._compiled, rows)
-        decoded, _ = _decode_all(self._decode, prefixes, BATCH_SIZE, "decoding what certifies")
-        texts = [row.text for row in rows]
-        return self._known(texts, [known[text] for text in texts], decoded)
+        return texts, [known[text] for text in texts]
 
     def figures(self, floors: FloorsConfig) -> dict[str, Any]:
         """What fidelity.json holds but for the certificates."""
-        free, _ = _decode_all(Decoder(self._model, self._compiled).free, self._test, BATCH_SIZE, "decoding freely")
-        test, train, speed = len(self._test), len(self._splits[TRAIN]), _speed(self._shards, self._decoded, self._seconds)
+        free, _ = self._read(FREE, TEST)
+        test, train = len(self._test), len(self._splits[TRAIN])
+        speed = _speed(self._shards, self._decoded, self._seconds, self._speed)
         right = matches(self.truth, self.answers)
         return {
             "task": self.task.name,
@@ -185,34 +219,46 @@ class _Evaluated:
             "examples": {"test": test, "train": train, "floors": min(floors.examples, train)},
             "student": agreement(self.task, self.truth, self.answers),
             "unconstrained": agreement(self.task, self.truth, parse_all(self._compiled, free.tokens)),
-            "floors": fit_floors(floors, self._shards, self._splits),
+            "floors": fit_floors(floors, self._shards, self._splits, self._on_ray),
             "confidence": {"temperatures": self.temperatures} | trust(self._decoded.confidence, right),
             "steps": self._steps(),
-            "sizes": _sizes(self._model, self._shards),
-            "speed": speed | {"latency_ms": latency_ms(self._model, self._compiled, self._test)},
+            "sizes": _sizes(self._training, self._shards),
+            "speed": speed,
             "training": self._training.model_dump(mode="json", exclude_unset=True),
             "gold": against_gold(self.task, gold_answers(self._test), self.truth, self.answers),
         }
 
     def _steps(self) -> dict[str, Any]:
-        close = close_answers(self._compiled, _batches(self._test, BATCH_SIZE))
-        steps = step_measures(self._model, _batches(self._test, BATCH_SIZE)) | {"close_answers": close}
+        sums, close = read_measured(self._work, self._parts[STEPS, TEST])
+        steps = step_measures(sums) | {"close_answers": close / len(self._test)}
         if self._shards.manifest.answers == "given":
             steps |= {"kl": None, "choice_kl": None, "close_answers": None}  # of a teacher that did not give these answers
         return steps
 
-    def suspects(self) -> list[dict[str, Any]]:
+    def suspects(self) -> Iterator[dict[str, Any]]:
         """Test and training texts that the student answers otherwise, the surest first."""
-        some = self._splits[TRAIN].first(DOUBTED_TRAINING)
-        learnt, _ = _decode_all(self._decode, some, BATCH_SIZE, "looking for wrong answers")
-        doubted = _doubted(TEST, self._test, self._decoded) + _doubted(TRAIN, some, learnt)
-        return sorted(doubted, key=lambda row: -row["confidence"])
+        learnt, _ = self._read(ANSWERS, TRAIN)
+        doubted = _doubted(TEST, self._test, self._decoded), _doubted(TRAIN, self._doubted, learnt)
+        return heapq.merge(*doubted, key=lambda row: -row["confidence"])
 
 
-def _texts(examples: Examples, most: int | None = None) -> list[str]:
+def _spreading_pays(comments: int) -> bool:
+    """Whether workers of Ray, of which each takes seconds to start, are to do so much.
+
+    On a cluster always: the driver's machine may have no GPU, and other work to do.
+    """
+    return bool(os.environ.get("RAY_ADDRESS")) or comments > LARGE
+
+
+def _texts(examples: Examples, most: int | None = None) -> Iterator[str]:
     """All, or at most so many, evenly spaced."""
     rows = np.linspace(0, len(examples) - 1, min(most or len(examples), len(examples))).astype(int)
-    return [examples.text(int(i)) for i in rows]
+    return (examples.text(int(i)) for i in rows)
+
+
+def _keys(texts: Iterable[str]) -> NDArray[np.uint64]:
+    """Eight bytes that tell each text apart, but for its case and spacing."""
+    return np.fromiter((int.from_bytes(text_key(text)[:8]) for text in texts), np.uint64)
 
 
 def _texts_and_answers(shards: Shards) -> Iterator[tuple[str, Values]]:
@@ -238,12 +284,12 @@ def _certificates(held: Held, task: Task, asked: AnswerConfig, student_folder: s
     return rows
 
 
-def _doubted(split: str, examples: Examples, decoded: Decoded) -> list[dict[str, Any]]:
+def _doubted(split: str, examples: Examples, decoded: Decoded) -> Iterator[dict[str, Any]]:
     """The suspects of a split."""
     compiled, answers = examples.compiled, parse_all(examples.compiled, decoded.tokens)
     truth, gold = teacher_answers(examples), gold_answers(examples)
-    found = suspects(compiled.task, _texts(examples), gold, truth, answers, decoded.confidence)
-    return [{"split": split} | row for row in found]
+    found = suspects(compiled.task, examples.text, gold, truth, answers, decoded.confidence)
+    return ({"split": split} | row for row in found)
 
 
 def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> str:
@@ -286,46 +332,24 @@ def track(figures: dict[str, Any], student_folder: str, report_folder: str) -> s
     return log_student(uri, run_id, student_folder)
 
 
-def _decode_all(
-    decode: Callable[[Prefixes], Decoded], examples: Examples | Prefixes, size: int, what: str
-) -> tuple[Decoded, float]:
-    """All answers and the seconds they took."""
-    parts, started = [], time.perf_counter()
-    with progress(what, len(examples)) as (bar, task):
-        for start in range(0, len(examples), size):
-            rows = range(start, min(start + size, len(examples)))
-            parts.append(decode([examples.prefix(i) if isinstance(examples, Examples) else examples[i] for i in rows]))
-            bar.update(task, completed=start + size)
-    seconds = time.perf_counter() - started
-    tokens = [answer for part in parts for answer in part.tokens]
-    return Decoded(tokens, np.concatenate([p.by_field for p in parts]), sum(p.calls for p in parts)), seconds
-
-
-def _batches(examples: Examples, size: int) -> Iterator[Batch]:
-    order = np.arange(len(examples))
-    return (examples.batch(order[start : start + size]) for start in range(0, len(order), size))
-
-
-def _sizes(model: Student, shards: Shards) -> dict[str, Any]:
-    counts = model.parameter_counts()
+def _sizes(training: Trained, shards: Shards) -> dict[str, Any]:
+    counts = training.parameters.model_dump()
     return {"student": sum(counts.values()), "student_parts": counts, "teacher": shards.manifest.teacher.parameters}
 
 
-def _speed(shards: Shards, decoded: Decoded, seconds: float) -> dict[str, Any]:
-    """Answers a second, each as measured where it ran: the teacher during extraction, the student just now.
+def _speed(shards: Shards, decoded: Decoded, seconds: float, measured: dict[str, Any]) -> dict[str, Any]:
+    """Answers a second, each as measured where it ran: the teacher during extraction, one worker with the student just now.
 
     The teacher's is None where it gave no answers, only scored them, or where the shards do not say: they came from JSON lines.
     """
     rows, took = shards.manifest.rows, shards.manifest.teacher_seconds
     teacher = rows / took if took and shards.manifest.answers == "teacher" else None
     student, spent = len(decoded.tokens) / seconds, shards.manifest.teacher.spent
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() or "CPU"
     return {
         "teacher_answers_per_second": teacher,
         "student_answers_per_second": student,
         "ratio": student / teacher if teacher else None,
         "teacher_million_cost": None if spent is None or spent.cost is None else 1e6 * spent.cost / rows,
         "student_million_seconds": 1e6 / student,
-        "student_device": f"{device}, {torch.get_num_threads()} threads",
         "student_batches": decoded.calls,
-    }
+    } | measured

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -146,7 +147,7 @@ class Certificate:
         )
 
 
-def mix_of(task: Task, answers: list[Values | None], texts: list[str]) -> tuple[dict[str, list[int]], list[int]]:
+def mix_of(task: Task, answers: list[Values | None], texts: Iterable[str]) -> tuple[dict[str, list[int]], list[int]]:
     """`Held.mix` and `Held.cuts`, these at the deciles of the texts' lengths."""
     lengths = [len(text) for text in texts]
     cuts = np.unique(np.quantile(lengths, np.arange(0.1, 1, 0.1), method="nearest")).tolist()

@@ -90,12 +90,12 @@ def _mean(flags: Iterable[bool]) -> float:
 
 
 @torch.inference_mode()
-def step_measures(model: Student, batches: Iterable[Batch]) -> dict[str, Any]:
-    """Accuracy, KL and calibration over teacher-forced steps.
+def step_sums(model: Student, batches: Iterable[Batch]) -> NDArray[np.float64]:
+    """Sums over teacher-forced steps, which add up over parts of a split: float64 [2 + BINS, 3].
 
     Returns:
-        `accuracy`, `choice_accuracy`: share of steps where the student's likeliest watched token is the teacher's;
-        `kl`, `choice_kl`: mean KL(p_t ‖ p_s) over W, in nats; `calibration`: of the choice steps, see `calibration`.
+        For all steps, and then for the choice steps: how many, in how many of them the student's likeliest watched token is
+        the teacher's, and KL(p_t ‖ p_s) over W, in nats; then `_binned` of the choice steps.
     """
     device = next(model.parameters()).device
     columns: list[list[NDArray[np.float64]]] = []
@@ -111,23 +111,35 @@ def step_measures(model: Student, batches: Iterable[Batch]) -> dict[str, Any]:
         columns.append([column.double().numpy() for column in measured])
     right, confidence, kl, choice = (np.concatenate(column) for column in zip(*columns, strict=True))
     at_choice = choice > 0
+    sums = [[some.sum(), right[some].sum(), kl[some].sum()] for some in (np.ones_like(at_choice), at_choice)]
+    return np.vstack([sums, _binned(confidence[at_choice], right[at_choice])])
+
+
+def step_measures(sums: NDArray[np.float64]) -> dict[str, Any]:
+    """What `step_sums` come to.
+
+    Returns:
+        `accuracy`, `choice_accuracy`: share of steps where the student's likeliest watched token is the teacher's;
+        `kl`, `choice_kl`: mean KL(p_t ‖ p_s) over W, in nats; `calibration`: of the choice steps, see `calibration`.
+    """
+    (steps, right, kl), (choices, choice_right, choice_kl) = sums[:2].tolist()
     return {
-        "steps": len(right),
-        "choices": int(at_choice.sum()),
-        "accuracy": float(right.mean()),
-        "choice_accuracy": float(right[at_choice].mean()) if at_choice.any() else 1.0,
-        "kl": float(kl.mean()),
-        "choice_kl": float(kl[at_choice].mean()) if at_choice.any() else 0.0,
-        "calibration": calibration(confidence[at_choice], right[at_choice]),
+        "steps": int(steps),
+        "choices": int(choices),
+        "accuracy": right / steps,
+        "choice_accuracy": choice_right / choices if choices else 1.0,
+        "kl": kl / steps,
+        "choice_kl": choice_kl / choices if choices else 0.0,
+        "calibration": _calibration(sums[2:]),
     }
 
 
-def close_answers(compiled: CompiledTask, batches: Iterable[Batch]) -> float:
-    """Share of the teacher's answers with a choice whose two likeliest allowed tokens are less than `CLOSE` nats apart.
+def close_answers(compiled: CompiledTask, batches: Iterable[Batch]) -> int:
+    """How many of the teacher's answers have a choice whose two likeliest allowed tokens are less than `CLOSE` nats apart.
 
     Another device or another batch may answer these otherwise, so no student can be asked for more than the rest.
     """
-    allowed_SR, close = torch.from_numpy(compiled.automaton.allowed), []
+    allowed_SR, close = torch.from_numpy(compiled.automaton.allowed), 0
     for batch in batches:
         allowed_MR = allowed_SR[batch.state[batch.choice]]  # the required tokens come first among the watched
         required_MR = batch.teacher[batch.choice, : allowed_MR.shape[1]].float()
@@ -135,8 +147,8 @@ def close_answers(compiled: CompiledTask, batches: Iterable[Batch]) -> float:
         example_M = batch.predict[batch.choice] // batch.tokens.shape[1]
         near_B = torch.zeros(len(batch.tokens), dtype=torch.bool)
         near_B[example_M[likely_M2[:, 0] - likely_M2[:, 1] < CLOSE]] = True
-        close.append(near_B)
-    return float(torch.cat(close).float().mean())
+        close += int(near_B.sum())
+    return close
 
 
 def calibration(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> dict[str, Any]:
@@ -146,12 +158,17 @@ def calibration(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> 
         confidence: [M], probability of the token chosen.
         right: [M], 1 where it is the teacher's.
     """
+    return _calibration(_binned(confidence, right))
+
+
+def _binned(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By bin of confidence: how many, their confidence and how many are right, summed: float64 [BINS, 3]."""
     index = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    bins = []
-    for i in range(BINS):
-        inside = index == i
-        if inside.any():
-            about = {"confidence": float(confidence[inside].mean()), "accuracy": float(right[inside].mean())}
-            bins.append({"count": int(inside.sum())} | about)
-    gaps = [b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins]
-    return {"ece": float(sum(gaps) / max(1, len(confidence))), "bins": bins}
+    inside = [index == i for i in range(BINS)]
+    return np.array([[some.sum(), confidence[some].sum(), right[some].sum()] for some in inside])
+
+
+def _calibration(bins: NDArray[np.float64]) -> dict[str, Any]:
+    rows = [{"count": int(n), "confidence": sure / n, "accuracy": right / n} for n, sure, right in bins.tolist() if n]
+    gaps = [row["count"] * abs(row["confidence"] - row["accuracy"]) for row in rows]
+    return {"ece": float(sum(gaps) / max(1, bins[:, 0].sum())), "bins": rows}

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -25,14 +26,16 @@ from sklearn.pipeline import make_union
 from sklearn.svm import LinearSVC
 
 from pipeline.base import storage
-from pipeline.shards.manifest import Shards
+from pipeline.base.runtime import MALLOC
+from pipeline.base.version import VARIABLE, check_code_version, code_version
+from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.lists import ListRule
 from pipeline.task.task import Task
 from pipeline.task.values import Values
 from student.config import FloorsConfig
 from student.data.answers import teacher_answers
-from student.data.examples import Examples
-from student.data.unpack import TEST, TRAIN, VALIDATION, cache_of
+from student.data.examples import Examples, open_examples
+from student.data.unpack import SPLIT_TENTHS, TEST, TRAIN, VALIDATION, cache_of
 from student.evaluate.embeddings import embed, encoder_identity
 from student.evaluate.fidelity import agreement, matches
 from student.evaluate.verdict import EMBEDDINGS, HALF, MAJORITY, SVM
@@ -72,7 +75,7 @@ class Labelled:
         return Labelled(texts, teacher_answers(examples), examples.compiled.task)
 
 
-def fit_floors(config: FloorsConfig, shards: Shards, splits: dict[str, Examples]) -> dict[str, Any]:
+def fit_floors(config: FloorsConfig, shards: Shards, splits: dict[str, Examples], on_ray: bool = False) -> dict[str, Any]:
     """How far each floor agrees with the answers of the test examples; fitted once and kept with the unpacked shards.
 
     `validation` is its share of whole answers on the split that it was chosen by, for what is chosen by that split too.
@@ -87,23 +90,42 @@ def fit_floors(config: FloorsConfig, shards: Shards, splits: dict[str, Examples]
     identity = json.dumps([{name: len(examples) for name, examples in splits.items()}, config.examples, encoder, VALIDATION])
     path = str(cache_of(shards) / f"floors-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json")
     if not storage.exists(path):
-        texts = {name: Labelled.of(examples.first(config.examples)) for name, examples in splits.items()}
-        test, held = texts[TEST], texts[VALIDATION]
-        found = _fit(config, texts[TRAIN], held, [*test.rows, *held.rows])
-        task, count = splits[TEST].compiled.task, len(test.answers)
-        floors = {
-            name: agreement(task, test.answers, list(answers[:count]))
-            | {VALIDATION: float(matches(held.answers, list(answers[count:])).mean())}
-            for name, answers in found.items()
-        }
-        storage.write_json(path, floors)
+        log.info("fitting the floors on %s training comments", f"{min(config.examples, len(splits[TRAIN])):,}")
+        storage.write_json(path, _on_ray(config, shards.folder) if on_ray else _measure(config, splits))
     kept: dict[str, Any] = storage.read_json(path)
     return kept
 
 
+def _on_ray(config: FloorsConfig, folder: str) -> dict[str, Any]:
+    """`_measure` on another machine, with a CPU for each of the classifiers that are fitted at once."""
+    cpus = min(len(LINEAR_SVM.strengths) - 1, max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes()))
+    environment = MALLOC | {VARIABLE: code_version(), "OMP_NUM_THREADS": str(cpus)}
+    task = ray.remote(num_cpus=cpus, runtime_env={"env_vars": environment})(_measure_there)
+    found: dict[str, Any] = ray.get(task.remote(config, folder))
+    return found
+
+
+def _measure_there(config: FloorsConfig, folder: str) -> dict[str, Any]:
+    check_code_version()
+    shards = open_shards(folder)
+    return _measure(config, {split: open_examples(shards, split, "choices") for split in SPLIT_TENTHS})
+
+
+def _measure(config: FloorsConfig, splits: dict[str, Examples]) -> dict[str, Any]:
+    """Fits each floor and holds its answers against those of the test examples."""
+    texts = {name: Labelled.of(examples.first(config.examples)) for name, examples in splits.items()}
+    test, held = texts[TEST], texts[VALIDATION]
+    found = _fit(config, texts[TRAIN], held, [*test.rows, *held.rows])
+    task, count = splits[TEST].compiled.task, len(test.answers)
+    return {
+        name: agreement(task, test.answers, list(answers[:count]))
+        | {VALIDATION: float(matches(held.answers, list(answers[count:])).mean())}
+        for name, answers in found.items()
+    }
+
+
 def _fit(config: FloorsConfig, train: Labelled, held: Labelled, unseen: list[str]) -> dict[str, list[Values]]:
     """Each floor's answers to unseen texts."""
-    log.info("fitting the floors on %s training comments", f"{len(train.answers):,}")
     found = {MAJORITY: majority(train.answers, len(unseen))}
     if config.embedder:
         train_ND, held_ND, unseen_ND = (embed(config.embedder, texts) for texts in (train.rows, held.rows, unseen))

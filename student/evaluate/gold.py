@@ -101,23 +101,20 @@ def _fields(task: Task) -> Iterator[tuple[str, Callable[[Values | None], int], i
 
 def suspects(
     task: Task,
-    texts: list[str],
+    text: Callable[[int], str],
     gold: list[Values | None],
     reference: list[Values],
     student: list[Values | None],
     confidence: NDArray[np.float64],
-) -> list[dict[str, Any]]:
-    """The texts that the student answers otherwise, the surest first: where the answers in the shards may be wrong."""
-    other = [
-        i for i in np.argsort(-confidence, kind="stable").tolist() if student[i] is not None and student[i] != reference[i]
-    ]
+) -> Iterator[dict[str, Any]]:
+    """The texts that the student answers otherwise, the surest first: where the answers in the shards may be wrong.
+
+    Args:
+        text: reads one, by its number.
+    """
     names = list(task.fields)
-    return [
-        {"text": texts[i], "confidence": round(float(confidence[i]), 4)}
-        | {
-            who: dict(zip(names, answer, strict=True))
-            for who, answer in (("student", student[i]), ("answer", reference[i]), ("gold", gold[i]))
-            if answer is not None
-        }
-        for i in other
-    ]
+    for i in np.argsort(-confidence, kind="stable"):
+        if student[i] is not None and student[i] != reference[i]:
+            answers = (("student", student[i]), ("answer", reference[i]), ("gold", gold[i]))
+            said = {who: dict(zip(names, answer, strict=True)) for who, answer in answers if answer is not None}
+            yield {"text": text(i), "confidence": round(float(confidence[i]), 4)} | said

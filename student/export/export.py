@@ -15,8 +15,8 @@ from pipeline.task.compiled import require_same
 from student.data.answers import teacher_answers
 from student.data.examples import Examples, student_examples
 from student.data.unpack import TEST
-from student.evaluate.evaluate import BATCH_SIZE
 from student.evaluate.fidelity import agreement
+from student.evaluate.parts import BATCH_SIZE
 from student.export.card import CARD, render_card
 from student.export.folder import ExportedStudent, write_folder
 from student.export.measure import by_folder, by_mlflow, by_onnx, by_pytorch, verify

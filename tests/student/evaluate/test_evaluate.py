@@ -32,7 +32,7 @@ from student.decode.familiarity import Familiarity
 from student.evaluate.calibrate import fit_temperatures
 from student.evaluate.evaluate import measure
 from student.evaluate.evidence import CERTIFICATE, load_evidence
-from student.evaluate.fidelity import agreement, matches, step_measures, trust
+from student.evaluate.fidelity import agreement, matches, step_measures, step_sums, trust
 from student.evaluate.report import render
 from student.model.checkpoint import Trained, TrainedSizes, load_student
 from tests.browser import shown
@@ -128,7 +128,7 @@ def test_a_report_is_on_test_comments_and_calibrated_on_held_out_ones(
         assert figures["confidence"]["temperatures"] != pytest.approx(temperatures[other], rel=1e-3)
     test, truth = splits[TEST], teacher_answers(splits[TEST])
     assert figures["examples"]["test"] == len(test)
-    assert figures["steps"]["kl"] == pytest.approx(step_measures(model, batches[TEST])["kl"], rel=1e-4)
+    assert figures["steps"]["kl"] == pytest.approx(step_measures(step_sums(model, batches[TEST]))["kl"], rel=1e-4)
     decoder, prefixes = Decoder(model, compiled, temperatures[VALIDATION]), [test.prefix(i) for i in range(len(test))]
     answered, free = decoder.constrained(prefixes), parse_all(compiled, decoder.free(prefixes).tokens)
     answers = parse_all(compiled, answered.tokens)

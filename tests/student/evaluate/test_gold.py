@@ -36,7 +36,7 @@ def test_without_labels_there_is_nothing_to_say() -> None:
 
 
 def test_suspects_are_what_a_sure_student_answers_otherwise() -> None:
-    rows = suspects(TASK, list("abcde"), GOLD, TEACHER, STUDENT, np.array([0.9, 0.5, 0.99, 0.7, 0.6]))
+    rows = list(suspects(TASK, "abcde".__getitem__, GOLD, TEACHER, STUDENT, np.array([0.9, 0.5, 0.99, 0.7, 0.6])))
     assert [row["text"] for row in rows] == ["c", "d", "e", "b"]
     assert rows[1]["answer"] == {"mood": "bad", "stars": 1}
     assert rows[1]["gold"] == {"mood": "bad", "stars": 1}
