@@ -68,7 +68,7 @@ def main() -> None:
         # hardly anything else: a training took 5 to 60 times as long.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
-        del os.environ["OMP_NUM_THREADS"]  # Ray's, as a job's driver reserves no CPU; but students are evaluated in it
+        del os.environ["OMP_NUM_THREADS"]  # Ray's, as a job's driver reserves no CPU; but a few texts are answered in it
 
 
 for _command in (

@@ -117,7 +117,7 @@ def evaluate(shards: str | None, student: str | None, certify_on: str | None, **
 
     config, out = configure(**options)
     folders = (folder_of(shards, out, "shards"), folder_of(student, out, "student"), folder_of(None, out, "report"))
-    figures = stage(config.floors, *folders, config.answer, certify_on)
+    figures = stage(config.floors, config.train, *folders, config.answer, certify_on)
     show_report(figures, *folders)
     if config.answer.certified:
         asked = figures["certificates"][-1]

@@ -22,7 +22,7 @@ from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.compiled import CompiledTask, require_same
 from pipeline.task.task import Task
 from pipeline.task.values import Values
-from student.config import AnswerConfig, FloorsConfig
+from student.config import AnswerConfig, FloorsConfig, TrainConfig
 from student.data.answers import gold_answers, parse_all, teacher_answers
 from student.data.examples import Examples, open_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION, unpack
@@ -61,6 +61,7 @@ NOTHING_ASKED = AnswerConfig()
 
 def evaluate(
     floors: FloorsConfig,
+    train: TrainConfig,
     shards_folder: str,
     student_folder: str,
     report_folder: str,
@@ -70,13 +71,14 @@ def evaluate(
     """Measures a student against its teacher, writes the report, and tells MLflow; returns what fidelity.json holds.
 
     Args:
+        train: the training on whose machines it is done, where there is much to do, or a cluster.
         asked: what to certify beside the usual shares.
         others: another folder of shards, whose answers certify instead of the test split's.
 
     Raises:
         UserError: student and shards do not fit, or the test split is empty.
     """
-    figures = measure(floors, shards_folder, student_folder, report_folder, asked, others, spreads=True)
+    figures = measure(floors, shards_folder, student_folder, report_folder, asked, others, train)
     try:
         track(figures, student_folder, report_folder)
     except (MlflowException, UserError) as error:
@@ -92,19 +94,19 @@ def measure(
     report_folder: str,
     asked: AnswerConfig = NOTHING_ASKED,
     others: str | None = None,
-    spreads: bool = False,
+    train: TrainConfig | None = None,
 ) -> dict[str, Any]:
     """Measures a student against its teacher and writes the report; see `evaluate`.
 
     Args:
-        spreads: whether workers of Ray may do it, where that pays; else it is this process, which may be one of them.
+        train: see `evaluate`; None does it in this process, which may be a worker of Ray itself.
 
     Raises:
         UserError: student and shards do not fit, or the test split is empty.
     """
     shards, student, report = (storage.absolute(folder) for folder in (shards_folder, student_folder, report_folder))
     work = Work(shards, student, report, None if others is None else storage.absolute(others))
-    evaluated = _Evaluated(work, spreads)
+    evaluated = _Evaluated(work, train)
     save_temperatures(student_folder, evaluated.temperatures)
     held = evaluated.held()
     evaluated.familiarity.save(student_folder)
@@ -133,7 +135,7 @@ class _Evaluated:
         UserError: see `evaluate`.
     """
 
-    def __init__(self, work: Work, spreads: bool) -> None:
+    def __init__(self, work: Work, train: TrainConfig | None) -> None:
         require_student(work.student)
         self._work, self._shards, self._training = work, open_shards(work.shards), load_training(work.student)
         self._compiled, shape = CompiledTask.load(work.student), load_shape(work.student)
@@ -147,8 +149,8 @@ class _Evaluated:
         self._doubted = self._splits[TRAIN].first(DOUBTED_TRAINING)
         self._parts = self._make_parts()
         todo = [part for parts in self._parts.values() for part in parts]
-        self._on_ray = spreads and _spreading_pays(sum(part.stop - part.start for part in todo))
-        self._speed = carry_out(work, todo, self._on_ray)
+        self._train = train if _spreading_pays(sum(part.stop - part.start for part in todo)) else None
+        self._speed = carry_out(work, todo, self._train)
         self.temperatures: dict[str, float] = storage.read_json(storage.join(work.parts, TEMPERATURES))
         self._decoded, self._seconds = self._read(ANSWERS, TEST)
         self.truth, self.answers = teacher_answers(self._test), parse_all(self._compiled, self._decoded.tokens)
@@ -219,7 +221,7 @@ class _Evaluated:
             "examples": {"test": test, "train": train, "floors": min(floors.examples, train)},
             "student": agreement(self.task, self.truth, self.answers),
             "unconstrained": agreement(self.task, self.truth, parse_all(self._compiled, free.tokens)),
-            "floors": fit_floors(floors, self._shards, self._splits, self._on_ray),
+            "floors": fit_floors(floors, self._shards, self._splits, self._train),
             "confidence": {"temperatures": self.temperatures} | trust(self._decoded.confidence, right),
             "steps": self._steps(),
             "sizes": _sizes(self._training, self._shards),

@@ -26,13 +26,14 @@ from sklearn.pipeline import make_union
 from sklearn.svm import LinearSVC
 
 from pipeline.base import storage
+from pipeline.base.capacity import ray_options
 from pipeline.base.runtime import MALLOC
 from pipeline.base.version import VARIABLE, check_code_version, code_version
 from pipeline.shards.manifest import Shards, open_shards
 from pipeline.task.lists import ListRule
 from pipeline.task.task import Task
 from pipeline.task.values import Values
-from student.config import FloorsConfig
+from student.config import FloorsConfig, TrainConfig
 from student.data.answers import teacher_answers
 from student.data.examples import Examples, open_examples
 from student.data.unpack import SPLIT_TENTHS, TEST, TRAIN, VALIDATION, cache_of
@@ -75,11 +76,16 @@ class Labelled:
         return Labelled(texts, teacher_answers(examples), examples.compiled.task)
 
 
-def fit_floors(config: FloorsConfig, shards: Shards, splits: dict[str, Examples], on_ray: bool = False) -> dict[str, Any]:
+def fit_floors(
+    config: FloorsConfig, shards: Shards, splits: dict[str, Examples], train: TrainConfig | None = None
+) -> dict[str, Any]:
     """How far each floor agrees with the answers of the test examples; fitted once and kept with the unpacked shards.
 
     `validation` is its share of whole answers on the split that it was chosen by, for what is chosen by that split too.
     They learn from the first `config.examples` of training alone, which bounds their time and memory; 0 fits none.
+
+    Args:
+        train: the training on whose machines they are fitted; None fits them in this process.
 
     Raises:
         UserError: `config.embedder` is no folder with an encoder.
@@ -91,16 +97,18 @@ def fit_floors(config: FloorsConfig, shards: Shards, splits: dict[str, Examples]
     path = str(cache_of(shards) / f"floors-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json")
     if not storage.exists(path):
         log.info("fitting the floors on %s training comments", f"{min(config.examples, len(splits[TRAIN])):,}")
-        storage.write_json(path, _on_ray(config, shards.folder) if on_ray else _measure(config, splits))
+        storage.write_json(path, _on_ray(config, shards.folder, train) if train else _measure(config, splits))
     kept: dict[str, Any] = storage.read_json(path)
     return kept
 
 
-def _on_ray(config: FloorsConfig, folder: str) -> dict[str, Any]:
-    """`_measure` on another machine, with a CPU for each of the classifiers that are fitted at once."""
-    cpus = min(len(LINEAR_SVM.strengths) - 1, max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes()))
-    environment = MALLOC | {VARIABLE: code_version(), "OMP_NUM_THREADS": str(cpus)}
-    task = ray.remote(num_cpus=cpus, runtime_env={"env_vars": environment})(_measure_there)
+def _on_ray(config: FloorsConfig, folder: str, train: TrainConfig) -> dict[str, Any]:
+    """`_measure` as a task, with a CPU for each of the classifiers that are fitted at once, if a machine has as many."""
+    machines = [node["Resources"] for node in ray.nodes() if train.resources.keys() <= node["Resources"].keys() | {"GPU"}]
+    most = max((int(resources["CPU"]) for resources in machines), default=1)
+    resources = train.resources | {"CPU": min(len(LINEAR_SVM.strengths) - 1, most), "GPU": 0}
+    environment = MALLOC | {VARIABLE: code_version(), "OMP_NUM_THREADS": str(resources["CPU"])}
+    task = ray.remote(runtime_env={"env_vars": environment}, **ray_options(resources))(_measure_there)
     found: dict[str, Any] = ray.get(task.remote(config, folder))
     return found
 

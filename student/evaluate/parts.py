@@ -23,13 +23,14 @@ from ray.util import ActorPool
 from safetensors.numpy import save
 
 from pipeline.base import storage
-from pipeline.base.capacity import fitting, ray_options
+from pipeline.base.capacity import fitting, ray_options, require_room
 from pipeline.base.console import progress
 from pipeline.base.runtime import MALLOC, start_ray
 from pipeline.base.version import VARIABLE, check_code_version, code_version
 from pipeline.comments.reading import filter_rows, text_row
 from pipeline.shards.manifest import open_shards
 from pipeline.task.compiled import CompiledTask
+from student.config import TrainConfig
 from student.data.examples import Examples, student_examples
 from student.data.unpack import TEST, VALIDATION
 from student.decode.answerer import prefixes_of
@@ -111,15 +112,18 @@ def parts_of(kind: str, split: str, count: int, texts: Sequence[str] = ()) -> li
     return [Part(kind, split, i, min(i + PART, count), tuple(texts[i : i + PART])) for i in starts]
 
 
-def carry_out(work: Work, parts: Sequence[Part], on_ray: bool) -> dict[str, Any]:
+def carry_out(work: Work, parts: Sequence[Part], train: TrainConfig | None) -> dict[str, Any]:
     """Fits the temperatures and does the parts that have no file yet; returns what `Worker.speed` does.
+
+    Args:
+        train: the training whose workers' machines do it; None does it in this process.
 
     Raises:
         UserError: student and shards do not fit, or a file of them is damaged.
     """
     there = set(storage.list_files(work.parts))
     todo = [part for part in parts if part.file not in there]
-    workers = _Actors(work, len(todo)) if on_ray else _Here(work)
+    workers = _Actors(work, len(todo), train) if train else _Here(work)
     if TEMPERATURES not in there:
         workers.one("fit_temperatures")
     total, left = (sum(part.stop - part.start for part in some) for some in (parts, todo))
@@ -145,12 +149,13 @@ class _Here:
 
 
 class _Actors:
-    """As many workers as the cluster has room for, each with a GPU where there are any; they end with this object."""
+    """As many workers as the cluster has room for; they end with this object."""
 
-    def __init__(self, work: Work, parts: int) -> None:
+    def __init__(self, work: Work, parts: int, train: TrainConfig) -> None:
         start_ray()
-        resources = {"CPU": 1.0, "GPU": float(ray.cluster_resources().get("GPU", 0) >= 1)}
-        environment = MALLOC | {VARIABLE: code_version(), "OMP_NUM_THREADS": "1"}
+        resources = resources_of(train, ray.cluster_resources())
+        require_room("evaluation", 1, resources)
+        environment = MALLOC | {VARIABLE: code_version(), "OMP_NUM_THREADS": str(int(resources["CPU"]))}
         options = ray_options(resources) | {"runtime_env": {"env_vars": environment}}
         actor = ray.remote(max_restarts=2, max_task_retries=2, **options)(Worker)
         self._actors = [actor.remote(work) for _ in range(max(1, min(parts, fitting(resources, {}))))]
@@ -161,6 +166,16 @@ class _Actors:
     def each(self, parts: list[Part]) -> Iterator[int]:
         done: Iterator[int] = ActorPool(self._actors).map_unordered(lambda actor, part: actor.part.remote(part), parts)
         return done
+
+
+def resources_of(train: TrainConfig, cluster: dict[str, float]) -> dict[str, float]:
+    """What a worker reserves, by Ray's names: as one of a training, but a whole CPU, and a GPU where there is any.
+
+    Args:
+        cluster: all there is. Machines that are named may be others than those with GPUs: there it is as for a training.
+    """
+    gpus = train.gpus_per_worker or float(train.machines is None and cluster.get("GPU", 0) >= 1)
+    return train.resources | {"CPU": max(1.0, train.cpus_per_worker), "GPU": gpus}
 
 
 class Worker:

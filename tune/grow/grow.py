@@ -93,7 +93,7 @@ def grow(config: TuneSettings, out: str) -> tuple[list[Round], dict[str, Any]]:
     shards, student = (storage.join(out, name) for name in ("shards", "student"))
     _join_all([storage.join(_folder(out, number), "shards") for number in range(len(rounds))], shards)
     copy_trained(storage.join(_folder(out, len(rounds) - 1), "student"), student)
-    return rounds, evaluate(config.floors, shards, student, storage.join(out, "report"), asked)
+    return rounds, evaluate(config.floors, config.train, shards, student, storage.join(out, "report"), asked)
 
 
 def _join_all(folders: list[str], out: str) -> None:
@@ -170,7 +170,7 @@ def _round(
     if before:
         join(folders, shards)
     trained = train(config, shards, student, Child(f"{size:,} calls", tracking.run_id))
-    figures = evaluate(FloorsConfig(examples=0), shards, student, storage.join(place, "report"), config.answer)
+    figures = evaluate(FloorsConfig(examples=0), config.train, shards, student, storage.join(place, "report"), config.answer)
     targets = targets_of(config.answer)
     certificate = figures["certificates"][-1]["certificate"]
     found = Round(

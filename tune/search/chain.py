@@ -73,6 +73,6 @@ def _link(config: TuneSettings, shards: str, folder: str, source: str, share: fl
     )
     train(training, shards, student, Child(name, run))
     if not storage.exists(done):
-        figures = evaluate(config.floors, shards, student, report)
+        figures = evaluate(config.floors, config.train, shards, student, report)
         storage.write_json(done, {"whole": figures["student"]["whole"], "parameters": figures["sizes"]["student"]})
     return student

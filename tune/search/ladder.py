@@ -193,7 +193,7 @@ def _train(name: str, config: TuneSettings, shards_folder: str, folder: str, run
     trained = train(config, shards_folder, student, Child(name, run))
     if storage.exists(done):
         return Rung(**storage.read_json(done))
-    figures = evaluate(config.floors, shards_folder, student, report)
+    figures = evaluate(config.floors, config.train, shards_folder, student, report)
     model, compiled = load_student(student)
     rung = Rung(
         name,

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from sklearn.svm import LinearSVC
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -13,7 +15,7 @@ from pipeline.base import storage
 from pipeline.base.errors import UserError
 from pipeline.shards.manifest import Shards
 from pipeline.task.task import Task
-from student.config import FloorsConfig
+from student.config import FloorsConfig, TrainConfig
 from student.data.examples import Examples, open_examples
 from student.data.unpack import TEST, TRAIN, VALIDATION
 from student.evaluate import floors
@@ -105,6 +107,26 @@ def test_they_are_fitted_on_training_and_measured_on_test(
     assert seen == {"train": texts[TRAIN][:7], "held": texts[VALIDATION][:7], "unseen": texts[TEST][:7] + texts[VALIDATION][:7]}
     monkeypatch.setattr(floors, "_fit", None)  # what is known is not fitted again
     assert fit_floors(FloorsConfig(examples=7), shards, splits).keys() == {"majority"}
+
+
+@pytest.mark.parametrize(("cpus", "reserved"), [(16.0, 3), (2.0, 2), (None, 1)])
+def test_a_task_reserves_the_cpus_of_its_classifiers_on_a_machine_for_students(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch, cpus: float | None, reserved: int
+) -> None:
+    """None: no such machine is up yet."""
+    options: dict[str, Any] = {}
+
+    def remote(**given: Any) -> Any:
+        options.update(given)
+        return lambda there: SimpleNamespace(remote=there)
+
+    students = [{"Resources": {"CPU": cpus, "student": 1.0}}] if cpus else []
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Resources": {}}, {"Resources": {"CPU": 64.0}}, *students])
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "get", lambda found: found)
+    found = floors._on_ray(FloorsConfig(examples=50), shards.folder, TrainConfig(machines="student"))
+    assert found.keys() == {"majority", "linear_svm", "linear_svm_half"}
+    assert (options["num_cpus"], options["num_gpus"], options["resources"].keys()) == (reserved, 0, {"student"})
 
 
 def test_they_can_be_left_out(shards: Shards, splits: dict[str, Examples]) -> None:

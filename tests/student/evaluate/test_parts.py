@@ -14,7 +14,7 @@ from pipeline.base import storage
 from pipeline.config import TrackingConfig
 from pipeline.shards.manifest import Shards
 from pipeline.task.compiled import CompiledTask
-from student.config import FloorsConfig
+from student.config import FloorsConfig, TrainConfig
 from student.data.examples import open_examples
 from student.data.unpack import TEST
 from student.decode.decode import Decoder
@@ -33,6 +33,7 @@ from student.evaluate.parts import (
     parts_of,
     read_decoded,
     read_measured,
+    resources_of,
 )
 from student.model.checkpoint import load_student
 from tests.student.conftest import made_up_shards
@@ -66,7 +67,7 @@ def test_parts_together_are_all_answers_in_order(
     test, work = open_examples(shards, TEST, model.shape.sequence), Work(shards.folder, student, str(tmp_path), None)
     todo = {kind: parts_of(kind, TEST, len(test)) for kind in (ANSWERS, FREE, STEPS)}
     assert len(todo[FREE]) > 1
-    carry_out(work, [part for some in todo.values() for part in some], on_ray=False)
+    carry_out(work, [part for some in todo.values() for part in some], None)
     decoder = Decoder(model, compiled, storage.read_json(storage.join(work.parts, TEMPERATURES)))
     prefixes = [test.prefix(i) for i in range(len(test))]
     for kind, wanted in ((ANSWERS, decoder.constrained(prefixes)), (FREE, decoder.free(prefixes))):
@@ -118,3 +119,11 @@ def test_parts_of_another_student_or_of_other_shards_are_not_taken(
     works += [Work(others.folder, student, report, None), Work(shards.folder, student, report, others.folder)]
     assert len({work.parts for work in works}) == 4
     assert Work(str(copied), student, report, None).parts == works[0].parts  # wherever they lie
+
+
+def test_a_worker_reserves_a_gpu_where_there_is_one() -> None:
+    plain, gpus, named = TrainConfig(), TrainConfig(gpus_per_worker=1, cpus_per_worker=4), TrainConfig(machines="student")
+    assert resources_of(plain, {"CPU": 2.0}) == {"CPU": 1, "GPU": 0}
+    assert resources_of(plain, {"CPU": 2.0, "GPU": 4.0}) == {"CPU": 1, "GPU": 1}
+    assert resources_of(gpus, {"CPU": 2.0}) == {"CPU": 4, "GPU": 1}  # the cluster may grow
+    assert resources_of(named, {"CPU": 2.0, "GPU": 4.0}) == {"CPU": 1, "GPU": 0, "student": pytest.approx(0.001)}
