@@ -41,6 +41,14 @@ def test_as_many_held_out_texts_are_below_a_share_as_it_says() -> None:
     assert found.min() < 0.25
 
 
+def test_texts_are_looked_at_in_pieces_that_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make()
+    monkeypatch.setattr("student.decode.familiarity.PIECE", 5)
+    in_pieces = Familiarity.fit(TRAINED_ON, iter(HELD_OUT), whole.confidence)
+    assert len(HELD_OUT) == 12
+    assert in_pieces.unknown.tolist() == whole.unknown.tolist()
+
+
 def test_it_is_the_rank_of_fishers_product() -> None:
     familiarity, confidence = make(), np.array([0.7])
     held_out = list(zip(familiarity.confidence, familiarity.unknown, strict=True))

@@ -15,8 +15,8 @@ from pipeline.config import TrackingConfig
 from pipeline.shards.manifest import Shards
 from pipeline.task.compiled import CompiledTask
 from student.config import FloorsConfig, TrainConfig
-from student.data.examples import open_examples
-from student.data.unpack import TEST
+from student.data.examples import Batch, open_examples
+from student.data.unpack import TEST, VALIDATION
 from student.decode.decode import Decoder
 from student.evaluate import parts
 from student.evaluate.evaluate import REPORT, measure
@@ -119,6 +119,20 @@ def test_parts_of_another_student_or_of_other_shards_are_not_taken(
     works += [Work(others.folder, student, report, None), Work(shards.folder, student, report, others.folder)]
     assert len({work.parts for work in works}) == 4
     assert Work(str(copied), student, report, None).parts == works[0].parts  # wherever they lie
+
+
+def test_temperatures_are_fitted_on_so_many_comments_at_most_evenly_spaced(
+    shards: Shards, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = open_examples(shards, VALIDATION, load_student(student)[0].shape.sequence)
+    seen: list[Batch] = []
+    monkeypatch.setattr(parts, "fit_temperatures", lambda model, compiled, batches: seen.extend(batches))
+    for most, rows in ((5, np.linspace(0, len(held) - 1, 5).astype(int)), (10**6, np.arange(len(held)))):
+        monkeypatch.setattr(parts, "CALIBRATED_ON", most)
+        seen.clear()
+        Worker(Work(shards.folder, student, str(tmp_path), None)).fit_temperatures()
+        wanted = [target for batch in held.batches(rows, 4) for target in batch.targets.tolist()]
+        assert [target for batch in seen for target in batch.targets.tolist()] == wanted
 
 
 def test_a_worker_reserves_a_gpu_where_there_is_one() -> None:
