@@ -1,7 +1,7 @@
 """How much of an extraction's time its engine has no model call under way: the teacher's machine waits then.
 
-The product's own actor extracts units of real comments, with the product's engine in its process: one unit at a time, and as many
-as Ray Data gives it. The teacher should be small, so that all the rest matters.
+The product's own actor extracts units of real comments, with the product's engine in its process: one unit at a time, and
+as many as Ray Data gives it. The teacher should be small, so that all the rest matters.
 """
 
 from __future__ import annotations
