@@ -71,6 +71,21 @@ def codec() -> Rows:
     return [["", "bytes a step", "KL, nats", "encoded, MB of float16 a second on one core"], *rows]
 
 
+def idle() -> Rows:
+    """Of `benchmarks.idle`."""
+    found = load("idle")
+    each = (found["units"] - 1) * found["rows"]
+    rows = [[name, f"{each / row['seconds']:.0f}", percent(row["idle"])] for name, row in found["rounds"].items()]
+    return [["", "answers/s", "of the time no model call under way"], *rows]
+
+
+def service(name: str) -> Rows:
+    """Of `benchmarks.service`."""
+    columns = ("rate", "p50_ms", "p99_ms", "alone_p50_ms", "alone_p99_ms")
+    rows = [[way, *(digits(row[column]) for column in columns)] for way, row in load(name)["rates"].items()]
+    return [["processes", "requests/s, p99 under 50 ms", "p50 ms", "p99 ms", "alone: p50 ms", "p99 ms"], *rows]
+
+
 def thesis_loop() -> Rows:
     """Of `benchmarks.training --against thesis-loop`; ratios are medians over batches."""
     from benchmarks.thesis_loop import LABELS
@@ -192,6 +207,8 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "starts": ("starts", starts),
     "starts_clinc": ("starts_clinc", lambda: starts("starts_clinc")),
     "thesis_loop": ("thesis_loop", thesis_loop),
+    "idle": ("idle", idle),
+    "service_minilm": ("service_minilm", lambda: service("service_minilm")),
 }
 
 

@@ -182,7 +182,9 @@ def run_units(
         UnitExtractor,
         fn_constructor_args=(extraction, monitor),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=AT_A_TIME),
+        compute=ray.data.ActorPoolStrategy(
+            size=actors, max_concurrent_calls_per_actor=AT_A_TIME, max_tasks_in_flight_per_actor=AT_A_TIME
+        ),
         **resources(extraction.teacher),
     )
     total = plan.kept * extraction.samples
