@@ -99,21 +99,22 @@ class EngineProcess:
 
     def _receive(self) -> None:
         """Hands out results until the child is gone."""
-        reasons = dict[int, str]()
+        reason = ""
         try:
             while True:
                 number, result = self._pipe.recv()
                 if isinstance(result, _Failed):
-                    reasons[number] = result.reason
+                    reason = result.reason
                     break
                 self._calls.pop(number).set_result(result)
         except (EOFError, OSError, pickle.UnpicklingError):  # the last: it died while it sent
             pass
         self.close()
+        self._pipe.close()
         with self._lock:
-            self._over = f"the engine died ({cause(self._process.returncode)})"
-        for number, call in self._calls.items():
-            call.set_exception(EngineError(reasons.get(number, self._over)))
+            self._over = reason or f"the engine died ({cause(self._process.returncode)})"
+        for call in self._calls.values():
+            call.set_exception(EngineError(self._over))
 
 
 def serve(pipe: Connection) -> None:
