@@ -195,11 +195,11 @@ def _propose_length(source: CommentSource, task: Task, tokenizer: TextTokenizer)
 
 def _set_aside(table: pa.Table, paths: list[str], every: bool) -> list[dict[str, Any]]:
     """Malformed rows with their reasons; if asked, also the rows that the filters drop."""
-    rows = table.select(["file", "row", "id", "status", "reason"]).to_pylist()
+    apart = pa.compute.not_equal(table["status"], KEPT) if every else pa.compute.equal(table["status"], MALFORMED)
+    rows = table.filter(apart).select(["file", "row", "id", "status", "reason"]).to_pylist()
     return [
         {"file": paths[row["file"]], "line": row["row"] + 1, "id": row["id"], "reason": row["reason"] or row["status"]}
         for row in rows
-        if row["status"] == MALFORMED or (every and row["status"] != KEPT)
     ]
 
 
@@ -215,7 +215,8 @@ class _UnitWriter:
     def add(self, table: pa.Table) -> bool:
         """Takes the next rows in order; false once the limit is reached."""
         table = self._until_limit(table)
-        self._counts.update(table["status"].to_pylist())
+        counts = pa.compute.value_counts(table["status"]).to_pylist()
+        self._counts.update({count["values"]: count["counts"] for count in counts})
         kept = table.filter(pa.compute.equal(table["status"], KEPT))
         self._waiting = pa.concat_tables([self._waiting, kept]).combine_chunks()
         while len(self._waiting) >= self._size:

@@ -420,7 +420,7 @@ def comment_batches(paths: list[str], columns: Columns, task: Task, tokenizer: T
     source = ray.data.from_items(files, override_num_blocks=len(files))
     settings = {"columns": columns, "task": task, "serialized": tokenizer.serialized, "end_id": tokenizer.end_id}
     dataset = source.map_batches(_file_batches, batch_size=1, fn_kwargs=settings, num_cpus=0.5)
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    yield from dataset.iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow")  # a block may have a million rows
 
 
 def _file_batches(batch: dict[str, Any], columns: Columns, task: Task, serialized: str, end_id: int) -> Iterator[pa.Table]:

@@ -243,6 +243,16 @@ def test_malformed_rows_do_not_pile_up_in_memory(tmp_path: Path) -> None:
     assert peak < 2 << 20
 
 
+def test_kept_rows_do_not_become_python_objects(tmp_path: Path) -> None:
+    table = make_table([KEPT] * 20_000)
+    tracemalloc.start()
+    plan = make_plan(str(tmp_path), make_source(rows_per_unit=20_000), CommentsConfig(), [table])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (plan.read, plan.kept) == (20_000, 20_000)
+    assert peak < 1 << 20
+
+
 def test_an_input_edited_to_the_same_size_is_another(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     path = str(tmp_path / "x.jsonl")
 

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.errors import UserError
-from pipeline.comments.reading import KEPT, MALFORMED, Columns, Comment, file_format, read_file
+from pipeline.base.runtime import start_ray
+from pipeline.comments.reading import BATCH_ROWS, KEPT, MALFORMED, Columns, Comment, comment_batches, file_format, read_file
+from pipeline.task.tokenization import TextTokenizer
 from tests.conftest import RealCase
 from tests.pipeline.comments.comment_files import (
     COLUMNS,
@@ -322,3 +324,16 @@ def has_a_body(line: bytes) -> bool:
         row = json.loads(line)
         return isinstance(row, dict) and isinstance(row.get("body"), str) and bool(row["body"].strip())
     return False
+
+
+def test_the_driver_takes_few_rows_at_a_time_however_large_ray_datas_blocks_are(
+    tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    start_ray()
+    paths = [str(tmp_path / f"{name}.jsonl") for name in "ab"]
+    for path in paths:
+        Path(path).write_text("".join(json.dumps({"body": f"good {i}", "id": i}) + "\n" for i in range(BATCH_ROWS + 500)))
+    tables = list(comment_batches(paths, COLUMNS, tiny_task(), tokenizer))
+    assert max(len(table) for table in tables) == BATCH_ROWS
+    rows = pa.concat_tables(tables).select(["file", "row"]).to_pylist()
+    assert [(row["file"], row["row"]) for row in rows] == [(f, i) for f in range(2) for i in range(BATCH_ROWS + 500)]
