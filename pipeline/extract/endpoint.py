@@ -25,7 +25,7 @@ from pipeline.extract.fitted import Fitted, fit
 from pipeline.extract.journal import Journal, Place
 from pipeline.extract.votes import answer_and_votes
 from pipeline.shards.files import committed_units, write_shard
-from pipeline.shards.manifest import Manifest, read_footer, write_manifest
+from pipeline.shards.manifest import Manifest, read_footers, write_manifest
 from pipeline.shards.shares import capture_votes
 from pipeline.task.compiled import require_same
 from pipeline.teacher.asker import Asker, may_try_again
@@ -83,11 +83,13 @@ class _Run:
         committed = set(committed_units(fitted.shards))
         self.todo = [unit for unit in range(fitted.plan.units) if unit not in committed]
         # Units are asked one after another, so the first one alone may have answers that no shard holds.
-        footers = [read_footer(fitted.shards, unit) for unit in sorted(committed)]
-        paid = [Usage(**footer.facts["spent"]) for footer in footers]
-        paid += [Usage(**record["spent"]) for unit in self.todo[:1] for record in self._journal.read(unit).values()]
+        paid = [Usage(**record["spent"]) for unit in self.todo[:1] for record in self._journal.read(unit).values()]
+        self._done = 0
+        for footer in read_footers(fitted.shards, sorted(committed)):
+            self._done += footer.rows
+            paid.append(Usage(**footer.facts["spent"]))
         self.spending = Spending(config.teacher, sum(paid, Usage()), endpoint.bound(fitted.compiled.task.comments.max_tokens))
-        self._asker, self._done = Asker(endpoint, self.spending), sum(footer.rows for footer in footers)
+        self._asker = Asker(endpoint, self.spending)
 
     async def ask_all(self, tracking: Tracking) -> None:
         """Asks what is not answered yet, unit by unit.

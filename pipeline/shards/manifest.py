@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import pyarrow.parquet as pq
@@ -21,6 +24,8 @@ from pipeline.task.compiled import CompiledTask, require_same
 from pipeline.teacher.capture import TEMPERATURES
 
 FORMAT_VERSION: Literal[3] = 3
+THREADS = 16  # that read footers: in a bucket each takes some requests
+FOOTERS = 256  # in memory at once
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -129,6 +134,18 @@ def read_footer(folder: str, unit: int) -> Footer:
     return Footer(unit, footer.num_rows, size, facts)
 
 
+def read_footers(folder: str, units: Iterable[int]) -> Iterator[Footer]:
+    """The ends of many shards in the order of the units, several read at a time and at most `FOOTERS` held.
+
+    Raises:
+        UserError: one is damaged, or no shard of its unit.
+    """
+    waiting = iter(units)
+    with ThreadPoolExecutor(THREADS) as threads:
+        while some := list(itertools.islice(waiting, FOOTERS)):
+            yield from threads.map(partial(read_footer, folder), some)
+
+
 def _require_unit(path: str, facts: dict[str, Any], unit: int) -> None:
     if facts.get("unit", unit) != unit:
         raise UserError(f"{path} is the shard of unit {facts['unit']}, not of {unit}. {AGAIN}")
@@ -181,9 +198,8 @@ def write_manifest(folder: str, units: int, about: dict[str, Any]) -> Manifest:
         raise UserError(f"{len(missing)} of {units} units have no shard in {folder}, the first {missing[0]}: run again")
     totals = _Totals()
     with storage.writing(storage.join(folder, "set_aside.jsonl")) as lines:
-        for unit in range(units):
-            footer = read_footer(folder, unit)
-            require_same(footer.facts["hashes"], about["hashes"], shard_path(folder, unit), "the manifest")
+        for footer in read_footers(folder, range(units)):
+            require_same(footer.facts["hashes"], about["hashes"], shard_path(folder, footer.unit), "the manifest")
             totals.add(footer)
             for record in footer.facts["set_aside"]:
                 lines.write(json.dumps(_place(record, about["files"]), ensure_ascii=False).encode() + b"\n")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from pipeline.base import storage
 from pipeline.base.errors import UserError
 from pipeline.comments.reading import SCHEMA as ROWS
+from pipeline.shards import manifest
 from pipeline.shards.files import ROW_COLUMNS, committed_units, read_shard, shard_path, write_shard
-from pipeline.shards.manifest import open_shards, write_manifest
+from pipeline.shards.manifest import open_shards, read_footer, read_footers, write_manifest
 from pipeline.task.compiled import CompiledTask
 from pipeline.task.tokenization import TextTokenizer
 from pipeline.teacher.capture import TEMPERATURES, Captured
@@ -154,6 +156,25 @@ def test_the_manifest_adds_up_the_shards(tmp_path: Path) -> None:
         "codec": {"shards": {"float16": 3}, "kl": {}},
     }
     assert storage.read_json(str(tmp_path / "manifest.json")) == manifest.model_dump()
+
+
+def test_footers_come_in_order_read_side_by_side_and_never_all_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for unit in range(9):
+        write(tmp_path, unit)
+    monkeypatch.setattr(manifest, "THREADS", 3)
+    monkeypatch.setattr(manifest, "FOOTERS", 3)
+    together, asked = threading.Barrier(3, timeout=10), []
+
+    def read(folder: str, unit: int) -> manifest.Footer:
+        asked.append(unit)
+        together.wait()
+        return read_footer(folder, unit)
+
+    monkeypatch.setattr(manifest, "read_footer", read)
+    footers = read_footers(str(tmp_path), range(9))
+    assert next(footers).unit == 0
+    assert sorted(asked) == [0, 1, 2]
+    assert [footer.unit for footer in footers] == list(range(1, 9))
 
 
 def test_the_manifest_tells_extractions_of_equal_sizes_apart(tmp_path: Path) -> None:
