@@ -105,7 +105,7 @@ def write_shard(
         Size of the file in bytes.
     """
     inside, kept = np.arange(captured.tokens.shape[1]) < captured.lengths[:, None], captured.kept
-    logprobs, answers = (captured.logits - captured.lse[..., :1])[kept], captured.tokens[inside]
+    logprobs, answers = captured.logits[kept] - captured.lse[kept][:, :1], captured.tokens[inside]
     states = _states(answers, captured.lengths, kept[inside], compact)
     payload = encode(logprobs, captured.lse[kept], kept.sum(1), states, compact)
     sizes = {"watched": logprobs.shape[1], "steps": int(inside.sum()), "kept_steps": int(kept.sum())}
