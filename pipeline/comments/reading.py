@@ -28,6 +28,7 @@ from pipeline.task.tokenization import TextTokenizer
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 FORMATS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
 BATCH_ROWS = 2048
+BLOCK_BYTES = 8 << 20  # of rows that a reader hands on at once: it holds them several times, and a core has two readers
 READ_BYTES = 1 << 20  # of a file at once: a bucket answers each read with a request
 CSV_ROW = 1 << 20  # characters from which a CSV row of several lines is given up, as one whose quote was left open
 URL = re.compile(r"https?://|\bwww\.", re.IGNORECASE)
@@ -416,6 +417,7 @@ def comment_batches(paths: list[str], columns: Columns, task: Task, tokenizer: T
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.target_max_block_size = BLOCK_BYTES
     files = [{"file": i, "path": path} for i, path in enumerate(paths)]
     source = ray.data.from_items(files, override_num_blocks=len(files))
     settings = {"columns": columns, "task": task, "serialized": tokenizer.serialized, "end_id": tokenizer.end_id}
