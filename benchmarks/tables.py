@@ -79,6 +79,19 @@ def idle() -> Rows:
     return [["", "answers/s", "of the time no model call under way"], *rows]
 
 
+def scale() -> Rows:
+    """Of `benchmarks.scale`: a stage's seconds, and MiB of its driver and of its largest worker."""
+    rows = load("scale")["rows"]
+    counts, stages = (list(dict.fromkeys(row[column] for row in rows)) for column in ("comments", "stage"))
+    cells = {(row["stage"], row["comments"]): f"{digits(row['seconds'])} s, {_memory(row)}" for row in rows}
+    head = ["", *(f"{count:,} texts" for count in counts)]
+    return [head, *([stage, *(cells.get((stage, count), "") for count in counts)] for stage in stages)]
+
+
+def _memory(row: dict[str, Any]) -> str:
+    return " + ".join(f"{row[who]:,.0f}" for who in ("driver", "worker") if row[who]) + " MiB"
+
+
 def service(name: str) -> Rows:
     """Of `benchmarks.service`."""
     columns = ("rate", "p50_ms", "p99_ms", "alone_p50_ms", "alone_p99_ms")
@@ -208,6 +221,7 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "starts_clinc": ("starts_clinc", lambda: starts("starts_clinc")),
     "thesis_loop": ("thesis_loop", thesis_loop),
     "idle": ("idle", idle),
+    "scale": ("scale", scale),
     "service_minilm": ("service_minilm", lambda: service("service_minilm")),
 }
 

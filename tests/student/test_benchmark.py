@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.scale import check_answers, rate, word
+from benchmarks.stand_in import StoredAnswers, store
 from benchmarks.students import Data, synthetic_data
 from benchmarks.thesis_loop import EQUAL, gradient_error, passes
 from benchmarks.training import flops
 from pipeline.shards.manifest import Shards
+from pipeline.teacher.engines import Request
 from student.config import StudentConfig, TrainConfig
 from student.data.examples import open_examples
 from student.data.unpack import TRAIN
@@ -41,3 +47,31 @@ def test_synthetic_examples_make_batches() -> None:
     batch = data.examples.batch(np.arange(4))
     assert len(batch.predict) == 4 * 36
     assert int(data.rows.max()) + 1 == data.shape.embeddings < data.shape.input_vocabulary
+
+
+def test_the_stand_in_gives_out_a_shards_answers_in_turn_with_the_logits_of_their_choices(
+    shards: Shards, tmp_path: Path
+) -> None:
+    store(shards, str(tmp_path / "answers.npz"))
+    table, forced = next(shards.tables()), shards.compiled.automaton.forced
+    found = StoredAnswers(str(tmp_path / "answers.npz")).record([Request([])] * (len(table.lengths) + 1))
+    answers = [row[:length] for row, length in zip(found.tokens, found.lengths, strict=True)]
+    assert np.array_equal(np.concatenate(answers[:-1]), table.answers)
+    assert np.array_equal(answers[-1], answers[0])
+    choice = ~forced[shards.compiled.automaton.states_before(answers[:-1])]
+    kept = found.kept[:-1]
+    assert np.allclose((found.logits - found.lse[..., :1])[:-1][kept], table.logprobs[choice], atol=1e-4)
+
+
+@pytest.mark.parametrize(("answered", "complaint"), [([0, 1], "1 comments have no answer"), ([0, 1, 2, 1], "1 have several")])
+def test_a_prediction_that_lost_or_doubled_an_answer_is_refused(tmp_path: Path, answered: list[int], complaint: str) -> None:
+    for name, ids in (("comments/set_aside.jsonl", [3]), ("answers/part-000000.jsonl", answered)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("".join(json.dumps({"id": str(i)}) + "\n" for i in ids))
+    with pytest.raises(SystemExit, match=complaint):
+        check_answers(tmp_path, 4)
+
+
+def test_the_gap_of_a_kill_does_not_count_and_words_differ() -> None:
+    assert rate([0.0, 2.0, 100.0, 102.0]) == 8192 / 2
+    assert len({word(i) for i in range(1000)}) == 1000
