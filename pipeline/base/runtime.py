@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ def _watch(raylet: subprocess.Popen[bytes]) -> None:
             "What was committed is kept: run the same command again to go on",
             soft_wrap=True,
         )
+        with suppress(ProcessLookupError):  # its agents, which would wait for Ray's other processes
+            os.killpg(raylet.pid, signal.SIGKILL)
         os._exit(1)
 
 
