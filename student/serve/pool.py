@@ -1,7 +1,7 @@
 """Processes that decode beside one another for one service, so that its rate grows with the cores.
 
-One process has the port, the teacher, audits and figures, of which there must be one. uvicorn's own workers would each have these
-for themselves.
+One process has the port, the teacher, audits and figures, of which there must be one. uvicorn's own workers would each
+have these for themselves.
 """
 
 from __future__ import annotations
