@@ -321,8 +321,8 @@ def main(
         took = time.perf_counter() - start
     ended = drained(student, expected, settings)
     table = Table("service", f"requests/s with p99 < {LIMIT_MS:g} ms", "p50 ms", "p99 ms", "alone: p50 ms", "p99 ms", box=None)
-    for name, row in rates.items():
-        table.add_row(name, *(f"{row[key]:,.1f}" for key in ("rate", "p50_ms", "p99_ms", "alone_p50_ms", "alone_p99_ms")))
+    for way, row in rates.items():
+        table.add_row(way, *(f"{row[key]:,.1f}" for key in ("rate", "p50_ms", "p99_ms", "alone_p50_ms", "alone_p99_ms")))
     console.print(table)
     console.print(
         f"{requests:,} requests in {took:.0f} s, {tally.texts:,} comments: {dict(tally.counts)}; wrong: {len(tally.wrong)}"
