@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.certificates import part
-from benchmarks.results import keep
+from benchmarks.results import has, keep, load
 from pipeline.comments.reading import text_key
 from pipeline.shards.manifest import open_shards
 from pipeline.task.task import Task
@@ -125,9 +125,10 @@ def main(shards: str, student: str, field: str, encoder: str, others: str | None
     texts, labels = map(list, zip(*known, strict=True))
     new_texts, new_labels = map(list, zip(*unseen, strict=True))
     embeddings, new_embeddings = embed(encoder, texts), embed(encoder, new_texts)
-    rows = ours(student, task, field, certifies, judges)
+    rows, before = ours(student, task, field, certifies, judges), load(name)["rows"] if has(name) else []
     for settings in SETTINGS:
-        rows += theirs(settings, (texts, labels, embeddings), (new_labels, new_embeddings))
+        known_rows = [row for row in before if row["who"] == settings]  # of a run that was stopped
+        rows += known_rows or theirs(settings, (texts, labels, embeddings), (new_labels, new_embeddings))
         keep(name, {"field": field, "known": len(known), "judged": len(judges), "rows": rows})  # each takes minutes
     table = Table("who", "certified", "coverage", "agreement of these", box=None)
     for row in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import fields
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.teacher.capture import TEMPERATURES, Captured
 from pipeline.teacher.engines import Request
 
 STORED = "RETORT_STORED_ANSWERS"  # the variable that names the file of the answers
+SECONDS = "RETORT_STORED_SECONDS"  # the variable that says how long the engine takes for a unit; at once where it is not set
 
 
 def store(shards: Shards, path: str) -> Captured:
@@ -46,6 +48,9 @@ class StoredAnswers:
 
     def record(self, requests: list[Request]) -> Captured:
         """See `pipeline.teacher.engines.TeacherEngine`."""
+        time.sleep(float(os.environ.get(SECONDS, "0")))
+        with open(f"{os.environ[STORED]}.log", "a", buffering=1) as log:  # one line for each unit, whoever writes it
+            log.write(f"{len(requests)}\n")
         turn = np.arange(len(requests)) % len(self._captured.lengths)
         return Captured(**{name: values[turn] for name, values in vars(self._captured).items()})
 

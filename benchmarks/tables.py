@@ -222,7 +222,7 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "thesis_loop": ("thesis_loop", thesis_loop),
     "idle": ("idle", idle),
     "scale": ("scale", scale),
-    "service_minilm": ("service_minilm", lambda: service("service_minilm")),
+    **{name: (name, partial(service, name)) for name in ("service_own", "service_minilm")},
 }
 
 

@@ -83,8 +83,9 @@ class Bucket:
 
     def _watch(self) -> None:
         """Reads every shard as soon as it is seen: one that cannot be read was visible before it was whole."""
-        seen: set[str] = set()
-        while not self._end.wait(0.05):
+        seen, pause = set[str](), 0.05
+        while not self._end.wait(pause):
+            began = time.monotonic()
             for path in {f"{self.name}/{file}" for file in self.files() if file.endswith(".parquet")} - seen:
                 seen.add(path)
                 self.read += 1
@@ -92,6 +93,7 @@ class Bucket:
                     pq.read_table(path, filesystem=self.fs)
                 except Exception:
                     self.torn.append(path)
+            pause = max(0.05, 5 * (time.monotonic() - began))  # many shards take long to list
 
     def write(self, name: str, content: bytes) -> None:
         """A file, by a way without faults."""
