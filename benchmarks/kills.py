@@ -32,6 +32,7 @@ ROWS_PER_UNIT = 128
 UNITS = 400  # of one extraction
 KILLS = 30  # of one extraction
 ENGINE_SECONDS = 0.5  # of a unit
+PATIENCE, PAUSE = 1 / 3, 4.0  # of kills, those that wait for a new shard; and seconds at most before one
 SETTINGS = ("teacher.actors=2", "extract.capture=choices", "extract.codec=compact")
 
 
@@ -59,7 +60,7 @@ def killed_run(number: int, work: Work, bucket: Bucket, victims: list[str], rng:
     log, began = Path(f"{os.environ[stand_in.STORED]}.log"), time.perf_counter()
     log.write_text("")
     with Chaos(
-        folder, arguments, [sys.executable, "-c", COMMAND], bucket.fs, out, how, look_every=0.5, settled=4 * LATE
+        folder, arguments, [sys.executable, "-c", COMMAND], bucket.fs, out, how, PATIENCE, PAUSE, 0.5, 4 * LATE
     ) as chaos:
         survive(chaos, victims, rng)
     there = Counter(victim for victim, there, _ in chaos.struck if there)
@@ -69,9 +70,12 @@ def killed_run(number: int, work: Work, bucket: Bucket, victims: list[str], rng:
     }  # fmt: skip
 
 
-def total(runs: list[dict[str, Any]], name: str) -> int:
-    """Of all runs."""
-    return sum(run[name] for run in runs)
+def summary(runs: list[dict[str, Any]], bucket: Bucket) -> dict[str, Any]:
+    """Of all runs, and of the requests to the bucket."""
+    found = {name: sum(run[name] for run in runs) for name in ("rows", "lost", "doubled", "units", "done", "seconds")}
+    killed = sum((Counter(run["killed"]) for run in runs), Counter[str]())
+    seen = {"torn": len(bucket.torn), "read": bucket.read}
+    return found | {"killed": dict(killed), "faults": dict(bucket.faults), "requests": dict(bucket.requests)} | seen
 
 
 @click.command(help=__doc__)
@@ -92,16 +96,14 @@ def main(task: str, teacher: str, shards: str, comments: str, kills: int, share:
         work = Work(*map(os.path.abspath, (task, teacher)), "", folder, settings)
         prepare(work, shards, comments, UNITS * ROWS_PER_UNIT)
         os.environ |= bucket.settings | bucket.secrets | {stand_in.SECONDS: str(ENGINE_SECONDS)}
-        for number, start in enumerate(range(0, kills, KILLS)):
+        for number, start in enumerate(range(0, max(1, kills), KILLS)):
             runs.append(killed_run(number, work, bucket, victims[start : start + KILLS], rng))
             print(runs[-1], file=sys.stderr)
-            found = {name: total(runs, name) for name in ("rows", "lost", "doubled", "units", "done")}
-            found |= {"killed": sum((Counter(run["killed"]) for run in runs), Counter[str]()), "faults": bucket.faults}
-            found |= {"torn": len(bucket.torn), "read": bucket.read, "seconds": sum(run["seconds"] for run in runs)}
+            found = summary(runs, bucket)
             keep("kills", found)
     table = Table("", "", box=None, show_header=False)
     for name, count in found.items():
-        table.add_row(name, str(dict(count) if isinstance(count, Counter) else count))
+        table.add_row(name, str(count))
     Console().print(table)
 
 

@@ -147,9 +147,9 @@ def certificates() -> Rows:
     return [["of", "asked", "draws with a certificate", "of these missed", "answered alone"], *rows]
 
 
-def handover() -> Rows:
+def handover(name: str) -> Rows:
     """Of `benchmarks.handover`."""
-    rows = load("handover")["rows"]
+    rows = load(name)["rows"]
     cells = [
         [row["who"], percent(row["target"], 0), percent(row["coverage"]), *_kept(row["agreement"], row["target"])]
         for row in rows
@@ -212,7 +212,7 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "codec": ("codec", codec),
     "pruning_converged": ("pruning_converged", pruning),
     "certificates": ("certificates", certificates),
-    "handover": ("handover", handover),
+    **{name: (name, partial(handover, name)) for name in ("handover", "handover_clinc", "handover_dev")},
     "lists": ("lists", lists),
     **{name: (name, partial(unfamiliar, name)) for name in ("unfamiliar", "unfamiliar_minilm", "unfamiliar_emotions")},
     "grow": ("grow", grow),

@@ -25,7 +25,7 @@ class Bucket:
 
     def __init__(self, name: str, share: float) -> None:
         self.name, self._share, self._random = name, share, random.Random(0)
-        self.faults: Counter[str] = Counter()
+        self.faults, self.requests = Counter[str](), Counter[str]()  # of what is tested
         self.torn, self.read = list[str](), 0
         self._app = DomainDispatcherApplication(create_backend_app)
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -69,6 +69,7 @@ class Bucket:
 
     def _faulty(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Passes on most requests."""
+        self.requests["LIST" if "list-type" in environ["QUERY_STRING"] else environ["REQUEST_METHOD"]] += 1
         fault = self._random.choice(("error", "late", "cut")) if self._random.random() < self._share else None
         if fault:
             self.faults[fault] += 1

@@ -37,7 +37,8 @@ class Chaos:
         fs: where `out` is, by a way that does not fail.
         out: the command's, within `fs`; a folder of `folder` by default.
         environment: variables of the command.
-        pause: the longest wait between a commit and the next kill, in seconds.
+        patience: the share of kills before which a new shard is waited for.
+        pause: the longest wait before a kill, in seconds.
         look_every: seconds between two looks at the shards.
         settled: seconds after which a shard is not written again, even if a request to write it came late.
         struck: victims, whether they were there, and how many shards were committed then.
@@ -50,6 +51,7 @@ class Chaos:
     fs: pafs.FileSystem = field(default_factory=pafs.LocalFileSystem)
     out: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    patience: float = 1.0
     pause: float = 2.0
     look_every: float = 0.05
     settled: float = 0.0
@@ -127,12 +129,13 @@ def kill(matches: Callable[[str], bool]) -> bool:
 
 
 def survive(chaos: Chaos, victims: list[str], rng: random.Random) -> None:
-    """Runs the command to its end, killing one victim after another at random moments of the extraction itself."""
+    """Runs the command to its end, killing one victim after another at random moments."""
     for victim in victims:
         if not chaos.running():
             chaos.start()
-        before = len(chaos.committed())
-        chaos.wait_for(lambda before=before: not chaos.running() or len(chaos.committed()) > before)
+        if rng.random() < chaos.patience:
+            before = len(chaos.committed())
+            chaos.wait_for(lambda before=before: not chaos.running() or len(chaos.committed()) > before)
         time.sleep(rng.random() * chaos.pause)
         there = chaos.committed()
         chaos.struck.append((victim, chaos.strike(victim), len(there)))
