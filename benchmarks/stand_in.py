@@ -48,9 +48,9 @@ class StoredAnswers:
 
     def record(self, requests: list[Request]) -> Captured:
         """See `pipeline.teacher.engines.TeacherEngine`."""
-        time.sleep(float(os.environ.get(SECONDS, "0")))
         with open(f"{os.environ[STORED]}.log", "a", buffering=1) as log:  # one line for each unit, whoever writes it
             log.write(f"{len(requests)}\n")
+        time.sleep(float(os.environ.get(SECONDS, "0")))
         turn = np.arange(len(requests)) % len(self._captured.lengths)
         return Captured(**{name: values[turn] for name, values in vars(self._captured).items()})
 

@@ -23,7 +23,10 @@ from tests.integration.conftest import Retort
 from tests.tiny import ROOT
 
 KILL_DRIVER, KILL_ACTOR, KILL_ENGINE, KILL_NODE = VICTIMS = "driver", "actor", "engine", "node"
-ENGINES = ("pipeline.teacher.process", "benchmarks.stand_in")
+PROCESSES: dict[str, Callable[[str], bool]] = {  # by their command lines
+    KILL_ACTOR: lambda command: command.startswith("ray::") and "Extractor)" in command,
+    KILL_ENGINE: lambda command: "pipeline.teacher.process" in command or "benchmarks.stand_in" in command,
+}
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Chaos:
         fs: where `out` is, by a way that does not fail.
         out: the command's, within `fs`; a folder of `folder` by default.
         environment: variables of the command.
-        patience: the share of kills before which a new shard is waited for.
+        patience: the share of kills before which a new shard is waited for; else that the victim is there.
         pause: the longest wait before a kill, in seconds.
         look_every: seconds between two looks at the shards.
         settled: seconds after which a shard is not written again, even if a request to write it came late.
@@ -86,20 +89,21 @@ class Chaos:
             self.driver.wait()
         return there
 
-    def kill_actor(self) -> bool:
-        return kill(lambda command: command.startswith("ray::") and "Extractor)" in command)
-
-    def kill_engine(self) -> bool:
-        return kill(lambda command: any(engine in command for engine in ENGINES))
-
     def kill_node(self) -> bool:
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
         self.nodes.append(self.cluster.add_node(num_cpus=1))
         return True
 
     def strike(self, victim: str) -> bool:
-        strikes = {KILL_DRIVER: self.kill_driver, KILL_ACTOR: self.kill_actor, KILL_ENGINE: self.kill_engine}
-        return (strikes | {KILL_NODE: self.kill_node})[victim]()
+        if victim in PROCESSES:
+            for process in found(victim)[:1]:
+                process.kill()
+                return True
+            return False
+        return self.kill_node() if victim == KILL_NODE else self.kill_driver()
+
+    def there(self, victim: str) -> bool:
+        return bool(found(victim)) if victim in PROCESSES else self.running()
 
     def committed(self) -> dict[str, int]:
         """Shards that exist, and when they were written."""
@@ -118,14 +122,14 @@ class Chaos:
         return (self.folder / "log.txt").read_text()[-5000:]
 
 
-def kill(matches: Callable[[str], bool]) -> bool:
-    """Kills one process of this cluster whose command line matches, as `kill -9` does; other tests have theirs."""
+def found(victim: str) -> list[psutil.Process]:
+    """Processes of this cluster that are such victims; other tests have theirs."""
+    those = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if matches(" ".join(process.cmdline())):
-                process.kill()
-                return True
-    return False
+            if PROCESSES[victim](" ".join(process.cmdline())):
+                those.append(process)
+    return those
 
 
 def survive(chaos: Chaos, victims: list[str], rng: random.Random) -> None:
@@ -136,6 +140,8 @@ def survive(chaos: Chaos, victims: list[str], rng: random.Random) -> None:
         if rng.random() < chaos.patience:
             before = len(chaos.committed())
             chaos.wait_for(lambda before=before: not chaos.running() or len(chaos.committed()) > before)
+        else:
+            chaos.wait_for(lambda victim=victim: not chaos.running() or chaos.there(victim))
         time.sleep(rng.random() * chaos.pause)
         there = chaos.committed()
         chaos.struck.append((victim, chaos.strike(victim), len(there)))
