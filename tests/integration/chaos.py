@@ -96,8 +96,8 @@ class Chaos:
 
     def strike(self, victim: str) -> bool:
         if victim in PROCESSES:
-            for process in found(victim)[:1]:
-                process.kill()
+            with suppress(IndexError, psutil.NoSuchProcess):
+                found(victim)[0].kill()
                 return True
             return False
         return self.kill_node() if victim == KILL_NODE else self.kill_driver()
