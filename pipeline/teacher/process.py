@@ -40,25 +40,30 @@ class _Failed:
 
 
 class EngineProcess:
-    """A teacher behind a pipe.
+    """A teacher behind a pipe. One that is killed while it starts is started once more.
 
     Raises:
         UserError: the engine cannot start; the message holds its reason.
     """
 
     def __init__(self, model: str, config: TeacherConfig, job: Job) -> None:
+        self._lock, self._numbers = threading.Lock(), itertools.count()
+        for again in (True, False):
+            self._spawn(os.environ | engine_environment(config))
+            try:
+                self._call("start", model, config, job)
+                return
+            except EngineError as failure:
+                if not again or self._process.returncode >= 0:
+                    raise UserError(f"the teacher {model} cannot start: {failure}") from failure
+
+    def _spawn(self, environment: dict[str, str]) -> None:
         self._pipe, theirs = Pipe()
         command = [sys.executable, "-m", "pipeline.teacher.process", str(theirs.fileno())]
-        environment = os.environ | engine_environment(config)
         self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])  # noqa: S603 - our own
         theirs.close()
-        self._lock, self._numbers, self._over = threading.Lock(), itertools.count(), ""
-        self._calls: dict[int, Future[Any]] = {}
+        self._over, self._calls = "", dict[int, Future[Any]]()
         threading.Thread(target=self._receive, daemon=True).start()
-        try:
-            self._call("start", model, config, job)
-        except EngineError as failure:
-            raise UserError(f"the teacher {model} cannot start: {failure}") from failure
 
     @property
     def pid(self) -> int:

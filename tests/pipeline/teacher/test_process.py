@@ -72,6 +72,29 @@ def test_several_calls_at_a_time_get_their_own_answers_or_all_hear_of_the_end(en
                 call.result(20)
 
 
+@pytest.mark.parametrize("kills", [1, 2])
+def test_one_killed_while_it_starts_is_started_once_more(
+    model: str, job: Job, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    spawn, spawned = EngineProcess._spawn, list[int]()
+
+    def spawn_and_kill(engine: EngineProcess, environment: dict[str, str]) -> None:
+        spawn(engine, environment)
+        spawned.append(engine.pid)
+        if len(spawned) <= kills:
+            os.kill(engine.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(EngineProcess, "_spawn", spawn_and_kill)
+    if kills == 2:
+        with pytest.raises(UserError, match=r"cannot start: the engine died \(SIGKILL, as when memory runs out\)"):
+            EngineProcess(model, CONFIG, job)
+    else:
+        engine = EngineProcess(model, CONFIG, job)
+        assert engine.record([Request([5])]).finite().all()
+        engine.close()
+    assert len(spawned) == 2
+
+
 def test_an_exception_ends_it_with_its_reason(engine: EngineProcess) -> None:
     with pytest.raises(EngineError, match=r"IndexError: index out of range"):
         engine.record([Request([10**6])])
