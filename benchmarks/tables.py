@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -168,6 +169,22 @@ def _kept(agreement: float | None, target: float) -> list[str]:
     return ["–", "–"] if agreement is None else [percent(agreement), "yes" if agreement >= target else "no"]
 
 
+def kills() -> Rows:
+    """Of `benchmarks.kills`: sums over its extractions."""
+    runs = load("kills")["runs"]
+    sums = {name: sum(run[name] for run in runs) for name in ("rows", "lost", "doubled", "torn", "units", "begun")}
+    each = {name: sum((Counter(run[name]) for run in runs), Counter[str]()) for name in ("killed", "requests", "faults")}
+    lines = [
+        ["kills", ", ".join(f"{count} of {victim}s" for victim, count in sorted(each["killed"].items()))],
+        ["requests to the bucket, and those that failed", f"{each['requests'].total():,}, {each['faults'].total():,}"],
+        ["of the requests, lists of a folder", f"{each['requests']['LIST']:,}"],
+        ["rows; lost, doubled", f"{sums['rows']:,}; {sums['lost']}, {sums['doubled']}"],
+        ["shards that were seen before they were whole", f"{sums['torn']}"],
+        ["units; begun again", f"{sums['units']:,}; {sums['begun'] - sums['units']}"],
+    ]
+    return [[f"{len(runs)} extractions", f"{sum(run['seconds'] for run in runs) / 60:.0f} minutes"], *lines]
+
+
 def grow(name: str = "grow") -> Rows:
     """Of `benchmarks.grow`: means over the seeds."""
     rows = load(name)["rows"]
@@ -222,6 +239,7 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "thesis_loop": ("thesis_loop", thesis_loop),
     "idle": ("idle", idle),
     "scale": ("scale", scale),
+    "kills": ("kills", kills),
     **{name: (name, partial(service, name)) for name in ("service_own", "service_minilm")},
 }
 
