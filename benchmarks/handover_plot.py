@@ -52,6 +52,8 @@ def main(path: str) -> None:
         alone.set(xlabel="certified agreement", ylabel="answered alone, % of texts", ylim=(-3, 103))
         agreement.set(xlabel="calls of the teacher", ylabel="whole answers as the teacher's, %")
         coverage.set(xlabel="calls of the teacher", ylabel="answered alone at a certified 90 %, %", ylim=(-3, 103))
+        for axes in (agreement, coverage):
+            axes.locator_params(axis="x", nbins=5)
         alone.legend(fontsize=7)
         agreement.legend(fontsize=7)
         figure.savefig(path, dpi=100)
