@@ -43,12 +43,12 @@ class StoredAnswers:
     """A `pipeline.teacher.engines.TeacherEngine` that knows some answers and gives them out in turn."""
 
     def __init__(self, path: str) -> None:
-        found = np.load(path)
+        self._path, found = path, np.load(path)
         self._captured = Captured(**{field.name: found[field.name] for field in fields(Captured)})
 
     def record(self, requests: list[Request]) -> Captured:
         """See `pipeline.teacher.engines.TeacherEngine`."""
-        with open(f"{os.environ[STORED]}.log", "a", buffering=1) as log:  # one line for each unit, whoever writes it
+        with open(f"{self._path}.log", "a", buffering=1) as log:  # one line for each unit, whoever writes it
             log.write(f"{len(requests)}\n")
         time.sleep(float(os.environ.get(SECONDS, "0")))
         turn = np.arange(len(requests)) % len(self._captured.lengths)

@@ -45,6 +45,7 @@ def tiny_chaos(tmp_path: Path, tiny: list[str]) -> Iterator[Chaos]:
         yield chaos
 
 
+@pytest.mark.slow
 def test_a_killed_engine_node_and_driver_lose_nothing(tiny_chaos: Chaos) -> None:
     survive(tiny_chaos, [KILL_ENGINE, KILL_NODE, KILL_DRIVER], random.Random(0))
     assert_exactly_once(tiny_chaos.out, 500)
