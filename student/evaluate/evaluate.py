@@ -19,7 +19,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.tracking import Tracking, field_metric
 from pipeline.comments.reading import KEPT, filter_rows, text_key, text_row
 from pipeline.shards.manifest import Shards, open_shards
-from pipeline.task.compiled import CompiledTask, require_same
+from pipeline.task.compiled import require_same
 from pipeline.task.task import Task
 from pipeline.task.values import Values
 from student.config import AnswerConfig, FloorsConfig, TrainConfig
@@ -47,7 +47,7 @@ from student.evaluate.parts import (
     read_measured,
 )
 from student.evaluate.report import render
-from student.model.checkpoint import Trained, load_shape, load_training, require_student, save_temperatures
+from student.model.checkpoint import Trained, load_student, load_training, require_student, save_temperatures
 from student.registry.mlflow_model import log_report, log_student
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,8 @@ class _Evaluated:
     def __init__(self, work: Work, train: TrainConfig | None) -> None:
         require_student(work.student)
         self._work, self._shards, self._training = work, open_shards(work.shards), load_training(work.student)
-        self._compiled, shape = CompiledTask.load(work.student), load_shape(work.student)
+        student, self._compiled = load_student(work.student)  # damaged weights are refused before shards are unpacked
+        shape = student.shape
         require_same(self._compiled.hashes, self._shards.compiled.hashes, work.student, work.shards)
         self._splits = {
             split: open_examples(self._shards, split, shape.sequence, shape.separator) for split in (TEST, VALIDATION, TRAIN)
