@@ -36,10 +36,11 @@ def require_room(what: str, count: int, each: dict[str, float], beside: dict[str
 
 
 def fitting(each: dict[str, float], beside: dict[str, float]) -> int:
-    """How many workers there is room for, one at least; arguments as of `require_room`."""
-    room = ray.cluster_resources()
-    counts = [int((room.get(name, 0.0) - beside.get(name, 0.0)) / amount) for name, amount in each.items() if amount]
-    return max(1, min(counts))
+    """How many workers there is room for, each on one machine, one at least; arguments as of `require_room`."""
+    needs, room = {name: amount for name, amount in each.items() if amount}, ray.cluster_resources()
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    there = sum(min(int(machine.get(name, 0.0) / amount) for name, amount in needs.items()) for machine in machines)
+    return max(1, min(there, *(int((room.get(name, 0.0) - beside.get(name, 0.0)) / needs[name]) for name in needs)))
 
 
 def ray_options(resources: dict[str, float]) -> dict[str, Any]:

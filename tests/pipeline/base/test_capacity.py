@@ -28,8 +28,12 @@ def test_what_this_machine_never_has_is_refused_with_the_arithmetic() -> None:
 
 
 def test_as_many_as_fit_and_one_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
+    here, spot = {"CPU": 14.0, "GPU": 4.0}, {"CPU": 2.0, "spot": 1.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0, "spot": 1.0})
+    nodes = [{"Alive": True, "Resources": here}, {"Alive": True, "Resources": spot}, {"Alive": False, "Resources": here}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
     assert fitting({"CPU": 1, "GPU": 0}, {}) == 16
+    assert fitting({"CPU": 1, "GPU": 0, "spot": 0.001}, {}) == 2
     assert fitting({"CPU": 1, "GPU": 0.5}, {"GPU": 1, "CPU": 2}) == 6
     assert fitting({"CPU": 1, "GPU": 1}, {"GPU": 4}) == 1
 
