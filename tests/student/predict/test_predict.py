@@ -354,6 +354,7 @@ def test_workers_take_the_gpus_that_they_are_given_and_no_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 16.0, "GPU": 4.0}}])
     assert _workers(PredictConfig(gpus_per_worker=1), 100, {}) == 4
     assert _workers(PredictConfig(gpus_per_worker=1), 100, {"CPU": 0.5, "GPU": 2}) == 2
     assert not caplog.text
