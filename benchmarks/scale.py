@@ -141,8 +141,8 @@ def run(stage: str, work: str) -> None:
 
 
 def measure(stage: str, work: Work, until: Callable[[], bool] = lambda: False) -> dict[str, float]:
-    """Runs a stage in a process of its own, and kills it when `until` says so; its seconds and peaks of memory in MiB."""
-    began, peaks = time.perf_counter(), {"driver": 0.0, "worker": 0.0}
+    """Runs a stage in a process of its own, and kills it when `until` says so; its seconds, peaks in MiB, and CPU seconds."""
+    began, peaks = time.perf_counter(), {"driver": 0.0, "worker": 0.0, "cpu": 0.0}
     command = [sys.executable, "-c", STAGE, stage, json.dumps(asdict(work))]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as driver:
         family: list[psutil.Process] = []
@@ -160,11 +160,12 @@ def measure(stage: str, work: Work, until: Callable[[], bool] = lambda: False) -
 
 
 def look(driver: int, peaks: dict[str, float]) -> list[psutil.Process]:
-    """Raises the peaks to what a driver and its largest worker have now; returns all processes it started."""
+    """Raises the peaks to what a driver and its largest worker have now, and its CPU seconds; returns all it started."""
     family: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
         family = psutil.Process(driver).children(recursive=True)
         peaks["driver"] = max(peaks["driver"], own_memory(driver))
+        peaks["cpu"] = sum(psutil.Process(driver).cpu_times()[:2])
     for process in family:
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::"):
@@ -233,7 +234,8 @@ def stage_of(name: str, work: Work, count: int) -> dict[str, Any]:
     second = measure(name, work)
     check_answers(folder, count)
     found = {name: max(first[name], second[name]) for name in ("driver", "worker")}
-    found |= {"seconds": first["seconds"] + second["seconds"], "killed": killed, "parts": len(parts(folder))}
+    found |= {name: first[name] + second[name] for name in ("seconds", "cpu")}
+    found |= {"killed": killed, "parts": len(parts(folder))}
     return found | {"rate": rate([part.stat().st_mtime for part in parts(folder)])}
 
 
