@@ -81,16 +81,27 @@ def idle() -> Rows:
 
 
 def scale() -> Rows:
-    """Of `benchmarks.scale`: a stage's seconds, and MiB of its driver and of its largest worker."""
+    """Of `benchmarks.scale`: a stage's seconds, MiB of its driver and of its largest worker, and what a million texts add."""
     rows = load("scale")["rows"]
     counts, stages = (list(dict.fromkeys(row[column] for row in rows)) for column in ("comments", "stage"))
-    cells = {(row["stage"], row["comments"]): f"{digits(row['seconds'])} s, {_memory(row)}" for row in rows}
-    head = ["", *(f"{count:,} texts" for count in counts)]
-    return [head, *([stage, *(cells.get((stage, count), "") for count in counts)] for stage in stages)]
+    head = ["", *(f"{count:,} texts" for count in counts), "a million more"]
+    lines = []
+    for stage in stages:
+        mine = {row["comments"]: row for row in rows if row["stage"] == stage}
+        cells = [f"{digits(mine[count]['seconds'])} s, {_memory(mine[count])}" if count in mine else "" for count in counts]
+        lines.append([stage, *cells, _slope(*list(mine.values())[-2:])])
+    return [head, *lines]
 
 
 def _memory(row: dict[str, Any]) -> str:
     return " + ".join(f"{row[who]:,.0f}" for who in ("driver", "worker") if row[who]) + " MiB"
+
+
+def _slope(fewer: dict[str, Any], more: dict[str, Any]) -> str:
+    """What a million texts add between two measurements of a stage."""
+    millions = (more["comments"] - fewer["comments"]) / 1e6
+    slopes = {name: (more[name] - fewer[name]) / millions for name in ("seconds", "driver", "worker")}
+    return f"{digits(slopes['seconds'])} s, {_memory(slopes)}"
 
 
 def service(name: str) -> Rows:

@@ -47,7 +47,7 @@ from student.evaluate.parts import (
     read_measured,
 )
 from student.evaluate.report import render
-from student.model.checkpoint import Trained, load_student, load_training, require_student, save_temperatures
+from student.model.checkpoint import Trained, load_student, load_training, save_temperatures
 from student.registry.mlflow_model import log_report, log_student
 
 log = logging.getLogger(__name__)
@@ -136,9 +136,8 @@ class _Evaluated:
     """
 
     def __init__(self, work: Work, train: TrainConfig | None) -> None:
-        require_student(work.student)
-        self._work, self._shards, self._training = work, open_shards(work.shards), load_training(work.student)
         student, self._compiled = load_student(work.student)  # damaged weights are refused before shards are unpacked
+        self._work, self._shards, self._training = work, open_shards(work.shards), load_training(work.student)
         shape = student.shape
         require_same(self._compiled.hashes, self._shards.compiled.hashes, work.student, work.shards)
         self._splits = {
