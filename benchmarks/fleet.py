@@ -1,13 +1,15 @@
 """How many units a second one driver hands out to so many actors, each as fast as an H100, and what it has for itself then.
 
-All around the actors is the product's; they sleep as long as a unit of 512 texts takes such a card by `retort plan`. Where
-the rate stays below the cards', they would wait for the driver, or here for a machine with so many processes on it.
+All around the actors is the product's. Each has two units at a time, as ever, and sleeps as long as one of 512 texts takes such
+a card by `retort plan`, one after the other. Where the rate stays below the cards', they would wait for the driver, or here
+for a machine with so many processes on it.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -33,13 +35,15 @@ class Sleeper:
 
     def __init__(self, extraction: Any, monitor: Any) -> None:
         self._seconds, self._monitor, self._name = extraction.seconds, monitor, f"machine/{os.getpid()}"
+        self._engine = threading.Lock()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         """Does the batch's units; returns the rows of each."""
         units = batch["unit"].tolist()
         for unit in units:
             ray.get(self._monitor.report.remote(UnitReport(self._name, f"unit {unit}")))
-            time.sleep(self._seconds)
+            with self._engine:
+                time.sleep(self._seconds)
             ray.get(self._monitor.report.remote(UnitReport(self._name, "idle", ROWS, committed=True)))
         return {"unit": units, "rows": [ROWS] * len(units)}
 
@@ -47,13 +51,12 @@ class Sleeper:
 def hand_out(actors: int, units: int, rate: float) -> list[Commit]:
     """An extraction of so many units; each actor waits with its second one until all have done their first."""
     from pipeline.extract import extract
-    from pipeline.extract.extractor import AT_A_TIME
     from tune.scaling.extraction import Gate, Untracked
 
     extract.UnitExtractor = Sleeper  # type: ignore[misc, assignment]
     gate: Any = ray.remote(num_cpus=0)(Gate)
     plan = SimpleNamespace(units=units, kept=units * ROWS, source=SimpleNamespace(rows_per_unit=ROWS))
-    teacher, seconds = TeacherConfig(actors=actors, cpus=1 / 256), AT_A_TIME * ROWS / rate
+    teacher, seconds = TeacherConfig(actors=actors, cpus=1 / 256), ROWS / rate
     with tempfile.TemporaryDirectory() as folder:
         extraction: Any = SimpleNamespace(shards=folder, teacher=teacher, samples=1, seconds=seconds)
         return extract.run_units(

@@ -54,6 +54,9 @@ class StoredAnswers:
         turn = np.arange(len(requests)) % len(self._captured.lengths)
         return Captured(**{name: values[turn] for name, values in vars(self._captured).items()})
 
+    def run(self) -> None:
+        """See `pipeline.teacher.engines.TeacherEngine`: each thread does its own."""
+
 
 class StandInExtractor(UnitExtractor):
     """The product's actor, whose engine's process is this module."""

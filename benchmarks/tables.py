@@ -101,7 +101,8 @@ def _slope(fewer: dict[str, Any], more: dict[str, Any]) -> str:
     """What a million texts add between two measurements of a stage."""
     millions = (more["comments"] - fewer["comments"]) / 1e6
     slopes = {name: (more[name] - fewer[name]) / millions for name in ("seconds", "driver", "worker")}
-    return f"{digits(slopes['seconds'])} s, {_memory(slopes)}"
+    alike = bool(more["worker"]) == bool(fewer["worker"])  # else one had workers, the other did all by itself
+    return f"{digits(slopes['seconds'])} s" + (f", {_memory(slopes)}" if alike else "")
 
 
 def service(name: str) -> Rows:

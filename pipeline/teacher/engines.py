@@ -100,6 +100,9 @@ class TeacherEngine(Protocol):
     def census(self, prompts: list[list[int]]) -> CensusResult:
         """Answers prompts greedily under the automaton and sums probabilities over the full vocabulary."""
 
+    def run(self) -> None:
+        """Does, in the thread that opened the engine, what others ask, for ever; returns where each does its own."""
+
 
 def open_teacher(model: str, config: TeacherConfig, job: Job) -> TeacherEngine:
     """Starts the configured engine in this process.

@@ -123,7 +123,7 @@ class EngineProcess:
 
 
 def serve(pipe: Connection) -> None:
-    """The child: starts the engine and answers calls, each in a thread, until the pipe closes or one fails."""
+    """The child: its main thread has the engine; each call has a thread, until the pipe closes or one fails."""
     end_with_parent()
     sending = threading.Lock()
 
@@ -139,12 +139,19 @@ def serve(pipe: Connection) -> None:
             pipe.send((number, None if call is open_teacher else result))
         return result
 
-    with suppress(EOFError):
-        number, _, arguments = pipe.recv()
-        teacher = reply(number, open_teacher, *arguments)  # in the main thread, which some engines want
-        while True:
-            number, method, arguments = pipe.recv()
-            threading.Thread(target=reply, args=[number, getattr(teacher, method), *arguments], daemon=True).start()
+    def receive() -> None:
+        with suppress(EOFError):
+            while True:
+                number, method, arguments = pipe.recv()
+                threading.Thread(target=reply, args=[number, getattr(teacher, method), *arguments], daemon=True).start()
+        os._exit(0)
+
+    number, _, arguments = pipe.recv()
+    teacher = reply(number, open_teacher, *arguments)
+    receiving = threading.Thread(target=receive)
+    receiving.start()
+    teacher.run()
+    receiving.join()
 
 
 def _reason(error: BaseException) -> str:

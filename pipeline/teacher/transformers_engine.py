@@ -40,6 +40,9 @@ class TransformersTeacher:
         self._answer([Request(prompt) for prompt in prompts])
         return self._drain()
 
+    def run(self) -> None:
+        """See `TeacherEngine`: each thread does its own."""
+
     def _drain(self, *arguments: Any) -> Any:
         return self._observer.drain(*arguments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,6 +78,7 @@ def _capture(model: str, config: TeacherConfig, job: Job, asked: list[Request], 
     if patch:
         patch()
     teacher, third = open_teacher(model, config, job), -(-len(asked) // 3)
+    threading.Thread(target=teacher.run, daemon=True).start()
     with ThreadPoolExecutor(3) as threads:  # what is asked beside one another goes through the engine together
         found = list(threads.map(teacher.record, (asked[start : start + third] for start in range(0, len(asked), third))))
     return Captured.join(found), resumed[0]
