@@ -18,7 +18,6 @@ import click
 import psutil
 import ray
 
-from benchmarks.results import keep
 from benchmarks.scale import own_memory
 from pipeline.base.runtime import start_ray
 from pipeline.config import TeacherConfig
@@ -81,20 +80,16 @@ def units_per_second(commits: list[Commit], actors: int) -> float:
 @click.option("--units", default=10_000, show_default=True)
 @click.option("--rate", default=295.0, show_default=True, help="Texts a second of one actor.")
 def main(actors: int, units: int, rate: float) -> None:
-    """Prints and keeps the figures."""
+    """Prints the figures."""
     start_ray()
     driver = psutil.Process()
     memory, cpu = own_memory(driver.pid), sum(driver.cpu_times()[:2])
     commits = hand_out(actors, units, rate)
-    found = {"actors": actors, "units": len(commits), "wanted": actors * rate / ROWS}
-    found |= {"rate": units_per_second(commits, actors), "cpu": (sum(driver.cpu_times()[:2]) - cpu) / units}
-    found |= {"before": memory, "after": own_memory(driver.pid)}
+    cpu, after = sum(driver.cpu_times()[:2]) - cpu, own_memory(driver.pid)
     print(
-        f"{found['rate']:.1f} units a second of the {found['wanted']:.1f} that the actors can do, "
-        f"{1000 * found['cpu']:.1f} ms of the driver's CPU for each; "
-        f"it has {memory:.0f} MiB before and {found['after']:.0f} after"
+        f"{units_per_second(commits, actors):.1f} units a second of the {actors * rate / ROWS:.1f} that the actors can do, "
+        f"{1000 * cpu / len(commits):.1f} ms of the driver's CPU for each; it has {memory:.0f} MiB before and {after:.0f} after"
     )
-    keep("fleet", found)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.fleet import units_per_second
 from benchmarks.scale import check_answers, rate, word
 from benchmarks.stand_in import StoredAnswers, store
 from benchmarks.students import Data, synthetic_data
+from benchmarks.tables import _slope
 from benchmarks.thesis_loop import EQUAL, gradient_error, passes
 from benchmarks.training import flops
+from pipeline.extract.monitor import Commit
 from pipeline.shards.manifest import Shards
 from pipeline.teacher.engines import Request
 from student.config import StudentConfig, TrainConfig
@@ -75,3 +78,17 @@ def test_a_prediction_that_lost_or_doubled_an_answer_is_refused(tmp_path: Path, 
 def test_the_gap_of_a_kill_does_not_count_and_words_differ() -> None:
     assert rate([0.0, 2.0, 100.0, 102.0]) == 8192 / 2
     assert len({word(i) for i in range(1000)}) == 1000
+
+
+def test_a_fleets_rate_counts_units_while_all_actors_are_busy() -> None:
+    late = [Commit("late", 10.0 + second) for second in range(8)]
+    early = [Commit("early", 1.0 + second) for second in range(16)]
+    commits = sorted([*late, *early], key=lambda commit: commit.time)
+    assert units_per_second(commits, 2) == 9 / 5  # from second 10 on, and the last four left out
+
+
+def test_a_slope_is_what_a_million_texts_add_and_compares_no_driver_alone_with_one_that_has_workers() -> None:
+    fewer = {"comments": 500_000, "seconds": 10.0, "driver": 400.0, "worker": 100.0}
+    more = {"comments": 1_500_000, "seconds": 40.0, "driver": 402.0, "worker": 103.0}
+    assert _slope(fewer, more) == "30 s, 2 + 3 MiB"
+    assert _slope(fewer | {"worker": 0.0}, more) == "30 s"
