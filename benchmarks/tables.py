@@ -94,7 +94,7 @@ def scale() -> Rows:
 
 
 def _memory(row: dict[str, Any]) -> str:
-    return " + ".join(f"{row[who]:,.0f}" for who in ("driver", "worker") if row[who]) + " MiB"
+    return " + ".join(f"{row[who]:z,.0f}" for who in ("driver", "worker") if row[who]) + " MiB"
 
 
 def _slope(fewer: dict[str, Any], more: dict[str, Any]) -> str:
