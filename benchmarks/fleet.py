@@ -81,6 +81,8 @@ def units_per_second(commits: list[Commit], actors: int) -> float:
 @click.option("--rate", default=295.0, show_default=True, help="Texts a second of one actor.")
 def main(actors: int, units: int, rate: float) -> None:
     """Prints the figures."""
+    if units < 6 * actors:
+        raise click.UsageError(f"{actors} actors need {6 * actors} units at least: each one's first and last do not count")
     start_ray()
     driver = psutil.Process()
     memory, cpu = own_memory(driver.pid), sum(driver.cpu_times()[:2])

@@ -139,6 +139,7 @@ class _Evaluated:
         student, self._compiled = load_student(work.student)  # damaged weights are refused before shards are unpacked
         self._work, self._shards, self._training = work, open_shards(work.shards), load_training(work.student)
         shape = student.shape
+        del student  # the workers have their own
         require_same(self._compiled.hashes, self._shards.compiled.hashes, work.student, work.shards)
         self._splits = {
             split: open_examples(self._shards, split, shape.sequence, shape.separator) for split in (TEST, VALIDATION, TRAIN)
